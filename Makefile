@@ -1,0 +1,37 @@
+# One environment in .venv, made once and again whenever pyproject.toml changes.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: venv demo test test-slow lint bench clean
+
+venv: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[ray,dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/apportion search examples/digits.yaml
+	$(BIN)/python examples/best_run.py examples/apportion.sqlite | xargs -I RUN \
+	  $(BIN)/apportion export RUN --store sqlite:///examples/apportion.sqlite -o demo/
+	@echo "layer database: databases/digits   run store: examples/apportion.sqlite   exported model: demo/"
+
+test: venv
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv
+	$(BIN)/python benchmarks/resnet20.py --help
+
+clean:
+	rm -rf databases demo examples/*.sqlite*

@@ -1,0 +1,157 @@
+"""The error tree. Every error that a user can cause is an `ApportionError` whose text says what is wrong, where, and what
+would be valid; the data it was made of stays readable as attributes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class ApportionError(Exception):
+    """Root of all errors that apportion raises on purpose. `str(error)` is fit to be shown to a user as it is."""
+
+
+class UnknownNameError(ApportionError):
+    """A name that no registry holds. Carries `kind`, `name`, `valid` and the `nearest` valid name (or None)."""
+
+    def __init__(self, kind: str, name: str, valid: Iterable[str], where: str = "") -> None:
+        self.kind, self.name, self.valid = kind, name, sorted(valid)
+        self.nearest = nearest(name, self.valid)
+        hint = f"; did you mean {self.nearest!r}?" if self.nearest else ""
+        place = f"{where}: " if where else ""
+        super().__init__(f"{place}unknown {kind} {name!r}{hint} (valid: {', '.join(self.valid)})")
+
+
+class LevelError(ApportionError):
+    """Text that is no level, or a level that a compressor cannot make. Carries `text`."""
+
+    def __init__(self, text: str, reason: str) -> None:
+        self.text = text
+        super().__init__(f"level {text!r}: {reason}")
+
+
+class ModelError(ApportionError):
+    """A model that cannot be loaded, traced or compressed."""
+
+
+class WeightsError(ModelError):
+    """Weights that do not fit their model. Carries `path` and the lists `missing`, `unexpected`, `mismatched`."""
+
+    def __init__(
+        self, path: str, missing: Sequence[str] = (), unexpected: Sequence[str] = (), mismatched: Sequence[str] = ()
+    ) -> None:
+        self.path, self.missing, self.unexpected, self.mismatched = path, list(missing), list(unexpected), list(mismatched)
+        parts = [
+            f"{label}: {_some(keys)}"
+            for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+            if keys
+        ]
+        super().__init__(f"{path}: the weights do not fit the model ({'; '.join(parts)})")
+
+
+class DataError(ApportionError):
+    """Images or labels that cannot be read or have the wrong shape. Carries `source`."""
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        super().__init__(f"{source}: {reason}")
+
+
+class LayerError(ApportionError):
+    """A layer whose weights or Hessian cannot be compressed (NaN, infinite). Carries `layer`."""
+
+    def __init__(self, layer: str, reason: str) -> None:
+        self.layer = layer
+        super().__init__(f"layer {layer!r}: {reason}")
+
+
+class DatabaseError(ApportionError):
+    """A layer database that cannot be used. Carries `path`."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path = str(path)
+        super().__init__(f"layer database {path}: {reason}")
+
+
+class DatabaseUnfinishedError(DatabaseError):
+    """The database's build has not finished; building it again goes on where it stopped."""
+
+
+class DatabaseMismatchError(DatabaseError):
+    """The database belongs to another model, other calibration data or other options."""
+
+
+class DatabaseCorruptError(DatabaseError):
+    """A file of the database is missing, truncated or altered."""
+
+
+class BudgetError(ApportionError):
+    """A budget that makes no sense. Carries `metric`."""
+
+    def __init__(self, metric: str, reason: str) -> None:
+        self.metric = metric
+        super().__init__(f"budget {metric!r}: {reason}")
+
+
+class InfeasibleBudgetError(BudgetError):
+    """No profile meets the budget. Carries `metric`, `bound` and `least` (ratios of the dense model) and `layer`, the one
+    that holds it back (None when the budgets can be met one by one but not together)."""
+
+    def __init__(self, metric: str, bound: float, least: float, layer: str | None, reason: str) -> None:
+        self.bound, self.least, self.layer = bound, least, layer
+        super().__init__(metric, reason)
+
+
+class JobError(ApportionError):
+    """A job file that cannot be read. Carries `path` and `field` (dotted; empty for the file as a whole)."""
+
+    def __init__(self, path: object, field: str, reason: str) -> None:
+        self.path, self.field = str(path), field
+        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+
+
+class ProfileError(ApportionError):
+    """A profile that does not fit the database or file format. Carries `source`."""
+
+    def __init__(self, source: object, reason: str) -> None:
+        self.source = str(source)
+        super().__init__(f"profile {source}: {reason}")
+
+
+class StoreError(ApportionError):
+    """A run store that cannot be used, or a run that it does not hold. Carries `url`."""
+
+    def __init__(self, url: object, reason: str) -> None:
+        self.url = str(url)
+        super().__init__(f"run store {url}: {reason}")
+
+
+class OutputError(ApportionError):
+    """A folder or file that cannot be written. Carries `path`."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        self.path = str(path)
+        super().__init__(f"cannot write {path}: {reason}")
+
+
+class EvaluationError(ApportionError):
+    """A candidate failed on two workers. Carries `candidate` and the last `traceback`."""
+
+    def __init__(self, candidate: Sequence[int], traceback: str) -> None:
+        self.candidate, self.traceback = tuple(candidate), traceback
+        super().__init__(f"candidate {list(candidate)} failed twice; the last failure was:\n{traceback}")
+
+
+class ConfigurationError(ApportionError):
+    """Options that contradict each other or the machine they run on."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest to `name`, or None when nothing is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def _some(keys: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(keys[:most])
+    return f"{shown} and {len(keys) - most} more" if len(keys) > most else shown

@@ -1,0 +1,178 @@
+"""Level: one way to compress a layer. One grammar, one parser (`parse_level`), one printer (`str(level)`).
+
+    level    := "dense" | sparse | quant | sparse "+" quant
+    sparse   := ["mag:"] pattern                 mag: by magnitude instead of ExactOBS
+    pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S
+    quant    := ["rtn:"] ("w" bits ["a" bits] | "a" bits)    rtn: round to nearest instead of ExactOBS
+
+S is the fraction of weights (or filters) that is removed, 0 < S < 1, kept to six decimals; `N:M` keeps N weights of every M
+consecutive ones, 0 < N <= M; B is a block length >= 1; weight bits are 1..8, activation bits 2..16.
+`expand_levels` also takes ladders, `unstr-0.10..0.99` or `unstr-0.10..0.99*0.95`: every step keeps 90 % (95 %) of the weights
+that are left, and the last step is the upper end itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from compressors.errors import LevelError
+
+_DECIMALS = 6
+_FRACTION = r"(0?\.\d+)"
+_PATTERN = re.compile(
+    rf"(?P<mag>mag:)?(?:unstr-(?P<unstr>{_FRACTION})|block(?P<block>\d+)-(?P<blockfrac>{_FRACTION})"
+    rf"|(?P<n>\d+):(?P<m>\d+)|filter-(?P<filter>{_FRACTION}))"
+)
+_QUANT = re.compile(r"(?P<rtn>rtn:)?(?:w(?P<w>\d+)(?:a(?P<a>\d+))?|a(?P<only>\d+))")
+_LADDER = re.compile(rf"(?P<head>(?:mag:)?(?:unstr|block\d+|filter)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?")
+_SHAPE = "expected dense, unstr-S, blockB-S, N:M, filter-S, wB, wBaA or a sparse one + a quantized one, such as 2:4+w4a4"
+
+
+@dataclass(frozen=True, slots=True)
+class Sparsity:
+    """Which weights go. `kind` is unstr, block, nm or filter; `fraction` is the share removed (in [0, 1));
+    `block` the block length; `n` of `m` weights are kept by an N:M pattern; `magnitude` marks the data-free baseline."""
+
+    kind: str
+    fraction: float
+    block: int = 0
+    n: int = 0
+    m: int = 0
+    magnitude: bool = False
+
+    def __str__(self) -> str:
+        head = "mag:" if self.magnitude else ""
+        if self.kind == "nm":
+            return f"{head}{self.n}:{self.m}"
+        name = f"block{self.block}" if self.kind == "block" else self.kind
+        return f"{head}{name}-{format_fraction(self.fraction)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """Bits of weights and of activations (None: left in floating point); `nearest` marks round to nearest."""
+
+    weight_bits: int | None
+    activation_bits: int | None = None
+    nearest: bool = False
+
+    def __str__(self) -> str:
+        weight = f"w{self.weight_bits}" if self.weight_bits is not None else ""
+        activation = f"a{self.activation_bits}" if self.activation_bits is not None else ""
+        return f"{'rtn:' if self.nearest else ''}{weight}{activation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """A level; `Level()` is dense. Equal levels print equally, and `parse_level(str(level)) == level`."""
+
+    sparsity: Sparsity | None = None
+    quantization: Quantization | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        return self.sparsity is None and self.quantization is None
+
+    @property
+    def fraction_removed(self) -> float:
+        """The share of weights that the level promises to set to zero, in [0, 1)."""
+        return self.sparsity.fraction if self.sparsity else 0.0
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in (self.sparsity, self.quantization) if part is not None) or "dense"
+
+
+DENSE = Level()
+
+
+def format_fraction(fraction: float) -> str:
+    """At least two decimals and no more than needed: 0.5 -> '0.50', 0.468559 -> '0.468559'."""
+    text = f"{fraction:.{_DECIMALS}f}".rstrip("0")
+    whole, _, decimals = text.partition(".")
+    return f"{whole}.{decimals:0<2}"
+
+
+def parse_level(text: str) -> Level:
+    """Read one level. Raises LevelError, which says what is wrong with `text`."""
+    parts = text.strip().split("+")
+    if parts == ["dense"]:
+        return DENSE
+    if len(parts) > 2:
+        raise LevelError(text, f"at most one sparse and one quantized part; {_SHAPE}")
+    sparsity: Sparsity | None = None
+    quantization: Quantization | None = None
+    for part in parts:
+        if match := _PATTERN.fullmatch(part):
+            if sparsity or quantization:
+                raise LevelError(text, "a sparse part comes first, and only once")
+            sparsity = _sparsity(text, match)
+        elif match := _QUANT.fullmatch(part):
+            if quantization:
+                raise LevelError(text, "only one quantized part")
+            quantization = _quantization(text, match)
+        else:
+            raise LevelError(text, _SHAPE)
+    return Level(sparsity, quantization)
+
+
+def expand_levels(texts: Iterable[str]) -> list[Level]:
+    """Levels in the order given, ladders expanded, repetitions dropped. Raises LevelError."""
+    levels: dict[Level, None] = {}
+    for text in texts:
+        if ".." not in text:
+            levels[parse_level(text)] = None
+            continue
+        head, _, suffix = text.partition("+")
+        for step in _ladder(text, head.strip()):
+            levels[parse_level(f"{step}+{suffix}" if suffix else step)] = None
+    return list(levels)
+
+
+def _ladder(text: str, head: str) -> list[str]:
+    match = _LADDER.fullmatch(head)
+    if not match:
+        raise LevelError(text, "a ladder is written KIND-LOW..HIGH or KIND-LOW..HIGH*KEEP, such as unstr-0.10..0.99*0.9")
+    low, high, keep = float(match[2]), float(match[3]), float(match[4] or 0.9)
+    if not 0 < low <= high < 1:
+        raise LevelError(text, f"a ladder needs 0 < low <= high < 1, got {low} and {high}")
+    if not 0 < keep < 1:
+        raise LevelError(text, f"the share kept at each step must lie between 0 and 1, got {keep}")
+    steps, left = [], 1 - low
+    while round(1 - left, _DECIMALS) < high:
+        steps.append(1 - left)
+        if len(steps) > 1000:
+            raise LevelError(text, "a ladder of more than 1,000 steps; choose a smaller share to keep at each step")
+        left *= keep
+    return [f"{match['head']}{format_fraction(s)}" for s in [*steps, high]]
+
+
+def _sparsity(text: str, match: re.Match[str]) -> Sparsity:
+    magnitude = match["mag"] is not None
+    if match["n"]:
+        n, m = int(match["n"]), int(match["m"])
+        if not 0 < n <= m:
+            raise LevelError(text, f"an N:M pattern keeps N of M weights, 0 < N <= M; got {n}:{m}")
+        return Sparsity("nm", round(1 - n / m, _DECIMALS), n=n, m=m, magnitude=magnitude)
+    kind = "unstr" if match["unstr"] else "block" if match["block"] else "filter"
+    fraction = round(float(match["unstr"] or match["blockfrac"] or match["filter"]), _DECIMALS)
+    if not 0 < fraction < 1:
+        raise LevelError(text, f"the fraction removed must lie between 0 and 1 (to {_DECIMALS} decimals)")
+    block = int(match["block"] or 0)
+    if kind == "block" and block < 1:
+        raise LevelError(text, "a block holds at least one weight")
+    return Sparsity(kind, fraction, block=block, magnitude=magnitude)
+
+
+def _quantization(text: str, match: re.Match[str]) -> Quantization:
+    weight = int(match["w"]) if match["w"] else None
+    activation = match["a"] or match["only"]
+    bits = int(activation) if activation else None
+    if weight is not None and not 1 <= weight <= 8:
+        raise LevelError(text, f"weight bits must be 1 to 8, got {weight}")
+    if bits is not None and not 2 <= bits <= 16:
+        raise LevelError(text, f"activation bits must be 2 to 16, got {bits}")
+    if match["rtn"] and weight is None:
+        raise LevelError(text, "rtn: rounds weights, and this level has no weight bits")
+    return Quantization(weight, bits, nearest=match["rtn"] is not None)

@@ -1,0 +1,59 @@
+"""The three ways to treat batch-norm while a candidate is scored.
+
+    running      the dense model's running statistics, as in eval mode
+    batch        the statistics of the batch itself, as SPDY scores (Frantar & Alistarh 2022); the batches' order and size matter
+    recalibrate  running statistics averaged anew over the calibration data, for every candidate: two passes instead of one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressors.errors import UnknownNameError
+
+MODES = ("running", "batch", "recalibrate")
+
+
+def check_mode(mode: str) -> None:
+    """Raises UnknownNameError."""
+    if mode not in MODES:
+        raise UnknownNameError("batchnorm mode", mode, MODES)
+
+
+def layers(model: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise by each batch's own statistics; running statistics, flags and counters are the old ones afterwards."""
+    changed = layers(model)
+    before = [(m.training, m.momentum, m.num_batches_tracked) for m in changed]
+    try:
+        for module in changed:
+            module.training = True
+            module.momentum = 0.0  # running = 1 * running + 0 * batch: left as it is
+            module.num_batches_tracked = None
+        yield
+    finally:
+        for module, (training, momentum, tracked) in zip(changed, before, strict=True):
+            module.training, module.momentum, module.num_batches_tracked = training, momentum, tracked
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Put running statistics back as they were, whatever happens inside."""
+    before: list[dict[str, Tensor]] = [
+        {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)} for m in layers(model)
+    ]
+    try:
+        yield
+    finally:
+        for module, buffers in zip(layers(model), before, strict=True):
+            for name, buffer in buffers.items():
+                getattr(module, name).copy_(buffer)

@@ -1,0 +1,192 @@
+"""StitchedScorer: the fitness of candidates on one device, changing only the weights that differ and, where batches allow it,
+running only what stands behind the first change."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from compressors.corrections import retune_batchnorm
+from compressors.errors import ConfigurationError
+from db.database import LayerDatabase
+from evaluators import batchnorm as bn
+from evaluators import segments
+from evaluators.fitness import EMPTY, accuracy, criterion, needs_dense_outputs
+from evaluators.workloads import Workload
+
+Candidate = tuple[int, ...]
+
+
+class StitchedScorer:
+    """Scores candidates: vectors of level indices, one per layer of the database in its order.
+
+    `weight_bytes` bounds the decoded weights kept on the device, `prefix_bytes` the activations kept at the model's cuts;
+    0 turns prefix reuse off, and the scores are the same to the bit on the CPU. The workload's model is copied once and
+    left alone.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        database: LayerDatabase,
+        fitness: str,
+        batchnorm: str,
+        *,
+        device: str = "cpu",
+        weight_bytes: int = 1 << 30,
+        prefix_bytes: int = 1 << 30,
+    ) -> None:
+        bn.check_mode(batchnorm)
+        self._criterion = criterion(fitness)
+        self._mode = batchnorm
+        self._database = database
+        self._device = torch.device(device)
+        self._levels = [[entry.level for entry in record.entries] for record in database.layers.values()]
+        self._names = list(database.layers)
+        self._model = copy.deepcopy(workload.model).eval().to(self._device)
+        modules = dict(self._model.named_modules())
+        self._modules = [modules[name] for name in self._names]
+        self._batches = [(x.to(self._device), y.to(self._device)) for x, y in workload.calibration.batches(workload.batch_size)]
+        self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._weight_bytes = weight_bytes
+        self._placed: list[int | None] = [None] * len(self._names)
+        self._dense_outputs = self._run_dense() if needs_dense_outputs(fitness) else [EMPTY] * len(self._batches)
+        self._cut_model(0 if batchnorm == "recalibrate" else prefix_bytes)
+
+    def score(self, candidate: Candidate, fidelity: float = 1.0) -> float:
+        """Fitness (lower is better; inf where the outputs are not finite) over the first `fidelity` of the calibration
+        batches, at least one. Raises ConfigurationError for a candidate that does not fit the database."""
+        self._check(candidate)
+        used = max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
+        with torch.inference_mode(), self._statistics(candidate):
+            self._place(candidate)
+            total = 0.0
+            for b, (_, labels) in enumerate(self._batches[:used]):
+                total += float(self._criterion(self._forward(b, candidate), labels, self._dense_outputs[b]).sum())
+        fitness = total / sum(len(labels) for _, labels in self._batches[:used])
+        return fitness if math.isfinite(fitness) else math.inf
+
+    def accuracy(self, candidate: Candidate) -> float:
+        """Accuracy in percent on the calibration data, in the same batch-norm mode."""
+        self._check(candidate)
+        with torch.inference_mode(), self._statistics(candidate):
+            self._place(candidate)
+            outputs = torch.cat([self._forward(b, candidate) for b in range(len(self._batches))])
+        return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
+
+    def _check(self, candidate: Candidate) -> None:
+        if len(candidate) != len(self._names):
+            raise ConfigurationError(f"a candidate of {len(candidate)} levels for {len(self._names)} layers")
+        for name, index, levels in zip(self._names, candidate, self._levels, strict=True):
+            if not 0 <= index < len(levels):
+                raise ConfigurationError(f"layer {name!r}: level index {index}, valid are 0 to {len(levels) - 1}")
+
+    def _statistics(self, candidate: Candidate) -> AbstractContextManager[None]:
+        if self._mode == "batch":
+            return bn.batch_statistics(self._model)
+        if self._mode == "recalibrate":
+            self._place(candidate)
+            kept = bn.kept_statistics(self._model)
+            return _Retuned(kept, lambda: retune_batchnorm(self._model, (x for x, _ in self._batches)))
+        return nullcontext()
+
+    def _place(self, candidate: Candidate) -> None:
+        for layer, index in enumerate(candidate):
+            if self._placed[layer] != index:
+                self._modules[layer].weight.data = self._weight(layer, index)
+                self._placed[layer] = index
+
+    def _weight(self, layer: int, index: int) -> Tensor:
+        key = (layer, index)
+        if key in self._weights:
+            self._weights.move_to_end(key)
+            return self._weights[key]
+        weight = self._database.weight(self._names[layer], self._levels[layer][index]).to(self._device)
+        self._weights[key] = weight
+        taken = sum(w.numel() * w.element_size() for w in self._weights.values())
+        while taken > self._weight_bytes and len(self._weights) > 1:
+            _, dropped = self._weights.popitem(last=False)
+            taken -= dropped.numel() * dropped.element_size()
+        return weight
+
+    def _run_dense(self) -> list[Tensor]:
+        with torch.inference_mode():
+            return [self._model(x) for x, _ in self._batches]
+
+    # Prefix reuse. For every batch: the candidate that its kept activations belong to, and the inputs of the kept parts.
+
+    def _cut_model(self, prefix_bytes: int) -> None:
+        whole = segments.Segments((self._model,), dict.fromkeys(self._names, 0))
+        self._segments = segments.cut(self._model, self._names) if prefix_bytes else whole
+        if len(self._segments.parts) > 1 and not self._same_as_whole():
+            segments.log.warning("no prefix reuse: the traced model does not give the model's own outputs")
+            self._segments = whole
+        self._segment_of = [self._segments.where[name] for name in self._names]
+        self._seen: list[Candidate | None] = [None] * len(self._batches)
+        self._inputs: list[dict[int, Tensor]] = [{} for _ in self._batches]
+        self._keep = self._choose_cuts(prefix_bytes)
+
+    def _same_as_whole(self) -> bool:
+        with torch.inference_mode():
+            x = self._batches[0][0][:2]
+            return torch.equal(_chain(self._segments.parts, x), self._model(x))
+
+    def _choose_cuts(self, prefix_bytes: int) -> frozenset[int]:
+        """The parts whose inputs are kept: all where they fit `prefix_bytes` over all batches, else every second, third, ..."""
+        with torch.inference_mode():
+            x, sizes = self._batches[0][0], [0]
+            for part in self._segments.parts[:-1]:
+                x = part(x)
+                sizes.append(x.numel() * x.element_size() * len(self._batches))
+        for stride in range(1, len(sizes) + 1):
+            kept = range(stride, len(sizes), stride)
+            if sum(sizes[i] for i in kept) <= prefix_bytes:
+                return frozenset(kept)
+        return frozenset()
+
+    def _forward(self, b: int, candidate: Candidate) -> Tensor:
+        start = self._first_change(b, candidate)
+        inputs = self._inputs[b]
+        part = max((i for i in inputs if i <= start), default=0)
+        x = inputs[part] if part else self._batches[b][0]
+        self._seen[b] = None  # until all that is kept belongs to `candidate` again
+        for i in range(part, len(self._segments.parts)):
+            if i in self._keep:
+                inputs[i] = x
+            x = self._segments.parts[i](x)
+        self._seen[b] = candidate
+        return x
+
+    def _first_change(self, b: int, candidate: Candidate) -> int:
+        """The first part that holds a layer where `candidate` differs from what batch `b` last ran."""
+        seen = self._seen[b]
+        if seen is None:
+            return 0
+        changed = [s for s, old, new in zip(self._segment_of, seen, candidate, strict=True) if old != new]
+        return min(changed, default=len(self._segments.parts) - 1)
+
+
+class _Retuned(AbstractContextManager[None]):
+    """Re-tuned statistics inside, the old ones afterwards."""
+
+    def __init__(self, kept: AbstractContextManager[None], retune: Callable[[], None]) -> None:
+        self._kept, self._retune = kept, retune
+
+    def __enter__(self) -> None:
+        self._kept.__enter__()
+        self._retune()
+
+    def __exit__(self, *details: object) -> None:
+        self._kept.__exit__(None, None, None)
+
+
+def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for part in parts:
+        x = part(x)
+    return x

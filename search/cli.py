@@ -1,0 +1,233 @@
+"""The command line: arguments and printing only."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from compressors.errors import ApportionError
+from db.runs import RunStore
+from search.job import Job, json_schema
+from search.progress import TerminalProgress
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 after an error that stderr explains, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        options.run(options)
+    except ApportionError as error:
+        print(f"apportion: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("apportion: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `apportion runs | head`
+        return 0
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="apportion",
+        description="Decide how much to compress every layer of a network so that it meets its budgets at the least loss.",
+        epilog="example: apportion search job.yaml && apportion runs",
+    )
+    parser.add_argument("--version", action="version", version=importlib.metadata.version("apportion"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
+        sub.set_defaults(run=run)
+        return sub
+
+    build = command("build", _build, "Build a job's layer database, or go on with it.", "apportion build job.yaml")
+    search = command(
+        "search",
+        _search,
+        "Run every algorithm x seed of a job, building what is missing; goes on where it was stopped.",
+        "apportion search job.yaml --json > league.json",
+    )
+    for sub in (build, search):
+        sub.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
+    runs = command("runs", _runs, "List the runs in a run store.", "apportion runs --store sqlite:///apportion.sqlite")
+    show = command("show", _show, "Show a run's best profile.", "apportion show spdy-s0-1a2b3c4d")
+    export = command(
+        "export",
+        _export,
+        "Write a run's best profile and the stitched, re-tuned model, with its accuracies.",
+        "apportion export spdy-s0-1a2b3c4d -o out/",
+    )
+    for sub in (show, export):
+        sub.add_argument("run_id", metavar="RUN", help="a run's id, as `apportion runs` lists it")
+    export.add_argument("-o", "--out", type=Path, required=True, help="folder to write to")
+    for sub in (runs, show, export):
+        sub.add_argument(
+            "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
+        )
+    command("schema", _schema, "Print the job file's JSON Schema.", "apportion schema > job.schema.json")
+    for sub in (build, search, runs, show, export):
+        sub.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _build(options: argparse.Namespace) -> None:
+    from search.pipeline import build
+
+    job = Job.load(options.job)
+    with TerminalProgress() as progress:
+        _, database = build(job, progress)
+    entries = [entry for record in database.layers.values() for entry in record.entries]
+    content = {
+        "path": str(database.path),
+        "fingerprint": database.fingerprint,
+        "layers": len(database.layers),
+        "entries": len(entries),
+        "bytes": sum(entry.bits for entry in entries) // 8,
+    }
+    text = f"{content['path']}: {content['layers']} layers, {content['entries']} entries, {content['bytes'] / 2**20:.1f} MiB"
+    _print(options, content, lambda: print(text))
+
+
+def _search(options: argparse.Namespace) -> None:
+    from search.pipeline import prepare, run_search
+    from search.report import league, starting_points
+
+    job = Job.load(options.job)
+    assert job.store is not None  # Job.load sets it
+    store = RunStore(job.store)
+    with TerminalProgress() as progress:
+        problem = prepare(job, progress)
+        with problem:
+            results = run_search(problem, store, progress)
+    rows, points = league(results, problem), starting_points(results, problem)
+    content = {"job": problem.id, "store": job.store, "fitness": job.fitness, "starting_points": points, "league": rows}
+
+    def text() -> None:
+        for name, fitness in points.items():
+            print(f"{name}: {job.fitness} {fitness:.5g}")
+        columns = ("algorithm", "best", "median", "seeds", "evaluations", "scored", "seconds", "budgets_met", "run")
+        _table(columns, rows)
+        store_option = "" if job.store == _default_store() else f" --store {job.store}"
+        print(f"runs are in {job.store}; export the best one with")
+        print(f"  apportion export {min(rows, key=lambda row: row['best'])['run']} -o out/{store_option}")
+
+    _print(options, content, text)
+
+
+def _runs(options: argparse.Namespace) -> None:
+    from search.report import describe_run
+
+    store = _open_store(options)
+    rows = [describe_run(run, store) for run in store.runs()]
+    columns = ("run", "job", "algorithm", "seed", "state", "trials", "scored", "best", "seconds")
+    _print(options, rows, lambda: _table(columns, rows))
+
+
+def _show(options: argparse.Namespace) -> None:
+    from search.report import describe_best
+
+    store = _open_store(options)
+    with TerminalProgress() as progress:
+        problem, result = _load_run(store, options.run_id, progress)
+    with problem:
+        content = describe_best(result, problem)
+
+    def text() -> None:
+        for key in ("run", "state", "evaluations", "fitness", "found_after", "additive_error"):
+            print(f"{key.replace('_', ' ')}: {_cell(content[key])}")
+        for metric, ratio in content["costs"].items():
+            budget = content["budgets"].get(metric)
+            print(f"{metric}: {ratio:.4f} of dense" + (f" (budget {budget:g})" if budget else ""))
+        _table(("layer", "level"), [{"layer": k, "level": v} for k, v in content["profile"].items()])
+
+    _print(options, content, text)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from search.export import export
+
+    store = _open_store(options)
+    with TerminalProgress() as progress:
+        problem, result = _load_run(store, options.run_id, progress)
+        with problem:
+            exported = export(result, problem, options.out, progress)
+    content = {"files": {name: str(path) for name, path in exported.files.items()}, **exported.content}
+
+    def text() -> None:
+        for path in content["files"].values():
+            print(f"wrote {path}")
+        for name, value in content["accuracy"].items():
+            print(f"test accuracy, {name}: {value:.2f} %")
+
+    _print(options, content, text)
+
+
+def _schema(_options: argparse.Namespace) -> None:
+    print(json.dumps(json_schema(), indent=1))
+
+
+def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple[Any, Any]:
+    from search.pipeline import prepare
+    from search.run import result_of
+
+    run = store.run(run_id)
+    problem = prepare(Job.model_validate(store.job(run.job)), progress)
+    return problem, result_of(run, store.trials(run.id))
+
+
+def _open_store(options: argparse.Namespace) -> RunStore:
+    url = options.store or os.environ.get("APPORTION_STORE") or _default_store()
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+        from compressors.errors import StoreError
+
+        raise StoreError(url, "no such file; `apportion search` makes it beside the job file, name it with --store")
+    return RunStore(url)
+
+
+def _default_store() -> str:
+    return f"sqlite:///{Path('apportion.sqlite').absolute()}"
+
+
+def _print(options: argparse.Namespace, content: Any, text: Callable[[], None]) -> None:
+    if options.json:
+        print(json.dumps(content, indent=1))
+    else:
+        text()
+
+
+def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(box=None, header_style="bold")
+    for column in columns:
+        numeric = bool(rows) and isinstance(rows[0][column], (int, float)) and not isinstance(rows[0][column], bool)
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row[column]) for column in columns))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width).print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "NO"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

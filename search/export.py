@@ -1,0 +1,137 @@
+"""Export: a run's best profile as files that other tools read, with the accuracy they have.
+
+    profile.json        layer -> level, costs, fitness, accuracies, provenance
+    profile.txt         the text format of SPDY's tools, where the levels are sparsities
+    model.safetensors   the stitched model's state dict, batch-norm re-tuned
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import nn
+
+from compressors.corrections import retune_batchnorm
+from compressors.errors import OutputError, ProfileError
+from compressors.progress import Progress
+from db.files import write_atomically, write_json
+from db.profile import to_json, to_spdy
+from evaluators.data import Split
+from search.pipeline import Problem
+from search.run import RunResult
+
+FILES = ("profile.json", "profile.txt", "model.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the files by name, and the content of profile.json."""
+
+    files: dict[str, Path]
+    content: dict[str, Any]
+
+
+def export(result: RunResult, problem: Problem, out: str | Path, progress: Progress | None = None) -> Exported:
+    """Stitch the best profile of `result`, re-tune its batch-norm on the workload's training images, measure the test accuracy
+    (percent) dense, stitched and re-tuned, and write all files to the folder `out`. Raises OutputError; then nothing is
+    left behind."""
+    out = Path(out)
+    profile = problem.profile(result.best.candidate)
+    workload = problem.workload
+    with _staging(out) as folder:
+        model = copy.deepcopy(workload.model)
+        accuracy = {"dense": test_accuracy(model, workload.test, workload.batch_size, progress, "test dense")}
+        problem.database.stitch(model, profile)
+        accuracy["stitched"] = test_accuracy(model, workload.test, workload.batch_size, progress, "test stitched")
+        retune_batchnorm(model, (inputs for inputs, _ in workload.train.batches(workload.batch_size)))
+        accuracy["retuned"] = test_accuracy(model, workload.test, workload.batch_size, progress, "test re-tuned")
+        content = {
+            "profile": to_json(profile),
+            "budgets": dict(problem.job.budgets),
+            "costs": problem.ratios(result.best.candidate),
+            "fitness": {"name": problem.job.fitness, "batchnorm": problem.job.batchnorm, "value": result.best.fitness},
+            "accuracy": accuracy,
+            "provenance": _provenance(result, problem),
+        }
+        write_json(folder / "profile.json", content)
+        try:
+            text = to_spdy(profile)
+        except ProfileError:
+            text = ""  # quantized levels: the format cannot say them
+        if text:
+            write_atomically(folder / "profile.txt", lambda path: path.write_text(text, encoding="utf-8") and None)
+        write_atomically(folder / "model.safetensors", lambda path: save_model(model, str(path)))
+    return Exported({name: out / name for name in FILES if (out / name).is_file()}, content)
+
+
+def test_accuracy(
+    model: nn.Module, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test"
+) -> float:
+    """Accuracy of `model` (as it is, eval mode) on `test` in percent; higher is better."""
+    right = seen = 0
+    with torch.inference_mode():
+        for inputs, labels in test.batches(batch_size):
+            right += int((model(inputs).argmax(1) == labels).sum())
+            seen += len(labels)
+            if progress:
+                progress(what, seen, len(test))
+    return 100.0 * right / seen
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` whose files move into `out` when all of them are there."""
+    created: Path | None = None
+    try:
+        existed = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        if not existed:
+            created = out
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    except OSError as error:
+        raise OutputError(out, error.strerror or str(error)) from error
+    try:
+        yield staging
+        for name in FILES:
+            if (staging / name).exists():
+                os.replace(staging / name, out / name)
+            else:
+                (out / name).unlink(missing_ok=True)  # of an earlier export; it would not belong to this one
+        created = None
+    except OSError as error:
+        raise OutputError(out, error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if created is not None:
+            shutil.rmtree(created, ignore_errors=True)
+
+
+def _provenance(result: RunResult, problem: Problem) -> dict[str, Any]:
+    return {
+        "job": problem.id,
+        "problem": problem.key,
+        "run": result.run.id,
+        "algorithm": result.run.algorithm,
+        "parameters": result.run.parameters,
+        "seed": result.run.seed,
+        "evaluations": result.evaluations,
+        "database": problem.database.fingerprint,
+        "model": problem.database.model_fingerprint,
+        "calibration": problem.database.calibration_fingerprint,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("apportion", "torch", "numpy", "scipy")},
+        },
+    }

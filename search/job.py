@@ -1,0 +1,216 @@
+"""The job file: what to compress, how far, and how to search. docs/JOBS.md describes every key."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from compressors.errors import ApportionError, JobError, UnknownNameError
+from compressors.levels import Level, expand_levels
+from evaluators.batchnorm import check_mode
+from evaluators.costs import check_budget_ratio
+from evaluators.fitness import criterion
+from evaluators.workloads import WorkloadConfig
+from search.algorithms.base import resolve
+
+_PATHS = (
+    ("workload", "weights"),
+    ("workload", "data", "calibration"),
+    ("workload", "data", "test"),
+    ("workload", "data", "train"),
+    ("workload", "data", "root"),
+    ("database", "path"),
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseConfig(_Section):
+    """Where the layer database lies and which levels it holds."""
+
+    path: Path = Field(description="Folder of the layer database, relative to the job file.")
+    levels: tuple[str, ...] = Field(
+        ("dense", "unstr-0.10..0.99"), min_length=1, description="Levels and ladders, such as dense, unstr-0.10..0.99, 2:4."
+    )
+    damping: float = Field(
+        0.0, ge=0, lt=1, description="Share of the mean diagonal that is added to each Hessian's diagonal."
+    )
+
+    @field_validator("levels")
+    @classmethod
+    def _check(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if not any(level.is_dense for level in expand_levels(texts)):
+            raise ValueError("'dense' must be among the levels, so that every layer has at least one")
+        return texts
+
+    def expanded(self) -> list[Level]:
+        return expand_levels(self.levels)
+
+
+class SearchConfig(_Section):
+    """Which algorithms search, how long, and with which seeds."""
+
+    algorithms: tuple[str | dict[str, dict[str, Any]], ...] = Field(
+        ("spdy", "dp", "ga", "random"), min_length=1, description="Names, or {name: {parameter: value}}."
+    )
+    evaluations: int = Field(300, ge=1, description="Full evaluations that each algorithm may ask for, per seed.")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="One run per algorithm and seed.")
+
+    @field_validator("algorithms")
+    @classmethod
+    def _known(cls, algorithms: tuple[Any, ...]) -> tuple[Any, ...]:
+        for algorithm in algorithms:
+            if isinstance(algorithm, dict) and len(algorithm) != 1:
+                raise ValueError(f"an algorithm with parameters is written {{name: {{parameter: value}}}}, got {algorithm}")
+            resolve(algorithm if isinstance(algorithm, str) else next(iter(algorithm)))
+        return algorithms
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if any(seed < 0 for seed in seeds) or len(set(seeds)) != len(seeds):
+            raise ValueError("seeds must be different whole numbers, 0 or above")
+        return seeds
+
+    def with_parameters(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and parameters of every algorithm, in the order given."""
+        return [(a, {}) if isinstance(a, str) else next(iter(a.items())) for a in self.algorithms]
+
+
+class WorkersConfig(_Section):
+    """Who scores the candidates."""
+
+    count: int = Field(0, ge=0, description="Ray actors; 0: in this process, without Ray.")
+    cpus: int = Field(1, ge=1, description="CPU threads of each worker.")
+    gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
+
+
+class Job(_Section):
+    """One job: a search for the best profile of one workload within budgets."""
+
+    workload: WorkloadConfig
+    database: DatabaseConfig
+    budgets: dict[str, float] = Field(
+        default_factory=dict, description="Metric -> upper bound as a fraction of the dense model; all must hold."
+    )
+    errors: Literal["layer", "loss"] = Field(
+        "layer", description="The additive table: layer (normalised squared layer error) or loss (measured, level by level)."
+    )
+    fitness: str = Field("loss", description="What search minimises: loss, kl or error.")
+    batchnorm: str = Field("batch", description="Batch-norm while scoring: running, batch or recalibrate.")
+    search: SearchConfig = SearchConfig()
+    workers: WorkersConfig = WorkersConfig()
+    store: str | None = Field(
+        None, description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job file."
+    )
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets(cls, budgets: dict[str, float]) -> dict[str, float]:
+        for metric, ratio in budgets.items():
+            check_budget_ratio(metric, ratio)
+        return budgets
+
+    @field_validator("fitness")
+    @classmethod
+    def _fitness(cls, fitness: str) -> str:
+        criterion(fitness)
+        return fitness
+
+    @field_validator("batchnorm")
+    @classmethod
+    def _batchnorm(cls, mode: str) -> str:
+        check_mode(mode)
+        return mode
+
+    @classmethod
+    def load(cls, path: str | Path) -> Job:
+        """Read a job file (YAML, or JSON, which is YAML too); its paths are relative to it. Raises JobError."""
+        path = Path(path)
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise JobError(path, "", error.strerror or str(error)) from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise JobError(path, "", f"not readable as YAML: {error}") from error
+        return cls.parse(content, path)
+
+    @classmethod
+    def parse(cls, content: object, path: str | Path = "job") -> Job:
+        """Check a job that was read already; `path` is the file it stands for, whose folder its paths are relative to.
+        Raises JobError, which names the field."""
+        path = Path(path)
+        if not isinstance(content, dict):
+            raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(cls.model_fields))
+        folder = path.absolute().parent
+        content = _resolve_paths(content, folder)
+        content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise _job_error(path, error) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the job file, for editors that complete it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+
+
+def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    content = json.loads(json.dumps(content, default=str))  # a copy, so that the caller's stays as it was
+    for keys in _PATHS:
+        parent: Any = content
+        for key in keys[:-1]:
+            parent = parent.get(key) if isinstance(parent, dict) else None
+        value = parent.get(keys[-1]) if isinstance(parent, dict) else None
+        if isinstance(value, str) and not (keys[-1] == "weights" and _names_an_enum(value)):
+            parent[keys[-1]] = str(folder / Path(value).expanduser())
+    return content
+
+
+def _names_an_enum(weights: str) -> bool:
+    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) are names; files have a suffix or a folder."""
+    return "/" not in weights and not Path(weights).suffix
+
+
+def _job_error(path: Path, error: ValidationError) -> JobError:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        valid = _valid_keys(first["loc"][:-1])
+        return JobError(path, field, str(UnknownNameError("key", key, valid)))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, ApportionError):
+        return JobError(path, field, str(cause))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "required key is missing"
+    return JobError(path, field, f"{message} (got {first['input']!r})" if first["type"] != "missing" else message)
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the job file's schema allows at `location`."""
+    schema = Job.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _deref(schema, node)
+        options = [node, *(_deref(schema, option) for option in node.get("anyOf", []) + node.get("oneOf", []))]
+        following = [o["properties"][part] for o in options if part in o.get("properties", {})]
+        tagged = [o for o in options if o.get("properties", {}).get("kind", {}).get("const") == part]
+        node = (following or tagged or [node])[0]
+    return sorted(_deref(schema, node).get("properties", {}))
+
+
+def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node
+
+

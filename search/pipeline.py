@@ -1,0 +1,195 @@
+"""The main job as functions: build the layer database, search, and what both need. The command line calls these, and so can
+any Python program (docs/API.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from compressors.errors import ConfigurationError
+from compressors.levels import parse_level
+from compressors.obs import CompressionOptions
+from compressors.progress import Progress
+from db import format
+from db.build import build_database
+from db.database import LayerDatabase
+from db.profile import Profile
+from db.runs import Run, RunStore
+from evaluators.costs import METRICS, cost_table
+from evaluators.pool import LocalPool, Pool, RayPool
+from evaluators.sensitivity import measure_losses
+from evaluators.stitched import StitchedScorer
+from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
+from search.algorithms.base import create
+from search.job import Job, WorkersConfig
+from search.run import RunResult, search
+from search.space import SearchSpace
+
+
+@dataclass
+class Problem:
+    """A job with everything loaded: what its runs share. `id` names the job, `key` what a fitness depends on."""
+
+    job: Job
+    workload: Workload
+    database: LayerDatabase
+    space: SearchSpace
+    key: str
+    id: str
+    _pool: Pool | None = field(default=None, repr=False)
+
+    def pool(self) -> Pool:
+        """The job's workers, started when first asked for."""
+        if self._pool is None:
+            self._pool = make_pool(self.job.workers, self.workload, self.database, self.job.fitness, self.job.batchnorm)
+        return self._pool
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def __enter__(self) -> Problem:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def profile(self, candidate: tuple[int, ...]) -> Profile:
+        """The candidate as layer -> level."""
+        names = zip(self.space.layers, self.space.levels, candidate, strict=True)
+        return {layer: parse_level(levels[index]) for layer, levels, index in names}
+
+    def ratios(self, candidate: tuple[int, ...]) -> dict[str, float]:
+        """Every metric of the candidate as a fraction of the dense model's."""
+        return {metric: self.space.total(metric, candidate) / self.space.dense[metric] for metric in self.space.costs}
+
+
+def build(job: Job, progress: Progress | None = None) -> tuple[Workload, LayerDatabase]:
+    """Load the job's workload and build its layer database, or go on with one that was begun. Raises ApportionError."""
+    workload = load_workload(job.workload, progress)
+    database = build_database(
+        job.database.path,
+        workload.model,
+        lambda: (inputs for inputs, _ in workload.calibration.batches(workload.batch_size)),
+        job.database.expanded(),
+        model_fingerprint=model_fingerprint(workload.model),
+        calibration_fingerprint=data_fingerprint(workload.calibration),
+        options=CompressionOptions(damping=job.database.damping),
+        progress=progress,
+    )
+    return workload, database
+
+
+def prepare(job: Job, progress: Progress | None = None) -> Problem:
+    """Build what is missing, check the budgets, and measure the additive table where the job asks for it. Raises
+    InfeasibleBudgetError before any evaluation, and whatever `build` raises."""
+    workload, database = build(job, progress)
+    key = format.digest(
+        {
+            "database": database.fingerprint,
+            "calibration": data_fingerprint(workload.calibration),
+            "batch_size": workload.batch_size,
+            "fitness": job.fitness,
+            "batchnorm": job.batchnorm,
+        }
+    )
+    identity = {"problem": key, "budgets": job.budgets, "errors": job.errors}
+    space = make_space(job.budgets, workload, database)
+    space.check()
+    problem = Problem(job, workload, database, space, key, format.digest(identity)[:8])
+    if job.errors == "loss":
+        try:
+            problem.space = make_space(job.budgets, workload, database, _measured(problem, progress))
+        except BaseException:
+            problem.close()
+            raise
+    return problem
+
+
+def make_space(
+    budgets: dict[str, float],
+    workload: Workload,
+    database: LayerDatabase,
+    errors: tuple[np.ndarray, ...] | None = None,
+) -> SearchSpace:
+    """The search space of a database: its levels, the costs of every metric, the budgets (fractions of the dense model), and
+    the additive errors (by default the normalised layer errors)."""
+    tables = {metric: cost_table(metric, workload.model, database) for metric in METRICS}
+    if errors is None:
+        errors = tuple(np.array([e.normalized_error for e in r.entries]) for r in database.layers.values())
+    return SearchSpace(
+        layers=tuple(database.layers),
+        levels=tuple(tuple(levels) for levels in database.levels().values()),
+        costs={metric: table.levels for metric, table in tables.items()},
+        base={metric: table.base for metric, table in tables.items()},
+        dense={metric: table.dense for metric, table in tables.items()},
+        budgets={metric: ratio * tables[metric].dense for metric, ratio in budgets.items()},
+        errors=errors,
+    )
+
+
+def run_search(
+    problem: Problem, store: RunStore, progress: Progress | None = None, started: Callable[[Run], None] | None = None
+) -> list[RunResult]:
+    """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any point, the same call goes on
+    where it stopped and ends with the same results."""
+    job = problem.job
+    # Names, parameters and budgets are checked for all runs before the first one spends an evaluation.
+    for name, parameters in job.search.with_parameters():
+        create(name, problem.space, np.random.default_rng(0), job.search.evaluations, parameters)
+    store.add_job(problem.id, job.model_dump(mode="json"))
+    results = []
+    for name, parameters in job.search.with_parameters():
+        for seed in job.search.seeds:
+            run = store.add_run(make_run(problem.id, name, parameters, seed, job.search.evaluations))
+            if started:
+                started(run)
+            rng = np.random.default_rng(seed)
+            algorithm = create(name, problem.space, rng, job.search.evaluations, parameters)
+            results.append(search(algorithm, problem.pool(), store, run, problem.key, progress))
+    return results
+
+
+def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, evaluations: float) -> Run:
+    """A run whose id is the same whenever the same run is asked for."""
+    identity = {"job": job, "algorithm": algorithm, "parameters": parameters, "evaluations": float(evaluations)}
+    name = algorithm.rsplit(":", 1)[-1]
+    return Run(f"{name}-s{seed}-{format.digest(identity)[:8]}", job, algorithm, parameters, seed, float(evaluations))
+
+
+def make_pool(workers: WorkersConfig, workload: Workload, database: LayerDatabase, fitness: str, batchnorm: str) -> Pool:
+    """Workers that score candidates of `database`. Raises ConfigurationError when the machine lacks what is asked."""
+    device = "cuda" if workers.gpus else "cpu"
+    make_scorer = partial(StitchedScorer, workload, database, fitness, batchnorm, device=device)
+    if workers.count:
+        return RayPool(make_scorer, workers.count, workers.cpus, workers.gpus)
+    if workers.gpus and not torch.cuda.is_available():
+        raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")
+    return LocalPool(make_scorer, workers.cpus)
+
+
+def default_store(job_file: Path) -> str:
+    """URL of the store that jobs in this file's folder use when they name none."""
+    return f"sqlite:///{job_file.absolute().parent / 'apportion.sqlite'}"
+
+
+def _measured(problem: Problem, progress: Progress | None) -> tuple[np.ndarray, ...]:
+    job = problem.job
+    shared = job.fitness == "loss"
+    pool = (
+        problem.pool()
+        if shared
+        else make_pool(job.workers, problem.workload, problem.database, "loss", job.batchnorm)
+    )
+    try:
+        return measure_losses(problem.workload, problem.database, job.batchnorm, pool, progress)
+    finally:
+        if not shared:
+            pool.close()
