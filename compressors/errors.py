@@ -102,6 +102,10 @@ class InfeasibleBudgetError(BudgetError):
         super().__init__(metric, reason)
 
 
+class SpaceError(ApportionError):
+    """A search space whose parts do not fit together, or a candidate that is not in it."""
+
+
 class JobError(ApportionError):
     """A job file that cannot be read. Carries `path` and `field` (dotted; empty for the file as a whole)."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from db.runs import Run, RunStore
+from search.additive import optimum
 from search.pipeline import Problem
 from search.run import RunResult
 
@@ -41,7 +42,7 @@ def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any
 def starting_points(results: Sequence[RunResult], problem: Problem) -> dict[str, float]:
     """Fitness of the uniform profile and of the additive optimum, where a run scored them."""
     known = {t.candidate: t.fitness for r in results for t in r.trials if t.fidelity == 1.0}
-    points = {"uniform": tuple(problem.space.uniform()), "additive optimum": tuple(problem.space.optimum())}
+    points = {"uniform": problem.space.uniform(), "additive optimum": optimum(problem.space)}
     return {name: known[candidate] for name, candidate in points.items() if candidate in known}
 
 

@@ -51,13 +51,18 @@ def search(
     told: list[StoredTrial] = []
     state = "failed"
     try:
-        while asked := _affordable(algorithm.ask(), run.evaluations - sum(t.fidelity for t in told)):
+        while asked := algorithm.ask():
+            affordable = _affordable(asked, run.evaluations - sum(t.fidelity for t in told))
             batch: list[Trial] = []
-            for trial, scored in zip(asked, _answers(asked, log, len(told), pool, store, run, problem), strict=True):
+            for trial, scored in zip(
+                affordable, _answers(affordable, log, len(told), pool, store, run, problem), strict=True
+            ):
                 told.append(scored)
                 batch.append(replace(trial, fitness=scored.fitness))
                 if progress:
                     _report(progress, run, told)
+            if len(affordable) < len(asked):
+                break  # the budget ends within what was asked: nothing is left to tell it for
             algorithm.tell(batch)
         state = "finished"
     except KeyboardInterrupt:

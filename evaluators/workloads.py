@@ -1,0 +1,118 @@
+"""Workloads: a model with the data that it is compressed, searched and tested on."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from compressors.errors import ApportionError, DataError, ModelError
+from compressors.progress import Progress
+from evaluators.data import DataConfig, DigitsData, Split, TensorSplit, draw, load_splits
+from evaluators.digits import digits_splits, load_trained
+from evaluators.models import build_model
+
+_DEFAULT_SAMPLES = 1024
+
+
+class WorkloadConfig(BaseModel):
+    """The job file's `workload`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str | None = Field(None, description="A registered name, torchvision:NAME or package.module:function.")
+    weights: str | None = Field(None, description="A .safetensors or .pt file, or the name of a torchvision weight enum.")
+    data: DataConfig
+    calibration_samples: int | None = Field(
+        None, ge=1, description="Random calibration images; default: 1,024, or all where there are fewer."
+    )
+    seed: int = Field(0, ge=0, description="Of the choice of calibration images.")
+    batch_size: int = Field(128, ge=1)
+
+    @model_validator(mode="after")
+    def _needs_a_model(self) -> WorkloadConfig:
+        if self.model is None and not isinstance(self.data, DigitsData):
+            raise ValueError("workload.model is missing (only `data: {kind: digits}` brings a model of its own)")
+        return self
+
+
+@dataclass
+class Workload:
+    """`model` in eval mode on the CPU; `calibration` what the database and the search see, in a fixed random order; `train`
+    what batch-norm is re-tuned on; `test` what only reports look at."""
+
+    model: nn.Module
+    calibration: TensorSplit
+    train: Split
+    test: Split
+    batch_size: int = 128
+
+
+def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> Workload:
+    """Load the model and its data, and check that they go together. Raises ModelError, WeightsError, DataError,
+    UnknownNameError."""
+    name = config.model or "digits_resnet"
+    model = build_model(name, config.weights)
+    if isinstance(config.data, DigitsData):
+        splits = digits_splits()
+        if name == "digits_resnet" and config.weights is None:
+            load_trained(model, progress)
+    else:
+        splits = load_splits(config.data)
+    available = len(splits.calibration)
+    wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
+    if wanted > available:
+        raise DataError(
+            "workload.calibration_samples", f"{wanted} images are asked for, the calibration data has {available}"
+        )
+    calibration = draw(splits.calibration, wanted, np.random.default_rng(config.seed))
+    workload = Workload(model.eval(), calibration, splits.train or splits.calibration, splits.test, config.batch_size)
+    _check(workload, name)
+    return workload
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """SHA-256 over the state dict's names, types, shapes and bytes, in order of name; 64 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        _update(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def data_fingerprint(split: TensorSplit) -> str:
+    """SHA-256 over inputs and labels; 64 hex digits."""
+    digest = hashlib.sha256()
+    _update(digest, "inputs", split.inputs)
+    _update(digest, "labels", split.labels)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
+    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(flat.view(torch.uint8).numpy())
+
+
+def _check(workload: Workload, name: str) -> None:
+    """One small batch must run through the model, and every label must be one of its outputs."""
+    inputs = workload.calibration.inputs[:2]
+    try:
+        with torch.no_grad():
+            outputs = workload.model(inputs)
+    except ApportionError:
+        raise
+    except Exception as error:  # whatever the user's model raises on data of the wrong shape
+        raise DataError(
+            "workload.data", f"inputs of shape {list(inputs.shape[1:])} do not run through model {name!r}: {error}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+        raise ModelError(f"model {name!r} must give one tensor [N, classes]")
+    highest = int(workload.calibration.labels.max())
+    if highest >= outputs.shape[1] or int(workload.calibration.labels.min()) < 0:
+        raise DataError(
+            "workload.data", f"labels must lie in 0..{outputs.shape[1] - 1} for model {name!r}; the highest is {highest}"
+        )

@@ -1,0 +1,8 @@
+"""Print the id of the best finished run in a run store: python examples/best_run.py examples/apportion.sqlite"""
+
+import sys
+
+from db.runs import RunStore
+
+store = RunStore(f"sqlite:///{sys.argv[1]}")
+print(min((run for run in store.runs() if run.state == "finished"), key=lambda run: store.summary(run.id)[2]).id)

@@ -1,0 +1,154 @@
+"""Exact solvers for additive errors: a dynamic program for one budget, HiGHS's MILP for any number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+from scipy.optimize import Bounds, LinearConstraint
+from scipy.optimize import milp as highs
+
+from compressors.errors import SpaceError
+from search.space import Candidate, SearchSpace
+
+BUCKETS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A feasible candidate, its additive error, and a `bound` below which no feasible candidate's error lies (-inf: unknown)."""
+
+    candidate: Candidate
+    error: float
+    bound: float = -np.inf
+
+
+def optimum(space: SearchSpace) -> Candidate:
+    """The feasible candidate of least additive error: by the dynamic program where one budget decides (up to the rounding of
+    its buckets), else by MILP."""
+    if len(space.budgets) == 1:
+        return dynamic_program(space, space.error_table)
+    singles = [dynamic_program(space, space.error_table, b) for b in range(len(space.budgets))]
+    # The optimum under one budget that meets all the others is the optimum under all.
+    if holding := [c for c in singles if space.feasible(c)]:
+        return min(holding, key=space.error)
+    return milp(space).candidate if space.budgets else tuple(int(i) for i in space.error_table.argmin(1))
+
+
+def approximate(space: SearchSpace, errors: np.ndarray) -> Candidate:
+    """A feasible candidate that minimises `errors` [layers, most levels]: exact (up to buckets) for one budget; for several,
+    the best of the optima under each one, repaired. Fast enough to be called for every candidate of a search."""
+    if not space.budgets:
+        return tuple(int(i) for i in errors.argmin(1))
+    found = [space.repair(dynamic_program(space, errors, b)) for b in range(len(space.budgets))]
+    return min(found, key=lambda c: float(errors[np.arange(len(c)), list(c)].sum()))
+
+
+def dynamic_program(space: SearchSpace, errors: np.ndarray, budget: int = 0, buckets: int = BUCKETS) -> Candidate:
+    """Minimise the sum of `errors` [layers, most levels] (inf: no such level) under one budget (its number in
+    `space.budgets`). Costs above each layer's cheapest are rounded up to `buckets` steps of what is left for them, so that
+    the result meets the budget always. Frantar & Alistarh 2022 (SPDY), algorithm 1; dominated levels are left out."""
+    loads = space.load_table[budget]
+    cheapest = loads.min(1)
+    room = float(space.limits[budget] - cheapest.sum())
+    value = np.zeros(buckets + 1)  # value[c]: least error of the layers so far at a cost of c steps or less
+    choices = []
+    for layer in range(len(loads)):
+        levels, steps = _pareto(loads[layer] - cheapest[layer], errors[layer], room / buckets if room > 0 else 0.0, buckets)
+        best = np.full(buckets + 1, np.inf)
+        choice = np.zeros(buckets + 1, dtype=np.int32)
+        for level, step in zip(levels, steps, strict=True):
+            total = value[: buckets + 1 - step] + errors[layer, level]
+            target = best[step:]
+            better = total < target
+            target[better] = total[better]
+            choice[step:][better] = level
+        value = best
+        choices.append((choice, dict(zip(levels, steps, strict=True))))
+    left = buckets
+    candidate = []
+    for choice, steps_of in reversed(choices):
+        level = int(choice[left])
+        candidate.append(level)
+        left -= steps_of[level]
+    return _fill(loads, float(space.limits[budget]), errors, np.array(candidate[::-1]))
+
+
+def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
+    """The optimum under all budgets, with the solver's proven bound. Raises SpaceError when there is none."""
+    table = space.error_table if errors is None else errors
+    present = np.isfinite(space.error_table)
+    layer_of, _ = np.nonzero(present)
+    weights = np.clip(table[present], -1e12, 1e12)
+    one_each = sparse.csr_array((np.ones(len(layer_of)), (layer_of, np.arange(len(layer_of)))))
+    for margin in (0.0, 1e-7, 1e-5):  # HiGHS holds constraints to 1e-6: step back where that shows
+        constraints = [LinearConstraint(one_each, 1, 1)]
+        if space.budgets:
+            constraints.append(LinearConstraint(space.load_table[:, present], -np.inf, space.limits - margin))
+        result = highs(weights, integrality=np.ones(len(weights)), bounds=Bounds(0, 1), constraints=constraints)
+        if result.x is None:
+            break
+        candidate = _chosen(space, present, result.x)
+        if space.feasible(candidate):
+            error = float(table[np.arange(len(candidate)), list(candidate)].sum())
+            return Solution(candidate, error, float(result.mip_dual_bound) if margin == 0.0 else -np.inf)
+    cheapest = space.cheapest()
+    if space.feasible(cheapest):  # a budget that the cheapest profile alone meets, within HiGHS's tolerance of none
+        return Solution(cheapest, float(table[np.arange(len(cheapest)), list(cheapest)].sum()))
+    raise SpaceError("no candidate meets all budgets; SearchSpace.check says which one is in the way")
+
+
+def least_stretch(space: SearchSpace) -> float:
+    """The least factor by which all budgets' room must grow so that they can be met together; at most 1 when they can."""
+    present = np.isfinite(space.error_table)
+    layer_of, _ = np.nonzero(present)
+    count = len(layer_of)
+    one_each = sparse.csr_array((np.ones(count), (layer_of, np.arange(count))), shape=(len(space.layers), count + 1))
+    loads = np.hstack([space.load_table[:, present], -space.limits[:, None]])
+    result = highs(
+        np.append(np.zeros(count), 1.0),
+        integrality=np.append(np.ones(count), 0.0),
+        bounds=Bounds(0, np.append(np.ones(count), np.inf)),
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(loads, -np.inf, 0)],
+    )
+    return float(result.fun) if result.x is not None else np.inf
+
+
+def _pareto(costs: np.ndarray, errors: np.ndarray, unit: float, buckets: int) -> tuple[list[int], list[int]]:
+    """Levels that no other beats in both cost and error, cheapest first, with their costs in whole steps of `unit`, rounded
+    up; those dearer than `buckets` steps are left out."""
+    levels: list[int] = []
+    steps: list[int] = []
+    lowest = np.inf
+    for level in np.lexsort((errors, costs)):
+        if not errors[level] < lowest:
+            continue
+        # 1e-9: a cost that is a whole number of steps must not become one more by a rounding of the division
+        step = 0 if costs[level] <= 0 else int(np.ceil(costs[level] / unit - 1e-9)) if unit > 0 else buckets + 1
+        if step > buckets:
+            break
+        lowest = errors[level]
+        levels.append(int(level))
+        steps.append(step)
+    return levels, steps
+
+
+def _fill(loads: np.ndarray, limit: float, errors: np.ndarray, candidate: np.ndarray) -> Candidate:
+    """Spend what rounding left over: the best single change that the budget still allows, until there is none."""
+    layers = np.arange(len(candidate))
+    while True:
+        spare = limit - loads[layers, candidate].sum()
+        gain = errors - errors[layers, candidate][:, None]
+        dearer = loads - loads[layers, candidate][:, None]
+        allowed = np.where((gain < 0) & (dearer <= spare), gain, np.inf)
+        layer, level = np.unravel_index(allowed.argmin(), allowed.shape)
+        if not np.isfinite(allowed[layer, level]):
+            return tuple(int(index) for index in candidate)
+        candidate[layer] = level
+
+
+def _chosen(space: SearchSpace, present: np.ndarray, x: np.ndarray) -> Candidate:
+    table = np.full(present.shape, -1.0)
+    table[present] = x
+    return tuple(int(i) for i in table.argmax(1))

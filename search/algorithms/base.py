@@ -1,0 +1,150 @@
+"""What every search algorithm is: ask for candidates, be told their fitness. And the registry that finds algorithms by name."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from compressors.errors import ConfigurationError, UnknownNameError, nearest
+from search.additive import optimum
+from search.space import Candidate, SearchSpace
+
+_BUILT_IN = ("dp", "ga", "random", "spdy")
+_REGISTRY: dict[str, type[Algorithm]] = {}
+_ENTRY_POINTS = "apportion.algorithms"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A candidate to score on the first `fidelity` of the calibration data, in (0, 1]; once told, with its fitness (lower is
+    better)."""
+
+    candidate: Candidate
+    fidelity: float = 1.0
+    fitness: float | None = None
+
+
+class Algorithm(ABC):
+    """Base of all algorithms. It sees a space and a generator, never a model, a pool or a clock.
+
+    The first trials are the uniform profile and the additive optimum, unless `cold`. Subclasses implement `propose` (the next
+    feasible candidates; none when finished) and may override `learn`. `known` maps every candidate that was told at full
+    fidelity to its fitness.
+    """
+
+    def __init__(self, space: SearchSpace, rng: np.random.Generator, evaluations: float, *, cold: bool = False) -> None:
+        self.space, self.rng, self.evaluations = space, rng, evaluations
+        self.known: dict[Candidate, float] = {}
+        self._starts = [] if cold else list(dict.fromkeys([space.uniform(), optimum(space)]))
+
+    def ask(self) -> list[Trial]:
+        """The next trials, feasible under all budgets; an empty list when there are no more. Every ask is followed by a tell
+        of the same trials."""
+        if self._starts:
+            starts, self._starts = self._starts, []
+            return [Trial(candidate) for candidate in starts]
+        return self.propose()
+
+    def tell(self, trials: Sequence[Trial]) -> None:
+        """Take the fitness of what was asked, in asked order. What is given is not changed."""
+        for trial in trials:
+            if trial.fitness is None:
+                raise ConfigurationError("a trial must be told with its fitness")
+            if trial.fidelity == 1.0:
+                self.known[trial.candidate] = trial.fitness
+        self.learn(trials)
+
+    @abstractmethod
+    def propose(self) -> list[Trial]:
+        """The next trials after the starting profiles."""
+
+    def learn(self, trials: Sequence[Trial]) -> None:  # noqa: B027 - most algorithms need `known` alone
+        """Called by `tell` with every batch, the starting profiles included."""
+
+    def best(self) -> Candidate:
+        """The best candidate told so far; the earliest where several are equal."""
+        return min(self.known, key=self.known.__getitem__)
+
+
+def register(name: str) -> Callable[[type[Algorithm]], type[Algorithm]]:
+    """Class decorator: make an algorithm available as `name`."""
+
+    def keep(cls: type[Algorithm]) -> type[Algorithm]:
+        _REGISTRY[name] = cls
+        return cls
+
+    return keep
+
+
+def names() -> list[str]:
+    """All algorithms that can be named: the project's own, registered ones, and those of installed packages."""
+    found = {entry.name for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS)}
+    return sorted({*_BUILT_IN, *_REGISTRY, *found})
+
+
+def resolve(name: str) -> type[Algorithm]:
+    """The class called `name`: built in, registered, an entry point in the group apportion.algorithms, or `module:Class`.
+    Raises UnknownNameError, ConfigurationError."""
+    if name in _BUILT_IN:
+        importlib.import_module(f"search.algorithms.{name}")
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    try:
+        if ":" in name:
+            module, _, attribute = name.partition(":")
+            found = getattr(importlib.import_module(module), attribute)
+        elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
+            found = next(iter(entries)).load()
+        else:
+            raise UnknownNameError("algorithm", name, names())
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"algorithm {name!r} cannot be loaded: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Algorithm)):
+        raise ConfigurationError(f"algorithm {name!r} is not a subclass of search.algorithms.base.Algorithm")
+    return found
+
+
+def create(
+    name: str, space: SearchSpace, rng: np.random.Generator, evaluations: float, parameters: dict[str, Any] | None = None
+) -> Algorithm:
+    """An algorithm with its parameters checked by name and type. Raises UnknownNameError, ConfigurationError."""
+    cls = resolve(name)
+    _check_parameters(name, cls, parameters or {})
+    return cls(space, rng, evaluations, **(parameters or {}))
+
+
+def _check_parameters(name: str, cls: type[Algorithm], parameters: dict[str, Any]) -> None:
+    signature = inspect.signature(cls.__init__).parameters
+    hints = typing.get_type_hints(cls.__init__)
+    valid = [key for key, value in signature.items() if value.kind is value.KEYWORD_ONLY]
+    for key, value in parameters.items():
+        if key not in valid:
+            close = nearest(key, valid)
+            hint = f"; did you mean {close!r}?" if close else ""
+            raise ConfigurationError(f"algorithm {name!r} has no parameter {key!r}{hint} (valid: {', '.join(sorted(valid))})")
+        wanted = hints.get(key, object)
+        if not _fits(value, wanted):
+            wanted_name = getattr(wanted, "__name__", str(wanted))
+            raise ConfigurationError(f"algorithm {name!r}: parameter {key!r} must be {wanted_name}, got {value!r}")
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    origin = typing.get_origin(wanted)
+    if origin is typing.Literal:
+        return value in typing.get_args(wanted)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(wanted))
+    if wanted is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if wanted is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, wanted)

@@ -1,0 +1,15 @@
+"""dp: the optimum of the additive table. It asks for that profile and the uniform one, and is finished."""
+
+from __future__ import annotations
+
+from search.additive import optimum
+from search.algorithms.base import Algorithm, Trial, register
+
+
+@register("dp")
+class DynamicProgram(Algorithm):
+    """Exact for an additive error (Frantar & Alistarh 2022, algorithm 1): dynamic program for one budget, MILP for several."""
+
+    def propose(self) -> list[Trial]:
+        candidate = optimum(self.space)
+        return [] if candidate in self.known else [Trial(candidate)]

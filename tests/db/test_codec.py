@@ -1,0 +1,51 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from db import codec
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**31))
+def test_round_trip_is_exact(shape: list[int], density: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < density)
+    encoding, parts = codec.encode(weight)
+    assert torch.equal(codec.decode(encoding, parts, tuple(shape)), weight)
+
+
+def test_sparse_weights_are_stored_sparse() -> None:
+    weight = torch.zeros(64, 64)
+    weight[:4] = 1.5
+    encoding, parts = codec.encode(weight)
+    assert encoding == "bitmask"
+    assert codec.stored_bits(parts) == 64 * 64 + 4 * 64 * 32
+
+
+def test_dense_weights_are_stored_dense() -> None:
+    encoding, parts = codec.encode(torch.ones(8, 8))
+    assert encoding == "dense"
+    assert codec.stored_bits(parts) == 64 * 32
+
+
+def test_the_mask_is_as_the_format_says() -> None:
+    weight = torch.tensor([[0.0, 3.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 7.0]])
+    encoding, parts = codec.encode(torch.cat([weight, torch.zeros(6, 5)]))
+    assert encoding == "bitmask"
+    assert parts["mask"][:2].tolist() == [0b01000000, 0b01000000]
+    assert parts["values"].tolist() == [3.0, 7.0]
+
+
+def test_parts_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 values for a mask of 1"):
+        codec.decode("bitmask", {"mask": torch.tensor([128], dtype=torch.uint8), "values": torch.ones(2)}, (2, 2))
+    with pytest.raises(ValueError, match="unknown encoding"):
+        codec.decode("zip", {"values": torch.ones(2)}, (2,))
+
+
+def test_a_checksum_sees_every_change() -> None:
+    parts = {"values": torch.arange(4.0), "mask": torch.tensor([1, 2], dtype=torch.uint8)}
+    same = codec.checksum(dict(reversed(parts.items())))
+    assert same == codec.checksum(parts)
+    assert codec.checksum({**parts, "values": torch.arange(4.0).reshape(2, 2)}) != same
+    assert codec.checksum({**parts, "values": torch.tensor([0.0, 1.0, 2.0, 3.5])}) != same
