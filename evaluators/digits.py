@@ -59,7 +59,7 @@ def train(model: nn.Module, progress: Progress | None = None) -> None:
     split = digits_splits().calibration
     inputs, labels = next(split.batches(len(split)))
     threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # another count may round differently
+    torch.set_num_threads(1)  # another count may round differently, and the network is small
     try:
         _initialise(model, generator)
         steps = _EPOCHS * -(-len(labels) // _BATCH)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +29,15 @@ _PATHS = (
 )
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Hand our own errors to pydantic as its kind, which adds the field that was wrong."""
+    try:
+        yield
+    except ApportionError as error:
+        raise ValueError(str(error)) from error
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -45,7 +56,9 @@ class DatabaseConfig(_Section):
     @field_validator("levels")
     @classmethod
     def _check(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
-        if not any(level.is_dense for level in expand_levels(texts)):
+        with _explained():
+            levels = expand_levels(texts)
+        if not any(level.is_dense for level in levels):
             raise ValueError("'dense' must be among the levels, so that every layer has at least one")
         return texts
 
@@ -68,7 +81,8 @@ class SearchConfig(_Section):
         for algorithm in algorithms:
             if isinstance(algorithm, dict) and len(algorithm) != 1:
                 raise ValueError(f"an algorithm with parameters is written {{name: {{parameter: value}}}}, got {algorithm}")
-            resolve(algorithm if isinstance(algorithm, str) else next(iter(algorithm)))
+            with _explained():
+                resolve(algorithm if isinstance(algorithm, str) else next(iter(algorithm)))
         return algorithms
 
     @field_validator("seeds")
@@ -113,20 +127,23 @@ class Job(_Section):
     @field_validator("budgets")
     @classmethod
     def _budgets(cls, budgets: dict[str, float]) -> dict[str, float]:
-        for metric, ratio in budgets.items():
-            check_budget_ratio(metric, ratio)
+        with _explained():
+            for metric, ratio in budgets.items():
+                check_budget_ratio(metric, ratio)
         return budgets
 
     @field_validator("fitness")
     @classmethod
     def _fitness(cls, fitness: str) -> str:
-        criterion(fitness)
+        with _explained():
+            criterion(fitness)
         return fitness
 
     @field_validator("batchnorm")
     @classmethod
     def _batchnorm(cls, mode: str) -> str:
-        check_mode(mode)
+        with _explained():
+            check_mode(mode)
         return mode
 
     @classmethod
@@ -186,9 +203,6 @@ def _job_error(path: Path, error: ValidationError) -> JobError:
         key = str(first["loc"][-1])
         valid = _valid_keys(first["loc"][:-1])
         return JobError(path, field, str(UnknownNameError("key", key, valid)))
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, ApportionError):
-        return JobError(path, field, str(cause))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "required key is missing"

@@ -1,12 +1,24 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share. The real thing in small: the digits network, five levels, 256 calibration images."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import yaml
 
+from db.database import LayerDatabase
+from evaluators.workloads import Workload
+from search.job import Job
+from search.pipeline import build
+
+torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
+LEVELS = ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +27,63 @@ def shared_data() -> Path:
     if not _SHARED.is_dir():
         pytest.skip("the shared development data does not lie beside this checkout")
     return _SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache folder stays as it is."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(scope="session")
+def database_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("databases") / "digits"
+
+
+@pytest.fixture(scope="session")
+def content(database_path: Path) -> dict[str, Any]:
+    """A job's content. Tests change a copy (`job_file`)."""
+    return {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
+        "database": {"path": str(database_path), "levels": LEVELS},
+        "budgets": {"flops": 0.25},
+        "search": {"algorithms": ["spdy", "dp", "ga", "random"], "evaluations": 20, "seeds": [0]},
+        "workers": {"count": 0, "cpus": 1},
+    }
+
+
+@pytest.fixture(scope="session")
+def built(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, LayerDatabase]:
+    """The workload with its database, built once."""
+    return build(Job.parse(content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
+
+
+@pytest.fixture
+def digits(built: tuple[Workload, LayerDatabase]) -> Workload:
+    return built[0]
+
+
+@pytest.fixture
+def database(built: tuple[Workload, LayerDatabase]) -> LayerDatabase:
+    return built[1]
+
+
+@pytest.fixture
+def job_file(
+    content: dict[str, Any], built: tuple[Workload, LayerDatabase], tmp_path: Path
+) -> Callable[..., Path]:
+    """Write a job file into the test's own folder; keywords replace top-level keys."""
+
+    def write(**changes: Any) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(yaml.safe_dump({**content, **changes}))
+        return path
+
+    return write

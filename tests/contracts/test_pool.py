@@ -1,0 +1,105 @@
+"""What every pool must do. A new pool adds one line to POOLS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from compressors.errors import ConfigurationError, EvaluationError
+from db.database import LayerDatabase
+from evaluators.pool import LocalPool, Pool, RayPool, Score, Scorer
+from evaluators.stitched import StitchedScorer
+from evaluators.workloads import Workload
+
+POOLS: dict[str, Callable[[Callable[[], Scorer]], Pool]] = {
+    "local": lambda make: LocalPool(make, threads=1),
+    "ray-1": lambda make: RayPool(make, count=1, cpus=1),
+    "ray-2": lambda make: RayPool(make, count=2, cpus=1),
+}
+
+
+class Sum:
+    """Scores a candidate by its sum; slower for smaller ones, so that results arrive out of order. -1 fails always; -2 fails
+    until a file is there; -3 kills its process once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+        time.sleep(0.05 / (1 + max(0, candidate[0])))
+        if candidate[0] == -1:
+            raise RuntimeError("this candidate cannot be scored")
+        if candidate[0] < -1:
+            marker = self._folder / str(candidate[0])
+            if not marker.exists():
+                marker.touch()
+                if candidate[0] == -3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise RuntimeError("only the first time")
+        return sum(candidate) * fidelity
+
+
+@pytest.fixture(params=list(POOLS))
+def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pool]:
+    if request.param.startswith("ray"):
+        pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    with POOLS[request.param](partial(Sum, tmp_path)) as pool:
+        yield pool
+
+
+def fitness(scores: Iterator[Score]) -> list[float]:
+    return [score.fitness for score in scores]
+
+
+def test_scores_come_in_asked_order(pool: Pool) -> None:
+    requests = [((i % 7, i), 1.0 if i % 2 else 0.5) for i in range(20)]
+    assert fitness(pool.evaluate(requests)) == [sum(c) * f for c, f in requests]
+    assert fitness(pool.evaluate([])) == []
+    assert fitness(pool.evaluate([((3,), 1.0)])) == [3.0]
+
+
+def test_a_candidate_that_fails_once_is_tried_again(pool: Pool) -> None:
+    assert fitness(pool.evaluate([((1,), 1.0), ((-2,), 1.0), ((2,), 1.0)])) == [1.0, -2.0, 2.0]
+
+
+def test_a_candidate_that_fails_twice_fails_with_its_traceback(pool: Pool) -> None:
+    with pytest.raises(EvaluationError, match="this candidate cannot be scored") as caught:
+        fitness(pool.evaluate([((1,), 1.0), ((-1,), 1.0)]))
+    assert caught.value.candidate == (-1,)
+    assert fitness(pool.evaluate([((4,), 1.0)])) == [4.0]
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    with RayPool(partial(Sum, tmp_path), count=2, cpus=1) as pool:
+        requests = [((i,), 1.0) for i in (5, -3, 6, 7, 8)]
+        assert fitness(pool.evaluate(requests)) == [5.0, -3.0, 6.0, 7.0, 8.0]
+        assert pool.replaced == 1
+
+
+def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
+            RayPool(partial(Sum, tmp_path), count=3, cpus=1)
+        assert ray.is_initialized()  # a Ray that was there before stays
+    finally:
+        ray.shutdown()
+
+
+def test_local_and_ray_agree_to_the_bit(digits: Workload, database: LayerDatabase) -> None:
+    pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    make = partial(StitchedScorer, digits, database, "loss", "batch")
+    requests = [(tuple((i * j) % 5 for j in range(14)), 1.0) for i in range(12)]
+    results = []
+    for open_pool in POOLS.values():
+        with open_pool(make) as pool:
+            results.append(fitness(pool.evaluate(requests)))
+    assert results[0] == results[1] == results[2]

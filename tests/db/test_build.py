@@ -1,0 +1,151 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from compressors.errors import ConfigurationError, DatabaseError, DatabaseMismatchError, LayerError, OutputError
+from compressors.levels import expand_levels
+from db.build import build_database
+from db.database import LayerDatabase
+
+
+def net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(*layers).eval()
+
+
+def make(path: Path, model: nn.Module | None = None, levels: tuple[str, ...] = ("dense", "unstr-0.50"), **options: Any) -> LayerDatabase:
+    inputs = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    return build_database(
+        path,
+        model or net(),
+        lambda: iter([inputs]),
+        expand_levels(levels),
+        **{"model_fingerprint": "m", "calibration_fingerprint": "c", **options},
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_stopped_build_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole")
+    compressed: list[str] = []
+
+    def stop(what: str, done: int, _total: int) -> None:
+        compressed.append(what)
+        if done == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make(tmp_path / "stopped", progress=stop)
+    assert not (tmp_path / "stopped" / "manifest.json").exists()
+    assert len(list((tmp_path / "stopped" / "layers").iterdir())) == 2
+    first = sorted((tmp_path / "stopped" / "layers").iterdir())[0].stat().st_mtime_ns
+    resumed = make(tmp_path / "stopped")
+    assert sorted((tmp_path / "stopped" / "layers").iterdir())[0].stat().st_mtime_ns == first
+    assert resumed.fingerprint == whole.fingerprint
+
+
+def test_a_finished_build_is_opened(tmp_path: Path) -> None:
+    first = make(tmp_path / "d")
+    calls: list[str] = []
+    again = make(tmp_path / "d", progress=lambda what, *_: calls.append(what))
+    assert (again.fingerprint, calls) == (first.fingerprint, [])
+
+
+def test_a_folder_of_another_build_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "d")
+    with pytest.raises(DatabaseMismatchError, match="other levels"):
+        make(tmp_path / "d", levels=("dense", "unstr-0.60"))
+    with pytest.raises(DatabaseMismatchError, match="other model, calibration"):
+        make(tmp_path / "d", model_fingerprint="x", calibration_fingerprint="y")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("hello")
+    with pytest.raises(DatabaseError, match="holds other files"):
+        make(tmp_path / "other")
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["letter.txt"]
+
+
+def test_a_half_written_layer_file_is_made_again(tmp_path: Path) -> None:
+    whole = make(tmp_path / "d")
+    (tmp_path / "d" / "manifest.json").unlink()
+    file = sorted((tmp_path / "d" / "layers").iterdir())[1]
+    file.write_bytes(file.read_bytes()[:40])
+    assert make(tmp_path / "d").fingerprint == whole.fingerprint
+
+
+def test_dense_must_be_among_the_levels(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="'dense' must be among the levels"):
+        make(tmp_path / "d", levels=("unstr-0.50",))
+
+
+def test_values_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(LayerError, match="layer '[25]'"):
+        make(tmp_path / "d", model)
+    bad = torch.full((4, 1, 4, 4), float("inf"))
+    with pytest.raises(LayerError, match="layer '0': its Hessian is not finite"):
+        build_database(
+            tmp_path / "e", net(), lambda: iter([bad]), expand_levels(["dense"]), model_fingerprint="m", calibration_fingerprint="c"
+        )
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        make(tmp_path / "file" / "d")
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from db import build
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(build, "save_file", full)
+    with pytest.raises(OutputError, match="No space left"):
+        make(tmp_path / "d")
+    assert [p.name for p in (tmp_path / "d").rglob("*") if p.is_file()] == ["build.json"]
+
+
+def test_a_second_build_of_the_same_folder_is_refused(tmp_path: Path) -> None:
+    def meanwhile(*_: object) -> None:
+        with pytest.raises(DatabaseError, match="another process is building"):
+            make(tmp_path / "d")
+
+    make(tmp_path / "d", progress=meanwhile)
+
+
+def test_kill_9_in_the_middle(tmp_path: Path, job_file: Callable[..., Path]) -> None:
+    levels = ["dense", "unstr-0.10..0.99"]
+    job = job_file(database={"path": str(tmp_path / "d"), "levels": levels})
+    command = [sys.executable, "-m", "search.cli", "build", str(job)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "d" / "layers").glob("0*"))) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "d" / "manifest.json").exists()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    other = job_file(database={"path": str(tmp_path / "whole"), "levels": levels})
+    subprocess.run([*command[:-1], str(other)], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    fingerprints = [json.loads((tmp_path / d / "manifest.json").read_text())["fingerprint"] for d in ("d", "whole")]
+    assert fingerprints[0] == fingerprints[1]
+    LayerDatabase.open(tmp_path / "d").verify()

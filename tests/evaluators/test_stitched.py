@@ -1,0 +1,172 @@
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from compressors.errors import ConfigurationError, UnknownNameError
+from compressors.levels import parse_level
+from db.database import LayerDatabase
+from evaluators import segments
+from evaluators.models import build_model
+from evaluators.stitched import StitchedScorer
+from evaluators.workloads import Workload
+
+DENSE = (0,) * 14
+MODES = ("running", "batch", "recalibrate")
+
+
+def stitched(digits: Workload, database: LayerDatabase, candidate: tuple[int, ...]) -> torch.nn.Module:
+    model = copy.deepcopy(digits.model)
+    levels = database.levels()
+    database.stitch(model, {name: parse_level(levels[name][i]) for name, i in zip(levels, candidate, strict=True)})
+    return model
+
+
+def candidates(seed: int, count: int) -> list[tuple[int, ...]]:
+    rng = np.random.default_rng(seed)
+    drawn = [tuple(rng.integers(0, 5, 14).tolist())]
+    while len(drawn) < count:  # neighbours, so that prefixes are shared
+        changed = list(drawn[-1])
+        changed[int(rng.integers(14))] = int(rng.integers(5))
+        drawn.append(tuple(changed))
+    return drawn
+
+
+def test_dense_in_running_mode_is_the_models_own_loss(digits: Workload, database: LayerDatabase) -> None:
+    with torch.no_grad():
+        outputs = digits.model(digits.calibration.inputs)
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+    assert StitchedScorer(digits, database, "loss", "running").score(DENSE) == pytest.approx(expected, rel=1e-6)
+    wrong = float((outputs.argmax(1) != digits.calibration.labels).double().mean())
+    assert StitchedScorer(digits, database, "error", "running").score(DENSE) == pytest.approx(wrong, abs=1e-12)
+    assert StitchedScorer(digits, database, "kl", "running").score(DENSE) == 0
+
+
+def test_kl_is_against_the_dense_outputs(digits: Workload, database: LayerDatabase) -> None:
+    candidate = (2,) * 14
+    with torch.no_grad():
+        dense = digits.model(digits.calibration.inputs).double().log_softmax(1)
+        ours = stitched(digits, database, candidate)(digits.calibration.inputs).double().log_softmax(1)
+    expected = float((dense.exp() * (dense - ours)).sum(1).mean())
+    assert StitchedScorer(digits, database, "kl", "running").score(candidate) == pytest.approx(expected, rel=1e-5)
+
+
+def test_batch_mode_uses_the_batchs_own_statistics(digits: Workload, database: LayerDatabase) -> None:
+    candidate = (3,) * 14
+    model = stitched(digits, database, candidate)
+    model.train()
+    total = 0.0
+    with torch.no_grad():
+        for x, y in digits.calibration.batches(digits.batch_size):
+            total += float(F.cross_entropy(model(x).double(), y, reduction="sum"))
+    expected = total / len(digits.calibration)
+    assert StitchedScorer(digits, database, "loss", "batch").score(candidate) == pytest.approx(expected, rel=1e-5)
+
+
+def test_recalibrate_mode_re_tunes_for_every_candidate(digits: Workload, database: LayerDatabase) -> None:
+    from compressors.corrections import retune_batchnorm
+
+    candidate = (3,) * 14
+    model = stitched(digits, database, candidate)
+    retune_batchnorm(model, (x for x, _ in digits.calibration.batches(digits.batch_size)))
+    with torch.no_grad():
+        outputs = torch.cat([model(x) for x, _ in digits.calibration.batches(digits.batch_size)])
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+    scorer = StitchedScorer(digits, database, "loss", "recalibrate")
+    assert scorer.score(candidate) == pytest.approx(expected, rel=1e-6)
+    assert scorer.score(DENSE) < scorer.score(candidate)
+    assert scorer.score(candidate) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_scores_do_not_depend_on_what_was_scored_before(digits: Workload, database: LayerDatabase, mode: str) -> None:
+    drawn = candidates(1, 6)
+    together = StitchedScorer(digits, database, "loss", mode)
+    alone = [StitchedScorer(digits, database, "loss", mode).score(c) for c in drawn]
+    assert [together.score(c) for c in drawn] == alone
+    assert [together.score(c) for c in reversed(drawn)] == alone[::-1]
+
+
+@pytest.mark.parametrize("mode", ["running", "batch"])
+@pytest.mark.parametrize("prefix_bytes", [1 << 30, 1_000_000])
+def test_prefix_reuse_changes_no_bit(digits: Workload, database: LayerDatabase, mode: str, prefix_bytes: int) -> None:
+    reuse = StitchedScorer(digits, database, "loss", mode, prefix_bytes=prefix_bytes)
+    full = StitchedScorer(digits, database, "loss", mode, prefix_bytes=0)
+    for i, candidate in enumerate(candidates(2, 25)):
+        fidelity = 0.5 if i % 3 == 0 else 1.0
+        assert reuse.score(candidate, fidelity) == full.score(candidate, fidelity)
+
+
+def test_prefix_reuse_really_skips_the_prefix(digits: Workload, database: LayerDatabase) -> None:
+    scorer = StitchedScorer(digits, database, "loss", "running")
+    scorer.score(DENSE)
+    calls: list[str] = []
+    for name, module in scorer._model.named_modules():
+        if name in database.layers:
+            module.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+    scorer.score((*DENSE[:-1], 1))
+    assert set(calls) == {"linear"}
+
+
+def test_a_bounded_weight_cache_gives_the_same(digits: Workload, database: LayerDatabase) -> None:
+    small = StitchedScorer(digits, database, "loss", "running", weight_bytes=1)
+    large = StitchedScorer(digits, database, "loss", "running")
+    for candidate in candidates(3, 8):
+        assert small.score(candidate) == large.score(candidate)
+
+
+def test_the_workloads_model_is_left_alone(digits: Workload, database: LayerDatabase) -> None:
+    before = {k: v.clone() for k, v in digits.model.state_dict().items()}
+    for mode in MODES:
+        StitchedScorer(digits, database, "loss", mode).score((4,) * 14)
+    assert all(torch.equal(v, before[k]) for k, v in digits.model.state_dict().items())
+
+
+def test_fidelity_takes_the_first_batches(digits: Workload, database: LayerDatabase) -> None:
+    half = Workload(digits.model, digits.calibration.subset(range(128)), digits.train, digits.test, digits.batch_size)
+    whole = StitchedScorer(digits, database, "loss", "batch")
+    assert whole.score((2,) * 14, 0.5) == StitchedScorer(half, database, "loss", "batch").score((2,) * 14)
+    assert whole.score((2,) * 14, 0.01) == whole.score((2,) * 14, 0.25)
+
+
+def test_bad_candidates_and_names(digits: Workload, database: LayerDatabase) -> None:
+    scorer = StitchedScorer(digits, database, "loss", "running")
+    with pytest.raises(ConfigurationError, match="13 levels for 14 layers"):
+        scorer.score((0,) * 13)
+    with pytest.raises(ConfigurationError, match="layer 'conv1': level index 9, valid are 0 to 4"):
+        scorer.score((9, *DENSE[1:]))
+    with pytest.raises(UnknownNameError, match="unknown fitness 'los'; did you mean 'loss'"):
+        StitchedScorer(digits, database, "los", "running")
+    with pytest.raises(UnknownNameError, match="unknown batchnorm mode 'batches'; did you mean 'batch'"):
+        StitchedScorer(digits, database, "loss", "batches")
+
+
+def test_a_model_that_cannot_be_traced_is_one_segment(caplog: pytest.LogCaptureFixture) -> None:
+    class Branching(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) if x.sum() > 0 else x
+
+    assert len(segments.cut(Branching(), ["layer"]).parts) == 1
+    assert "no prefix reuse" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:vgg11_bn", "cifar_resnet32"])
+def test_segments_of_known_models_chain_to_the_model(name: str, tmp_path: Path) -> None:
+    model = build_model(name)
+    names = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    cut = segments.cut(model, names)
+    assert len(cut.parts) >= 8
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = x
+        for part in cut.parts:
+            y = part(y)
+        assert torch.equal(y, model(x))
+    assert list(cut.where) == names or set(cut.where) == set(names)

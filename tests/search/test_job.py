@@ -1,0 +1,106 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from compressors.errors import JobError
+from search.job import Job, json_schema
+
+BASE: dict[str, Any] = {"workload": {"data": {"kind": "digits"}}, "database": {"path": "db"}}
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
+    data = {"kind": "npz", "calibration": "a.npz", "test": "/abs/b.npz"}
+    workload = {"model": "cifar_resnet20", "weights": "w.safetensors", "data": data}
+    job = Job.load(write(tmp_path, {"workload": workload, "database": {"path": "../db"}}))
+    assert job.workload.weights == str(tmp_path / "w.safetensors")
+    assert str(job.workload.data.calibration) == str(tmp_path / "a.npz")  # type: ignore[union-attr]
+    assert str(job.workload.data.test) == "/abs/b.npz"  # type: ignore[union-attr]
+    assert job.database.path.resolve() == (tmp_path.parent / "db")
+    assert job.store == f"sqlite:///{tmp_path / 'apportion.sqlite'}"
+
+
+def test_torchvision_weight_enums_are_no_paths(tmp_path: Path) -> None:
+    workload = {"model": "torchvision:resnet18", "weights": "IMAGENET1K_V1", "data": {"kind": "digits"}}
+    assert Job.load(write(tmp_path, {**BASE, "workload": workload})).workload.weights == "IMAGENET1K_V1"
+
+
+def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
+    job = Job.load(write(tmp_path, {**BASE, "search": {"algorithms": ["dp", {"ga": {"population": 8}}]}}))
+    assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json")))) == job
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "message"),
+    [
+        ({"bugdets": {}}, "bugdets", "unknown key 'bugdets'; did you mean 'budgets'"),
+        ({"search": {"evalutions": 3}}, "search.evalutions", "did you mean 'evaluations'"),
+        ({"workload": {"data": {"kind": "digits"}, "modle": "x"}}, "workload.modle", "did you mean 'model'"),
+        (
+            {"workload": {"model": "cifar_resnet20", "data": {"kind": "npz", "calibration": "a", "tests": "b"}}},
+            "workload.data.npz",
+            "",
+        ),
+        ({"workload": {"data": {"kind": "digit"}}}, "workload.data", "digit"),
+        ({"workload": {"data": {"kind": "imagefolder", "calibration": "a", "test": "b"}}}, "workload", "model is missing"),
+        ({"budgets": {"flop": 0.5}}, "budgets", "unknown metric 'flop'; did you mean 'flops'"),
+        ({"budgets": {"flops": 0}}, "budgets", "above 0 and at most 1; got 0"),
+        ({"budgets": {"flops": 1.5}}, "budgets", "above 0 and at most 1; got 1.5"),
+        ({"budgets": {"flops": "half"}}, "budgets.flops", "number"),
+        ({"fitness": "los"}, "fitness", "unknown fitness 'los'; did you mean 'loss'"),
+        ({"batchnorm": "bach"}, "batchnorm", "did you mean 'batch'"),
+        ({"errors": "losses"}, "errors", "'layer' or 'loss'"),
+        ({"database": {"path": "db", "levels": ["dense", "unstr-1.5"]}}, "database.levels", "level 'unstr-1.5'"),
+        ({"database": {"path": "db", "levels": ["unstr-0.5"]}}, "database.levels", "'dense' must be among the levels"),
+        ({"database": {}}, "database.path", "required key is missing"),
+        ({"search": {"algorithms": ["spdi"]}}, "search.algorithms", "unknown algorithm 'spdi'; did you mean 'spdy'"),
+        ({"search": {"algorithms": [{"ga": {}, "dp": {}}]}}, "search.algorithms", "written {name: {parameter: value}}"),
+        ({"search": {"evaluations": 0}}, "search.evaluations", "greater than or equal to 1"),
+        ({"search": {"seeds": [0, 0]}}, "search.seeds", "different whole numbers"),
+        ({"workers": {"count": -1}}, "workers.count", "greater than or equal to 0"),
+    ],
+)
+def test_bad_jobs_name_the_field(tmp_path: Path, change: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(JobError) as caught:
+        Job.load(write(tmp_path, {**BASE, **change}))
+    assert caught.value.field.startswith(field)
+    assert message in str(caught.value)
+    assert str(tmp_path / "job.yaml") in str(caught.value)
+
+
+def test_unknown_keys_inside_a_kind_of_data_name_the_nearest(tmp_path: Path) -> None:
+    data = {"kind": "npz", "calibration": "a", "test": "b", "trian": "c"}
+    with pytest.raises(JobError, match="unknown key 'trian'; did you mean 'train'"):
+        Job.load(write(tmp_path, {**BASE, "workload": {"model": "cifar_resnet20", "data": data}}))
+
+
+def test_files_that_are_no_jobs(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="No such file"):
+        Job.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(JobError, match="not readable as YAML"):
+        Job.load(tmp_path / "bad.yaml")
+    with pytest.raises(JobError, match="a job is a mapping"):
+        Job.load(write(tmp_path, ["a"]))
+
+
+def test_the_published_schema_takes_what_load_takes(job_file: Callable[..., Path]) -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(yaml.safe_load(job_file().read_text()), schema)
+    for example in (Path(__file__).parents[2] / "examples").glob("*.yaml"):
+        content = yaml.safe_load(example.read_text())
+        jsonschema.validate(content, schema)
+        Job.load(example)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**BASE, "bugdets": {}}, schema)
