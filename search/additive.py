@@ -13,6 +13,8 @@ from compressors.errors import SpaceError
 from search.space import Candidate, SearchSpace
 
 BUCKETS = 10_000
+_NODES = 200_000
+"""Branch-and-bound nodes before HiGHS gives up with the best it has: a limit of time would make results depend on the machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +27,13 @@ class Solution:
 
 
 def optimum(space: SearchSpace) -> Candidate:
-    """The feasible candidate of least additive error: by the dynamic program where one budget decides (up to the rounding of
-    its buckets), else by MILP."""
-    if len(space.budgets) == 1:
-        return dynamic_program(space, space.error_table)
-    singles = [dynamic_program(space, space.error_table, b) for b in range(len(space.budgets))]
-    # The optimum under one budget that meets all the others is the optimum under all.
-    if holding := [c for c in singles if space.feasible(c)]:
-        return min(holding, key=space.error)
-    return milp(space).candidate if space.budgets else tuple(int(i) for i in space.error_table.argmin(1))
+    """The feasible candidate of least additive error, proven by MILP. The dynamic programs run beside it: their result stands
+    where the solver gives up, and where it is better within the solver's tolerance. `SearchSpace.optimum` keeps it."""
+    if not space.budgets:
+        return tuple(int(i) for i in space.error_table.argmin(1))
+    found = [dynamic_program(space, space.error_table, b) for b in range(len(space.budgets))]
+    found = [candidate for candidate in found if space.feasible(candidate)]
+    return min([*found, milp(space).candidate], key=space.error)
 
 
 def approximate(space: SearchSpace, errors: np.ndarray) -> Candidate:
@@ -86,7 +86,13 @@ def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
         constraints = [LinearConstraint(one_each, 1, 1)]
         if space.budgets:
             constraints.append(LinearConstraint(space.load_table[:, present], -np.inf, space.limits - margin))
-        result = highs(weights, integrality=np.ones(len(weights)), bounds=Bounds(0, 1), constraints=constraints)
+        result = highs(
+            weights,
+            integrality=np.ones(len(weights)),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"node_limit": _NODES, "mip_rel_gap": 1e-9},
+        )
         if result.x is None:
             break
         candidate = _chosen(space, present, result.x)

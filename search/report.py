@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from db.runs import Run, RunStore
-from search.additive import optimum
 from search.pipeline import Problem
 from search.run import RunResult
 
@@ -42,7 +41,7 @@ def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any
 def starting_points(results: Sequence[RunResult], problem: Problem) -> dict[str, float]:
     """Fitness of the uniform profile and of the additive optimum, where a run scored them."""
     known = {t.candidate: t.fitness for r in results for t in r.trials if t.fidelity == 1.0}
-    points = {"uniform": problem.space.uniform(), "additive optimum": optimum(problem.space)}
+    points = {"uniform": problem.space.uniform(), "additive optimum": problem.space.optimum}
     return {name: known[candidate] for name, candidate in points.items() if candidate in known}
 
 

@@ -63,9 +63,8 @@ class SearchSpace:
     def load_table(self) -> np.ndarray:
         """Cost over what the budget leaves for it, [budgets, layers, most levels]: a profile is feasible when its loads sum to
         `limits` at most in every budget. inf where a layer has no such level."""
-        return np.stack([self.pad(self.costs[m]) / self._scale(m) for m in self.budgets] or [np.empty((0, *self.error_table.shape))])[
-            : len(self.budgets)
-        ].reshape(len(self.budgets), *self.error_table.shape)
+        loads = [self.pad(self.costs[metric]) / self._scale(metric) for metric in self.budgets]
+        return np.array(loads).reshape(len(loads), *self.error_table.shape)
 
     @cached_property
     def limits(self) -> np.ndarray:
@@ -93,6 +92,13 @@ class SearchSpace:
         for layer, order in enumerate(self.order):
             table[layer, order] = np.arange(len(order))
         return table
+
+    @cached_property
+    def optimum(self) -> Candidate:
+        """The feasible candidate of least additive error. The space must have passed `check`."""
+        from search.additive import optimum  # additive.py imports this module
+
+        return optimum(self)
 
     def pad(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Ragged rows as [layers, most levels], inf where a layer has no such level."""

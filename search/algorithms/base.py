@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from compressors.errors import ConfigurationError, UnknownNameError, nearest
-from search.additive import optimum
 from search.space import Candidate, SearchSpace
 
 _BUILT_IN = ("dp", "ga", "random", "spdy")
@@ -44,7 +43,7 @@ class Algorithm(ABC):
     def __init__(self, space: SearchSpace, rng: np.random.Generator, evaluations: float, *, cold: bool = False) -> None:
         self.space, self.rng, self.evaluations = space, rng, evaluations
         self.known: dict[Candidate, float] = {}
-        self._starts = [] if cold else list(dict.fromkeys([space.uniform(), optimum(space)]))
+        self._starts = [] if cold else list(dict.fromkeys([space.uniform(), space.optimum]))
 
     def ask(self) -> list[Trial]:
         """The next trials, feasible under all budgets; an empty list when there are no more. Every ask is followed by a tell

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from search.additive import optimum
 from search.algorithms.base import Algorithm, Trial, register
 
 
 @register("dp")
 class DynamicProgram(Algorithm):
-    """Exact for an additive error (Frantar & Alistarh 2022, algorithm 1): dynamic program for one budget, MILP for several."""
+    """Exact for an additive error (Frantar & Alistarh 2022, algorithm 1): dynamic program, checked by MILP."""
 
     def propose(self) -> list[Trial]:
-        candidate = optimum(self.space)
+        candidate = self.space.optimum
         return [] if candidate in self.known else [Trial(candidate)]

@@ -15,7 +15,7 @@ from search.additive import approximate
 from search.algorithms.base import Algorithm, Trial, register
 from search.space import Candidate, SearchSpace
 
-_TRIES = 200
+_TRIES = 25
 """Coefficient vectors tried for one candidate that is not known yet; many vectors give the same profile."""
 
 
@@ -60,8 +60,9 @@ class Spdy(Algorithm):
                     self._samples -= 1
                     break
             else:
-                self._samples = 0  # random vectors lead nowhere new: look around the best
-                self._width = min(len(self.space.layers), self._width + 1)
+                self._samples = 0  # random vectors lead nowhere new
+                if (candidate := self._step()) not in self.known and candidate not in self._asked:
+                    self._asked[candidate] = self._best
         return [Trial(candidate) for candidate in self._asked]
 
     def learn(self, trials: Sequence[Trial]) -> None:
@@ -87,6 +88,13 @@ class Spdy(Algorithm):
         chosen = self.rng.choice(len(coefficients), self._width, replace=False)
         coefficients[chosen] = self._draw(coefficients[chosen])
         return coefficients
+
+    def _step(self) -> Candidate:
+        """Where no coefficients near the best give a new profile: the best profile with one layer moved, repaired."""
+        moved = list(self.best() if self.known else approximate(self.space, self._weighted(self._best)))
+        layer = int(self.rng.integers(len(moved)))
+        moved[layer] = int(self.rng.integers(self.space.counts[layer]))
+        return self.space.repair(moved)
 
     def _draw(self, around: np.ndarray) -> np.ndarray:
         """New coefficients: uniform in [0, 1] for the paper's prior; for a table that already knows the layers' sensitivities,

@@ -1,0 +1,183 @@
+"""The command line as a user meets it: real processes, real Ray, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from db.runs import RunStore
+from evaluators.models import build_model
+from evaluators.workloads import Workload
+from search.cli import main
+from search.export import test_accuracy as measure_accuracy
+
+COMMAND = [sys.executable, "-m", "search.cli"]
+
+
+def apportion(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def league(job: Path) -> dict[str, Any]:
+    done = apportion("search", job, "--json")
+    assert done.returncode == 0, done.stderr
+    content: dict[str, Any] = json.loads(done.stdout)
+    return content
+
+
+def trials(job: Path) -> dict[str, list[tuple[tuple[int, ...], float]]]:
+    store = RunStore(f"sqlite:///{job.parent / 'apportion.sqlite'}")
+    return {run.id: [(t.candidate, t.fitness) for t in store.trials(run.id)] for run in store.runs()}
+
+
+def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Workload) -> None:
+    job = job_file()
+    built = json.loads(apportion("build", job, "--json").stdout)
+    assert built["layers"] == 14
+    content = league(job)
+    assert {row["algorithm"] for row in content["league"]} == {"spdy", "dp", "ga", "random"}
+    assert all(row["budgets_met"] for row in content["league"])
+    best = min(row["best"] for row in content["league"])
+    assert best <= min(content["starting_points"].values())
+    run = next(row["run"] for row in content["league"] if row["best"] == best)
+    store = content["store"]
+
+    listed = json.loads(apportion("runs", "--store", store, "--json").stdout)
+    assert {row["state"] for row in listed} == {"finished"}
+    assert run in apportion("runs", "--store", store).stdout
+
+    shown = json.loads(apportion("show", run, "--store", store, "--json").stdout)
+    assert shown["fitness"] == best
+    assert shown["costs"]["flops"] <= 0.25
+    assert "flops" in apportion("show", run, "--store", store).stdout
+
+    out = tmp_path / "out"
+    exported = json.loads(apportion("export", run, "-o", out, "--store", store, "--json").stdout)
+    assert sorted(p.name for p in out.iterdir()) == ["model.safetensors", "profile.json", "profile.txt"]
+    profile = json.loads((out / "profile.json").read_text())
+    assert profile["profile"] == shown["profile"]
+    assert profile["provenance"]["run"] == run
+    assert len((out / "profile.txt").read_text().splitlines()) == 14
+    model = build_model("digits_resnet", str(out / "model.safetensors"))
+    retuned = measure_accuracy(model, digits.test, 64)
+    assert retuned == pytest.approx(exported["accuracy"]["retuned"], abs=1e-9)
+    state = load_file(out / "model.safetensors")
+    for name, level in profile["profile"].items():
+        removed = float((state[f"{name}.weight"] == 0).float().mean())
+        assert removed >= (0 if level == "dense" else float(level.removeprefix("unstr-"))) - 1e-6
+
+
+def test_kill_9_and_the_same_command_again(job_file: Callable[..., Path], tmp_path: Path) -> None:
+    search = {"algorithms": ["spdy", "ga"], "evaluations": 60, "seeds": [0, 1]}
+    job = job_file(search=search)
+    league(job)
+    undisturbed = trials(job)
+    (tmp_path / "again").mkdir()
+    again = tmp_path / "again" / "job.yaml"
+    again.write_text(job.read_text())
+    for count in (3, 70, 130):
+        process = subprocess.Popen([*COMMAND, "search", str(again)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while sum(map(len, trials(again).values())) < count and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    league(again)
+    assert trials(again) == undisturbed
+
+
+def test_ctrl_c_keeps_what_is_there(job_file: Callable[..., Path]) -> None:
+    job = job_file(search={"algorithms": ["random"], "evaluations": 5000, "seeds": [0]})
+    process = subprocess.Popen([*COMMAND, "search", str(job)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while sum(map(len, trials(job).values())) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert RunStore(f"sqlite:///{job.parent / 'apportion.sqlite'}").runs()[0].state == "running"
+
+
+def test_two_ray_workers_find_what_one_process_finds(job_file: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    job = job_file(search={"algorithms": ["spdy", "random"], "evaluations": 12, "seeds": [0]})
+    league(job)
+    alone = trials(job)
+    (tmp_path / "ray").mkdir()
+    there = job_file(
+        search={"algorithms": ["spdy", "random"], "evaluations": 12, "seeds": [0]}, workers={"count": 2, "cpus": 1}
+    ).rename(tmp_path / "ray" / "job.yaml")
+    league(there)
+    assert trials(there) == alone
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budgets": {"flops": 0.01}}, "budget 'flops': cannot be met: 0.01 of the dense model is asked, the levels reach"),
+        ({"budgets": {"bits": 0.02, "flops": 0.5}}, "budget 'bits': cannot be met"),
+        ({"search": {"algorithms": [{"ga": {"populaton": 3}}]}}, "did you mean 'population'"),
+        ({"workload": {"data": {"kind": "digits"}, "calibration_samples": 9999}}, "9999 images are asked for"),
+        ({"workload": {"data": {"kind": "digits"}, "model": "digits_resnt"}}, "did you mean 'digits_resnet'"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    job_file: Callable[..., Path], capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
+) -> None:
+    job = job_file(**changes)
+    assert main(["search", str(job)]) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("apportion:")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in errors[0]
+    store = job.parent / "apportion.sqlite"
+    assert not store.exists() or not any(map(len, trials(job).values()))  # an error before any evaluation
+
+
+def test_an_unwritable_output_folder(job_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = job_file(search={"algorithms": ["dp"], "evaluations": 2, "seeds": [0]})
+    run = league(job)["league"][0]["run"]
+    store = f"sqlite:///{tmp_path / 'apportion.sqlite'}"
+    (tmp_path / "file").write_text("here")
+    assert main(["export", run, "-o", str(tmp_path / "file"), "--store", store]) == 1
+    assert f"cannot write {tmp_path / 'file'}" in capsys.readouterr().err
+    assert main(["export", run, "-o", str(tmp_path / "file" / "out"), "--store", store]) == 1
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def test_unknown_runs_and_stores(job_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    league(job_file(search={"algorithms": ["dp"], "evaluations": 2, "seeds": [0]}))
+    assert main(["show", "dp-s9", "--store", f"sqlite:///{tmp_path / 'apportion.sqlite'}"]) == 1
+    assert "unknown run 'dp-s9'; did you mean 'dp-s0-" in capsys.readouterr().err
+    assert main(["runs", "--store", f"sqlite:///{tmp_path / 'none.sqlite'}"]) == 1
+    assert "no such file" in capsys.readouterr().err
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_every_help_text_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["build"], ["search"], ["runs"], ["show"], ["export"], ["schema"]):
+        with pytest.raises(SystemExit) as caught:
+            main([*command, "--help"])
+        assert caught.value.code == 0
+        assert "example: apportion" in capsys.readouterr().out
+
+
+def test_a_search_never_changes_the_workloads_model(digits: Workload) -> None:
+    assert not digits.model.training
+    assert all(torch.isfinite(p).all() for p in digits.model.parameters())
