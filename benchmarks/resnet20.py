@@ -75,13 +75,16 @@ def layer_errors(options: argparse.Namespace, reference: dict[str, Any]) -> None
             print(f"{layer.name:16} {made.level!s:16} {made.error:12.5f} {theirs:12.5f} {made.error / theirs - 1:10.1e}")
 
 
-def in_file_order(options: argparse.Namespace, problem: Problem) -> StitchedScorer:
+def in_file_order(problem: Problem) -> StitchedScorer:
     """A scorer on the reference's own batches: the calibration file from first to last."""
     config = problem.job.workload.data
     assert isinstance(config, NpzData)
     calibration = load_splits(config).calibration
     workload = Workload(
-        problem.workload.model, calibration.subset(range(len(calibration))), problem.workload.train, problem.workload.test
+        problem.workload.model,
+        calibration.subset(range(len(calibration))),
+        problem.workload.train,
+        problem.workload.test,
     )
     return StitchedScorer(workload, problem.database, "loss", "batch")
 
@@ -100,7 +103,9 @@ def main() -> None:
     reference = json.loads((options.data / "reference.json").read_text())
     layer_errors(options, reference)
     print("\nloss: calibration loss with batch statistics, our random batches; file: the same in file order, as the reference's")
-    print(f"{'budget':7} {'profile':12} {'seed':>4} {'loss':>8} {'file':>8} {'flops':>8} {'stitched':>8} {'retuned':>8} {'evals':>6}")
+    print(
+        f"{'budget':7} {'profile':12} {'seed':>4} {'loss':>8} {'file':>8} {'flops':>8} {'stitched':>8} {'retuned':>8} {'evals':>6}"
+    )
     for speedup in options.speedups:
         for name in ("dp_loss", "spdy"):
             if row := reference["profiles"].get(f"{name}_{speedup:g}x"):
@@ -111,7 +116,7 @@ def main() -> None:
                 )
         with TerminalProgress() as progress, prepare(job(options, 1 / speedup), progress) as problem:
             assert problem.job.store is not None
-            scorer = in_file_order(options, problem)
+            scorer = in_file_order(problem)
             for result in run_search(problem, RunStore(problem.job.store), progress):
                 exported = export(result, problem, options.work / f"{result.run.id}-{speedup:g}x")
                 accuracy = exported.content["accuracy"]

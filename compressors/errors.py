@@ -40,7 +40,12 @@ class WeightsError(ModelError):
     def __init__(
         self, path: str, missing: Sequence[str] = (), unexpected: Sequence[str] = (), mismatched: Sequence[str] = ()
     ) -> None:
-        self.path, self.missing, self.unexpected, self.mismatched = path, list(missing), list(unexpected), list(mismatched)
+        self.path, self.missing, self.unexpected, self.mismatched = (
+            path,
+            list(missing),
+            list(unexpected),
+            list(mismatched),
+        )
         parts = [
             f"{label}: {_some(keys)}"
             for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))

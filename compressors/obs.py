@@ -122,9 +122,7 @@ class _Unstructured:
             result[where] = self._group_without(self._matrix[where], hinv, columns, order, counts[where], dead)
         return result
 
-    def _group_without(
-        self, w: Tensor, hinv: Tensor, columns: Tensor, order: Tensor, counts: Tensor, dead: int
-    ) -> Tensor:
+    def _group_without(self, w: Tensor, hinv: Tensor, columns: Tensor, order: Tensor, counts: Tensor, dead: int) -> Tensor:
         result = w.clone()
         if dead:
             is_dead = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)

@@ -55,7 +55,8 @@ class LayerDatabase:
                 raise DatabaseCorruptError(path, f"{content['file']} is missing; build again into an empty folder")
             if file.stat().st_size != content["bytes"]:
                 raise DatabaseCorruptError(
-                    path, f"{content['file']} has {file.stat().st_size} bytes instead of {content['bytes']}: truncated or altered"
+                    path,
+                    f"{content['file']} has {file.stat().st_size} bytes instead of {content['bytes']}: truncated or altered",
                 )
         if model_fingerprint is not None and model_fingerprint != manifest["model"]:
             raise DatabaseMismatchError(

@@ -1,9 +1,9 @@
 """The layer database on disk, version 1 (docs/FORMAT.md is its specification for readers in other languages).
 
-    build.json                what is being built; written first
-    layers/0000-conv1.safetensors   every level of one layer, with its LayerRecord in the header's metadata
-    manifest.json             all LayerRecords and the files' sizes; written last: without it the database is unfinished
-    tables/*.json             measured additive tables (see db/tables.py)
+build.json                what is being built; written first
+layers/0000-conv1.safetensors   every level of one layer, with its LayerRecord in the header's metadata
+manifest.json             all LayerRecords and the files' sizes; written last: without it the database is unfinished
+tables/*.json             measured additive tables (see db/tables.py)
 """
 
 from __future__ import annotations

@@ -202,13 +202,13 @@ class RunStore:
         """Number of trials told, number evaluated, best fitness at full fidelity (None before the first)."""
         best = sa.select(sa.func.min(_trials.c.fitness)).where(_trials.c.run == run, _trials.c.fidelity == 1.0)
         counts = sa.select(sa.func.count(), sa.func.sum(sa.cast(_trials.c.evaluated, sa.Integer)))
-        told, evaluated = self._rows(counts.where(_trials.c.run == run))[0]
-        return told, evaluated or 0, self._rows(best)[0][0]
+        row = self._rows(counts.where(_trials.c.run == run))[0]
+        return row[0], row[1] or 0, self._rows(best)[0][0]
 
-    def _rows(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+    def _rows(self, query: Any) -> Sequence[sa.Row[Any]]:
         try:
             with self._engine.connect() as connection:
-                return connection.execute(query).all()
+                return list(connection.execute(query))
         except SQLAlchemyError as error:
             raise StoreError(self.url, _reason(error)) from error
 

@@ -35,7 +35,10 @@ class MeasuredTable:
     def add(self, layer: str, rises: list[float]) -> None:
         """Keep a layer's row; on the disk when this returns. Raises OutputError."""
         self._rows = {**self._rows, layer: rises}
-        content = {"key": self._key, "rows": {n: [None if math.isinf(v) else v for v in r] for n, r in self._rows.items()}}
+        content = {
+            "key": self._key,
+            "rows": {n: [None if math.isinf(v) else v for v in r] for n, r in self._rows.items()},
+        }
         write_json(self.path, {**content, "checksum": format.digest(content)})
 
     def _read(self) -> dict[str, list[float]]:

@@ -1,8 +1,8 @@
 """The three ways to treat batch-norm while a candidate is scored.
 
-    running      the dense model's running statistics, as in eval mode
-    batch        the statistics of the batch itself, as SPDY scores (Frantar & Alistarh 2022); the batches' order and size matter
-    recalibrate  running statistics averaged anew over the calibration data, for every candidate: two passes instead of one
+running      the dense model's running statistics, as in eval mode
+batch        the statistics of the batch itself, as SPDY scores (Frantar & Alistarh 2022); the batches' order and size matter
+recalibrate  running statistics averaged anew over the calibration data, for every candidate: two passes instead of one
 """
 
 from __future__ import annotations

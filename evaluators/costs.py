@@ -50,9 +50,7 @@ def _bits_base(model: nn.Module, compressed: set[int]) -> float:
     return buffers + sum(8 * p.numel() * p.element_size() for p in model.parameters() if id(p) not in compressed)
 
 
-METRICS: dict[
-    str, tuple[Callable[[LayerRecord, Entry], float], Callable[[nn.Module, set[int]], float]]
-] = {
+METRICS: dict[str, tuple[Callable[[LayerRecord, Entry], float], Callable[[nn.Module, set[int]], float]]] = {
     "flops": (_flops, _no_base),
     "params": (_params, _params_base),
     "bits": (_bits, _bits_base),

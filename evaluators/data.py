@@ -177,9 +177,7 @@ def _npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorS
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise DataError(
-            str(path), f"images must be uint8 [N, H, W, 3] or [N, H, W], got {images.dtype} {list(images.shape)}"
-        )
+        raise DataError(str(path), f"images must be uint8 [N, H, W, 3] or [N, H, W], got {images.dtype} {list(images.shape)}")
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(str(path), f"labels must be integers [N], got {labels.dtype} {list(labels.shape)}")
     if len(labels) != len(images) or not len(labels):

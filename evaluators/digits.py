@@ -70,7 +70,7 @@ def train(model: nn.Module, progress: Progress | None = None) -> None:
             for chosen in torch.randperm(len(labels), generator=generator).split(_BATCH):
                 loss = F.cross_entropy(model(_shift(inputs[chosen], generator)), labels[chosen], label_smoothing=0.05)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
             if progress:

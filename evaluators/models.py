@@ -119,6 +119,8 @@ def _call(name: str) -> nn.Module:
         inspect.signature(function).bind()
     except TypeError as error:
         raise ModelError(f"model {name!r}: must be callable without arguments ({error})") from error
+    except ValueError:
+        pass  # a builtin that does not tell its signature: calling it will tell
     model = function()
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r}: gave a {type(model).__name__} instead of a torch.nn.Module")
@@ -153,9 +155,7 @@ class _Block(nn.Module):
 class CifarResNet(nn.Module):
     """ResNet-(6n+2) for small images (He et al. 2016, section 4.2): input [N, channels, H, W], output [N, classes]."""
 
-    def __init__(
-        self, blocks: int, widths: tuple[int, int, int] = (16, 32, 64), channels: int = 3, classes: int = 10
-    ) -> None:
+    def __init__(self, blocks: int, widths: tuple[int, int, int] = (16, 32, 64), channels: int = 3, classes: int = 10) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

@@ -66,9 +66,7 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
-        raise DataError(
-            "workload.calibration_samples", f"{wanted} images are asked for, the calibration data has {available}"
-        )
+        raise DataError("workload.calibration_samples", f"{wanted} images are asked for, the calibration data has {available}")
     calibration = draw(splits.calibration, wanted, np.random.default_rng(config.seed))
     workload = Workload(model.eval(), calibration, splits.train or splits.calibration, splits.test, config.batch_size)
     _check(workload, name)
@@ -94,7 +92,7 @@ def data_fingerprint(split: TensorSplit) -> str:
 def _update(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy())
+    digest.update(memoryview(flat.view(torch.uint8).numpy()))
 
 
 def _check(workload: Workload, name: str) -> None:
@@ -114,5 +112,6 @@ def _check(workload: Workload, name: str) -> None:
     highest = int(workload.calibration.labels.max())
     if highest >= outputs.shape[1] or int(workload.calibration.labels.min()) < 0:
         raise DataError(
-            "workload.data", f"labels must lie in 0..{outputs.shape[1] - 1} for model {name!r}; the highest is {highest}"
+            "workload.data",
+            f"labels must lie in 0..{outputs.shape[1] - 1} for model {name!r}; the highest is {highest}",
         )

@@ -88,14 +88,14 @@ def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
             constraints.append(LinearConstraint(space.load_table[:, present], -np.inf, space.limits - margin))
         result = highs(
             weights,
-            integrality=np.ones(len(weights)),
+            integrality=np.ones(len(weights), dtype=np.int64),
             bounds=Bounds(0, 1),
             constraints=constraints,
             options={"node_limit": _NODES, "mip_rel_gap": 1e-9},
         )
         if result.x is None:
             break
-        candidate = _chosen(space, present, result.x)
+        candidate = _chosen(present, result.x)
         if space.feasible(candidate):
             error = float(table[np.arange(len(candidate)), list(candidate)].sum())
             return Solution(candidate, error, float(result.mip_dual_bound) if margin == 0.0 else -np.inf)
@@ -114,7 +114,7 @@ def least_stretch(space: SearchSpace) -> float:
     loads = np.hstack([space.load_table[:, present], -space.limits[:, None]])
     result = highs(
         np.append(np.zeros(count), 1.0),
-        integrality=np.append(np.ones(count), 0.0),
+        integrality=np.append(np.ones(count, dtype=np.int64), 0),
         bounds=Bounds(0, np.append(np.ones(count), np.inf)),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(loads, -np.inf, 0)],
     )
@@ -154,7 +154,7 @@ def _fill(loads: np.ndarray, limit: float, errors: np.ndarray, candidate: np.nda
         candidate[layer] = level
 
 
-def _chosen(space: SearchSpace, present: np.ndarray, x: np.ndarray) -> Candidate:
+def _chosen(present: np.ndarray, x: np.ndarray) -> Candidate:
     table = np.full(present.shape, -1.0)
     table[present] = x
     return tuple(int(i) for i in table.argmax(1))

@@ -92,7 +92,7 @@ def _build(options: argparse.Namespace) -> None:
     with TerminalProgress() as progress:
         _, database = build(job, progress)
     entries = [entry for record in database.layers.values() for entry in record.entries]
-    content = {
+    content: dict[str, Any] = {
         "path": str(database.path),
         "fingerprint": database.fingerprint,
         "layers": len(database.layers),

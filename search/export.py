@@ -1,8 +1,8 @@
 """Export: a run's best profile as files that other tools read, with the accuracy they have.
 
-    profile.json        layer -> level, costs, fitness, accuracies, provenance
-    profile.txt         the text format of SPDY's tools, where the levels are sparsities
-    model.safetensors   the stitched model's state dict, batch-norm re-tuned
+profile.json        layer -> level, costs, fitness, accuracies, provenance
+profile.txt         the text format of SPDY's tools, where the levels are sparsities
+model.safetensors   the stitched model's state dict, batch-norm re-tuned
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import nn
 from compressors.corrections import retune_batchnorm
 from compressors.errors import OutputError, ProfileError
 from compressors.progress import Progress
-from db.files import write_atomically, write_json
+from db.files import write_atomically, write_json, write_text
 from db.profile import to_json, to_spdy
 from evaluators.data import Split
 from search.pipeline import Problem
@@ -71,14 +71,12 @@ def export(result: RunResult, problem: Problem, out: str | Path, progress: Progr
         except ProfileError:
             text = ""  # quantized levels: the format cannot say them
         if text:
-            write_atomically(folder / "profile.txt", lambda path: path.write_text(text, encoding="utf-8") and None)
+            write_atomically(folder / "profile.txt", lambda path: write_text(path, text))
         write_atomically(folder / "model.safetensors", lambda path: save_model(model, str(path)))
     return Exported({name: out / name for name in FILES if (out / name).is_file()}, content)
 
 
-def test_accuracy(
-    model: nn.Module, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test"
-) -> float:
+def test_accuracy(model: nn.Module, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test") -> float:
     """Accuracy of `model` (as it is, eval mode) on `test` in percent; higher is better."""
     right = seen = 0
     with torch.inference_mode():

@@ -47,11 +47,11 @@ class DatabaseConfig(_Section):
 
     path: Path = Field(description="Folder of the layer database, relative to the job file.")
     levels: tuple[str, ...] = Field(
-        ("dense", "unstr-0.10..0.99"), min_length=1, description="Levels and ladders, such as dense, unstr-0.10..0.99, 2:4."
+        ("dense", "unstr-0.10..0.99"),
+        min_length=1,
+        description="Levels and ladders, such as dense, unstr-0.10..0.99, 2:4.",
     )
-    damping: float = Field(
-        0.0, ge=0, lt=1, description="Share of the mean diagonal that is added to each Hessian's diagonal."
-    )
+    damping: float = Field(0.0, ge=0, lt=1, description="Share of the mean diagonal that is added to each Hessian's diagonal.")
 
     @field_validator("levels")
     @classmethod
@@ -114,15 +114,14 @@ class Job(_Section):
         default_factory=dict, description="Metric -> upper bound as a fraction of the dense model; all must hold."
     )
     errors: Literal["layer", "loss"] = Field(
-        "layer", description="The additive table: layer (normalised squared layer error) or loss (measured, level by level)."
+        "layer",
+        description="The additive table: layer (normalised squared layer error) or loss (measured, level by level).",
     )
     fitness: str = Field("loss", description="What search minimises: loss, kl or error.")
     batchnorm: str = Field("batch", description="Batch-norm while scoring: running, batch or recalibrate.")
-    search: SearchConfig = SearchConfig()
-    workers: WorkersConfig = WorkersConfig()
-    store: str | None = Field(
-        None, description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job file."
-    )
+    search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
+    workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig.model_validate({}))
+    store: str | None = Field(None, description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job file.")
 
     @field_validator("budgets")
     @classmethod
@@ -226,5 +225,3 @@ def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     while "$ref" in node:
         node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
     return node
-
-

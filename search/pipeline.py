@@ -183,11 +183,7 @@ def default_store(job_file: Path) -> str:
 def _measured(problem: Problem, progress: Progress | None) -> tuple[np.ndarray, ...]:
     job = problem.job
     shared = job.fitness == "loss"
-    pool = (
-        problem.pool()
-        if shared
-        else make_pool(job.workers, problem.workload, problem.database, "loss", job.batchnorm)
-    )
+    pool = problem.pool() if shared else make_pool(job.workers, problem.workload, problem.database, "loss", job.batchnorm)
     try:
         return measure_losses(problem.workload, problem.database, job.batchnorm, pool, progress)
     finally:

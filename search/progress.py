@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -24,7 +24,7 @@ class TerminalProgress:
             self._bars = Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True))
             self._bars.start()
         self._name = ""
-        self._task = None
+        self._task: TaskID | None = None
         self._began = self._printed = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:

@@ -54,9 +54,7 @@ def search(
         while asked := algorithm.ask():
             affordable = _affordable(asked, run.evaluations - sum(t.fidelity for t in told))
             batch: list[Trial] = []
-            for trial, scored in zip(
-                affordable, _answers(affordable, log, len(told), pool, store, run, problem), strict=True
-            ):
+            for trial, scored in zip(affordable, _answers(affordable, log, len(told), pool, store, run, problem), strict=True):
                 told.append(scored)
                 batch.append(replace(trial, fitness=scored.fitness))
                 if progress:

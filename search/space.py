@@ -124,7 +124,7 @@ class SearchSpace:
         """A candidate's additive error; lower is better."""
         return float(sum(row[i] for row, i in zip(self.errors, candidate, strict=True)))
 
-    def loads(self, candidate: Sequence[int]) -> np.ndarray:
+    def loads(self, candidate: Sequence[int] | np.ndarray) -> np.ndarray:
         """Summed loads of a candidate, [budgets]."""
         return self.load_table[:, np.arange(len(self.layers)), list(candidate)].sum(1)
 

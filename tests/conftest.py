@@ -76,9 +76,7 @@ def database(built: tuple[Workload, LayerDatabase]) -> LayerDatabase:
 
 
 @pytest.fixture
-def job_file(
-    content: dict[str, Any], built: tuple[Workload, LayerDatabase], tmp_path: Path
-) -> Callable[..., Path]:
+def job_file(content: dict[str, Any], built: tuple[Workload, LayerDatabase], tmp_path: Path) -> Callable[..., Path]:
     """Write a job file into the test's own folder; keywords replace top-level keys."""
 
     def write(**changes: Any) -> Path:

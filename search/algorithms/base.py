@@ -113,7 +113,11 @@ def resolve(name: str) -> type[Algorithm]:
 
 
 def create(
-    name: str, space: SearchSpace, rng: np.random.Generator, evaluations: float, parameters: dict[str, Any] | None = None
+    name: str,
+    space: SearchSpace,
+    rng: np.random.Generator,
+    evaluations: float,
+    parameters: dict[str, Any] | None = None,
 ) -> Algorithm:
     """An algorithm with its parameters checked by name and type. Raises UnknownNameError, ConfigurationError."""
     cls = resolve(name)

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,15 +33,39 @@ def test_every_level_prints_and_parses_to_itself(sparsity: Sparsity | None, quan
 
 @pytest.mark.parametrize(
     "text",
-    "dense unstr-0.50 unstr-0.468559 mag:unstr-0.90 block4-0.50 mag:block4-0.75 2:4 4:8 mag:2:4 4:4 filter-0.30 w4 w8 w1 "
-    "w4a8 a8 rtn:w4 rtn:w4a4 2:4+w4a4 unstr-0.75+w8 block4-0.50+w4 mag:2:4+rtn:w4 filter-0.30+w8a8".split(),
+    [
+        "dense",
+        "unstr-0.50",
+        "unstr-0.468559",
+        "mag:unstr-0.90",
+        "block4-0.50",
+        "mag:block4-0.75",
+        "2:4",
+        "4:8",
+        "mag:2:4",
+        "4:4",
+        "filter-0.30",
+        "w4",
+        "w8",
+        "w1",
+        "w4a8",
+        "a8",
+        "rtn:w4",
+        "rtn:w4a4",
+        "2:4+w4a4",
+        "unstr-0.75+w8",
+        "block4-0.50+w4",
+        "mag:2:4+rtn:w4",
+        "filter-0.30+w8a8",
+    ],
 )
 def test_canonical_text_is_printed_as_it_was_read(text: str) -> None:
     assert str(parse_level(text)) == text
 
 
 @pytest.mark.parametrize(
-    ("text", "printed"), [("unstr-.5", "unstr-0.50"), ("unstr-0.5", "unstr-0.50"), (" 2:4 ", "2:4"), ("unstr-0.123", "unstr-0.123")]
+    ("text", "printed"),
+    [("unstr-.5", "unstr-0.50"), ("unstr-0.5", "unstr-0.50"), (" 2:4 ", "2:4"), ("unstr-0.123", "unstr-0.123")],
 )
 def test_other_spellings_of_the_same_level(text: str, printed: str) -> None:
     assert str(parse_level(text)) == printed
@@ -80,11 +106,15 @@ def test_the_ladder_keeps_nine_tenths_at_every_step() -> None:
     assert [str(level) for level in ladder[1:4]] == ["unstr-0.10", "unstr-0.19", "unstr-0.271"]
     assert str(ladder[-1]) == "unstr-0.99"
     left = [1 - level.fraction_removed for level in ladder[:-1]]
-    assert all(after / before == pytest.approx(0.9, abs=2e-4) for before, after in zip(left, left[1:], strict=False))
+    assert all(after / before == pytest.approx(0.9, abs=2e-4) for before, after in itertools.pairwise(left))
 
 
 def test_the_step_can_be_set_and_ladders_can_be_joint() -> None:
-    assert [str(level) for level in expand_levels(["unstr-0.5..0.875*0.5"])] == ["unstr-0.50", "unstr-0.75", "unstr-0.875"]
+    assert [str(level) for level in expand_levels(["unstr-0.5..0.875*0.5"])] == [
+        "unstr-0.50",
+        "unstr-0.75",
+        "unstr-0.875",
+    ]
     assert [str(level) for level in expand_levels(["block4-0.5..0.75*0.5+w8"])] == ["block4-0.50+w8", "block4-0.75+w8"]
 
 

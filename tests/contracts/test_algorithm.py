@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ GOLDEN = ROOT / "tests" / "golden" / "algorithms.json"
 
 def fitness(space: SearchSpace, candidate: tuple[int, ...]) -> float:
     """The additive error and a fixed pairwise interaction of neighbouring layers."""
-    pairs = sum((a + 1) * (b + 2) % 7 for a, b in zip(candidate, candidate[1:], strict=False))
+    pairs = sum((a + 1) * (b + 2) % 7 for a, b in itertools.pairwise(candidate))
     return space.error(candidate) + 0.05 * pairs
 
 

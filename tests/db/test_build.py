@@ -20,11 +20,20 @@ from db.database import LayerDatabase
 
 def net(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)]
+    layers = [
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    ]
     return nn.Sequential(*layers).eval()
 
 
-def make(path: Path, model: nn.Module | None = None, levels: tuple[str, ...] = ("dense", "unstr-0.50"), **options: Any) -> LayerDatabase:
+def make(
+    path: Path, model: nn.Module | None = None, levels: tuple[str, ...] = ("dense", "unstr-0.50"), **options: Any
+) -> LayerDatabase:
     inputs = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     return build_database(
         path,
@@ -100,7 +109,12 @@ def test_values_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
     bad = torch.full((4, 1, 4, 4), float("inf"))
     with pytest.raises(LayerError, match="layer '0': its Hessian is not finite"):
         build_database(
-            tmp_path / "e", net(), lambda: iter([bad]), expand_levels(["dense"]), model_fingerprint="m", calibration_fingerprint="c"
+            tmp_path / "e",
+            net(),
+            lambda: iter([bad]),
+            expand_levels(["dense"]),
+            model_fingerprint="m",
+            calibration_fingerprint="c",
         )
 
 

@@ -52,9 +52,8 @@ def test_every_entry_says_what_it_holds(database: LayerDatabase) -> None:
 
 
 def test_a_45_level_ladder_takes_at_most_35_percent_of_full_copies() -> None:
-    from db import codec
-
     from compressors.levels import expand_levels
+    from db import codec
 
     generator = torch.Generator().manual_seed(0)
     full = sparse = 0

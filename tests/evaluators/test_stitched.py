@@ -1,5 +1,4 @@
 import copy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,7 +157,7 @@ def test_a_model_that_cannot_be_traced_is_one_segment(caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:vgg11_bn", "cifar_resnet32"])
-def test_segments_of_known_models_chain_to_the_model(name: str, tmp_path: Path) -> None:
+def test_segments_of_known_models_chain_to_the_model(name: str) -> None:
     model = build_model(name)
     names = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
     cut = segments.cut(model, names)

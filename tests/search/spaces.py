@@ -61,6 +61,8 @@ DEGENERATE: dict[str, SearchSpace] = {
     "different numbers of levels": make([[6, 3, 1], [6, 2], [6]], [[0, 1, 2], [0, 3], [0]], {"flops": 11}),
     "no budget": make([[2, 1], [2, 1]], [[0, 1], [0, 1]], {}),
     "two budgets at odds": make(
-        {"flops": [[9, 1, 8], [9, 1, 8]], "params": [[9, 8, 1], [9, 8, 1]]}, [[0, 1, 1.5], [0, 1, 2]], {"flops": 10, "params": 10}
+        {"flops": [[9, 1, 8], [9, 1, 8]], "params": [[9, 8, 1], [9, 8, 1]]},
+        [[0, 1, 1.5], [0, 1, 2]],
+        {"flops": 10, "params": 10},
     ),
 }

@@ -130,7 +130,10 @@ def test_two_ray_workers_find_what_one_process_finds(job_file: Callable[..., Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budgets": {"flops": 0.01}}, "budget 'flops': cannot be met: 0.01 of the dense model is asked, the levels reach"),
+        (
+            {"budgets": {"flops": 0.01}},
+            "budget 'flops': cannot be met: 0.01 of the dense model is asked, the levels reach",
+        ),
         ({"budgets": {"bits": 0.02, "flops": 0.5}}, "budget 'bits': cannot be met"),
         ({"search": {"algorithms": [{"ga": {"populaton": 3}}]}}, "did you mean 'population'"),
         ({"workload": {"data": {"kind": "digits"}, "calibration_samples": 9999}}, "9999 images are asked for"),
@@ -163,8 +166,8 @@ def test_an_unwritable_output_folder(job_file: Callable[..., Path], tmp_path: Pa
 
 def test_unknown_runs_and_stores(job_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     league(job_file(search={"algorithms": ["dp"], "evaluations": 2, "seeds": [0]}))
-    assert main(["show", "dp-s9", "--store", f"sqlite:///{tmp_path / 'apportion.sqlite'}"]) == 1
-    assert "unknown run 'dp-s9'; did you mean 'dp-s0-" in capsys.readouterr().err
+    assert main(["show", "dp-s1-00000000", "--store", f"sqlite:///{tmp_path / 'apportion.sqlite'}"]) == 1
+    assert "unknown run 'dp-s1-00000000'; did you mean 'dp-s0-" in capsys.readouterr().err
     assert main(["runs", "--store", f"sqlite:///{tmp_path / 'none.sqlite'}"]) == 1
     assert "no such file" in capsys.readouterr().err
     assert not (tmp_path / "none.sqlite").exists()

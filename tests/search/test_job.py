@@ -52,7 +52,11 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
             "",
         ),
         ({"workload": {"data": {"kind": "digit"}}}, "workload.data", "digit"),
-        ({"workload": {"data": {"kind": "imagefolder", "calibration": "a", "test": "b"}}}, "workload", "model is missing"),
+        (
+            {"workload": {"data": {"kind": "imagefolder", "calibration": "a", "test": "b"}}},
+            "workload",
+            "model is missing",
+        ),
         ({"budgets": {"flop": 0.5}}, "budgets", "unknown metric 'flop'; did you mean 'flops'"),
         ({"budgets": {"flops": 0}}, "budgets", "above 0 and at most 1; got 0"),
         ({"budgets": {"flops": 1.5}}, "budgets", "above 0 and at most 1; got 1.5"),

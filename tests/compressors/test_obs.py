@@ -1,0 +1,189 @@
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compressors import elimination, textbook
+from compressors.corrections import retune_batchnorm
+from compressors.errors import LayerError, LevelError
+from compressors.hessian import collect_hessians
+from compressors.layers import LayerSpec, find_layers, to_matrix
+from compressors.levels import expand_levels, parse_level
+from compressors.obs import compress_layer, layer_error
+
+
+def problem(seed: int, rows: int = 6, d: int = 12) -> tuple[Tensor, Tensor]:
+    """Weights [rows, d] and a well-conditioned Hessian [d, d], float64."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64) @ torch.randn(
+        d, d, generator=generator, dtype=torch.float64
+    )
+    return torch.randn(rows, d, generator=generator, dtype=torch.float64), 2 * x.T @ x / len(x) + 0.01 * torch.eye(
+        d, dtype=torch.float64
+    )
+
+
+def linear(rows: int, columns: int) -> LayerSpec:
+    return LayerSpec("layer", "linear", (rows, columns), 1, rows, columns)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 40))
+def test_the_compiled_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> None:
+    weight, hessian = problem(seed, rows, d)
+    hinv = torch.linalg.inv(hessian)
+    expected, ours = textbook.eliminate(weight, hinv), elimination.eliminate(weight, hinv)
+    assert torch.equal(ours[0], expected[0])
+    torch.testing.assert_close(ours[1], expected[1], rtol=1e-7, atol=1e-12)
+
+
+def test_without_a_compiler_the_textbook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "_compiled", lambda: None)
+    weight, hessian = problem(1)
+    assert torch.equal(elimination.eliminate(weight, hessian)[0], textbook.eliminate(weight, hessian)[0])
+
+
+@pytest.mark.parametrize("eliminate", [textbook.eliminate, elimination.eliminate])
+def test_an_identity_hessian_removes_by_magnitude(eliminate: object) -> None:
+    weight, _ = problem(2)
+    order, losses = eliminate(weight, torch.eye(12, dtype=torch.float64))  # type: ignore[operator]
+    assert torch.equal(order, weight.abs().argsort(dim=1))
+    torch.testing.assert_close(losses, weight.abs().sort(dim=1).values ** 2 / 2)
+
+
+@pytest.mark.parametrize("eliminate", [textbook.eliminate, elimination.eliminate])
+def test_ties_go_to_the_lowest_column(eliminate: object) -> None:
+    order, _ = eliminate(torch.ones(3, 7, dtype=torch.float64), torch.eye(7, dtype=torch.float64))  # type: ignore[operator]
+    assert order.tolist() == [list(range(7))] * 3
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2))
+def test_levels_have_their_pattern_and_the_least_error_on_it(seed: int, rows: int, d: int, dead: int) -> None:
+    weight, hessian = problem(seed, rows, d)
+    hessian[:, :dead] = hessian[:dead, :] = 0
+    levels = [parse_level(f"unstr-{s}") for s in (0.2, 0.5, 0.9)]
+    for made in compress_layer(weight, linear(rows, d), hessian[None], levels):
+        zeros = made.weight == 0
+        wanted = -(-round(rows * d * made.level.fraction_removed, 6) // 1)
+        assert int(zeros.sum()) == wanted
+        assert made.error == pytest.approx(layer_error(made.weight.double() - weight, hessian[None]), rel=1e-5, abs=1e-9)
+        # What is left is the least-squares optimum on its pattern: the gradient vanishes where weights remain.
+        gradient = (made.weight.double() - weight) @ hessian
+        assert float((gradient * ~zeros).abs().max()) <= 1e-3 * float(hessian.abs().max())
+
+
+def test_removals_are_picked_across_rows_by_loss() -> None:
+    weight = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], dtype=torch.float64)
+    (made,) = compress_layer(weight, linear(2, 3), torch.eye(3, dtype=torch.float64)[None], [parse_level("unstr-0.5")])
+    assert made.weight.tolist() == [[0, 0, 0], [10, 20, 30]]
+
+
+def test_magnitude_is_the_data_free_baseline() -> None:
+    weight, hessian = problem(4)
+    levels = [parse_level("mag:unstr-0.5"), parse_level("unstr-0.5"), parse_level("dense")]
+    magnitude, exact, dense = compress_layer(weight, linear(6, 12), hessian[None], levels)
+    assert torch.equal(magnitude.weight != 0, weight.abs() > weight.abs().flatten().sort().values[35])
+    assert torch.equal(magnitude.weight[magnitude.weight != 0], weight.float()[magnitude.weight != 0])
+    assert dense.error == dense.normalized_error == 0 < exact.error < magnitude.error
+    assert exact.normalized_error == pytest.approx(exact.error / layer_error(weight, hessian[None]))
+
+
+def test_groups_are_compressed_by_their_own_hessians() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 6, 2, groups=2))
+    (spec,) = find_layers(model)
+    x = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    hessian = collect_hessians(model, [spec], [x])["0"]
+    (made,) = compress_layer(model[0].weight, spec, hessian, [parse_level("unstr-0.5")])
+    difference = to_matrix(made.weight.double() - model[0].weight.detach().double(), spec)
+    assert made.error == pytest.approx(layer_error(difference, hessian), rel=1e-9)
+    assert made.error <= min(e.error for e in compress_layer(model[0].weight, spec, hessian, [parse_level("mag:unstr-0.5")]))
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(3, 5), torch.tensor([[0.0] * 5, [1.0, 0, 2, 0, 3]])])
+def test_rows_of_zeros(weight: Tensor) -> None:
+    _, hessian = problem(5, d=5)
+    for made in compress_layer(weight, linear(len(weight), 5), hessian[None], expand_levels(["dense", "unstr-0.3..0.9"])):
+        assert torch.isfinite(made.weight).all()
+        assert 0 <= made.normalized_error <= 1 + 1e-9
+
+
+def test_a_layer_that_no_input_reaches() -> None:
+    (made,) = compress_layer(torch.ones(2, 4), linear(2, 4), torch.zeros(1, 4, 4), [parse_level("unstr-0.5")])
+    assert int((made.weight == 0).sum()) == 4
+    assert made.error == made.normalized_error == 0
+
+
+def test_a_layer_with_one_input() -> None:
+    (made,) = compress_layer(torch.tensor([[3.0], [1.0], [2.0]]), linear(3, 1), torch.ones(1, 1, 1), [parse_level("unstr-0.6")])
+    assert made.weight.tolist() == [[3.0], [0.0], [0.0]]
+
+
+def test_values_that_are_not_finite_and_levels_that_are_not_made() -> None:
+    weight, hessian = problem(6)
+    spec, half = linear(6, 12), [parse_level("unstr-0.5")]
+    bad = weight.clone()
+    bad[0, 0] = float("nan")
+    with pytest.raises(LayerError, match="layer 'layer': its weights hold NaN"):
+        next(compress_layer(bad, spec, hessian[None], half))
+    with pytest.raises(LayerError, match="layer 'layer': its Hessian holds NaN"):
+        next(compress_layer(weight, spec, hessian[None] * float("nan"), half))
+    for text in ("filter-0.50",):
+        with pytest.raises(LevelError, match=text):
+            next(compress_layer(weight, spec, hessian[None], [parse_level(text)]))
+
+
+def test_greedy_is_near_the_best_pattern() -> None:
+    """Against every pattern of three zeros in a row of six."""
+    ratios = []
+    for seed in range(10):
+        weight, hessian = problem(seed, rows=1, d=6)
+        (made,) = compress_layer(weight, linear(1, 6), hessian[None], [parse_level("unstr-0.5")])
+        best = min(_least(weight[0], hessian, list(gone)) for gone in itertools.combinations(range(6), 3))
+        ratios.append(made.error / best)
+    assert min(ratios) >= 1 - 1e-5
+    assert sorted(ratios)[5] < 1.5
+
+
+def _least(w: Tensor, hessian: Tensor, gone: list[int]) -> float:
+    hinv = torch.linalg.inv(hessian)[gone][:, gone]
+    return 0.5 * float(w[gone] @ torch.linalg.solve(hinv, w[gone]))
+
+
+def test_published_layer_errors(shared_data: Path) -> None:
+    """Three layers of the real ResNet-20 against the published implementation's figures, to 1e-3 relative."""
+    from evaluators.workloads import WorkloadConfig, load_workload
+
+    reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
+    cifar = shared_data / "cifar10"
+    data = {"kind": "npz", "calibration": str(cifar / "calib1024.npz"), "test": str(cifar / "calib1024.npz")}
+    weights = str(shared_data / "models" / "resnet20_cifar10.safetensors")
+    workload = load_workload(WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data}))
+    layers = [layer for layer in find_layers(workload.model) if layer.name in reference]
+    assert len(layers) == 3
+    hessians = collect_hessians(workload.model, layers, (x for x, _ in workload.calibration.batches(128)))
+    modules = dict(workload.model.named_modules())
+    for layer in layers:
+        expected = {str(parse_level(text)): error for text, error in reference[layer.name].items() if "unstr" in text}
+        levels = [parse_level(text) for text in expected]
+        for made in compress_layer(modules[layer.name].weight, layer, hessians[layer.name], levels):
+            assert made.error == pytest.approx(expected[str(made.level)], rel=1e-3)
+
+
+def test_retuning_averages_the_batches_statistics() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
+    batches = list(torch.randn(3, 20, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1)
+    with torch.no_grad():
+        means = torch.stack([model[0](x).mean(0) for x in batches]).mean(0)
+        variances = torch.stack([model[0](x).var(0) for x in batches]).mean(0)
+    retune_batchnorm(model, batches)
+    torch.testing.assert_close(model[1].running_mean, means)
+    torch.testing.assert_close(model[1].running_var, variances)
+    assert not model.training
+    assert not model[1].training
+    assert model[1].momentum == 0.1
