@@ -52,5 +52,5 @@ def checksum(parts: Mapping[str, Tensor]) -> str:
     for name in sorted(parts):
         part = parts[name].contiguous()
         digest.update(f"{name}:{part.dtype}:{tuple(part.shape)};".encode())
-        digest.update(memoryview(part.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(part.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -201,9 +201,10 @@ class RunStore:
     def summary(self, run: str) -> tuple[int, int, float | None]:
         """Number of trials told, number evaluated, best fitness at full fidelity (None before the first)."""
         best = sa.select(sa.func.min(_trials.c.fitness)).where(_trials.c.run == run, _trials.c.fidelity == 1.0)
-        counts = sa.select(sa.func.count(), sa.func.sum(sa.cast(_trials.c.evaluated, sa.Integer)))
+        scored = sa.func.sum(sa.cast(_trials.c.evaluated, sa.Integer)).label("scored")
+        counts = sa.select(sa.func.count().label("told"), scored)
         row = self._rows(counts.where(_trials.c.run == run))[0]
-        return row[0], row[1] or 0, self._rows(best)[0][0]
+        return row.told, row.scored or 0, self._rows(best)[0][0]
 
     def _rows(self, query: Any) -> Sequence[sa.Row[Any]]:
         try:

@@ -1,4 +1,4 @@
-"""What a level costs: multiply-accumulates, parameters and stored bits, per (layer, level), and what the rest of the model adds."""
+"""What a level costs, per (layer, level): multiply-accumulates, parameters, stored bits; and what the rest of the model adds."""
 
 from __future__ import annotations
 

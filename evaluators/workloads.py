@@ -92,7 +92,7 @@ def data_fingerprint(split: TensorSplit) -> str:
 def _update(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(flat.view(torch.uint8).numpy().tobytes())
 
 
 def _check(workload: Workload, name: str) -> None:

@@ -76,7 +76,11 @@ def database(built: tuple[Workload, LayerDatabase]) -> LayerDatabase:
 
 
 @pytest.fixture
-def job_file(content: dict[str, Any], built: tuple[Workload, LayerDatabase], tmp_path: Path) -> Callable[..., Path]:
+def job_file(
+    content: dict[str, Any],
+    built: tuple[Workload, LayerDatabase],  # noqa: ARG001 - the database that the jobs name must be there
+    tmp_path: Path,
+) -> Callable[..., Path]:
     """Write a job file into the test's own folder; keywords replace top-level keys."""
 
     def write(**changes: Any) -> Path:

@@ -1,7 +1,7 @@
 """spdy: search over coefficients of the dynamic program (Frantar & Alistarh 2022, "SPDY", section 3.2 and algorithm 2).
 
-A candidate is the optimum of the reparametrised problem min sum_l c_l e_l(level) under the budgets; what is searched is the vector
-c, one coefficient per layer, first at random, then in a shrinking neighbourhood of the best.
+A candidate is the optimum of the reparametrised problem min sum_l c_l e_l(level) under the budgets; what is searched is the
+vector c, one coefficient per layer, first at random, then in a shrinking neighbourhood of the best.
 """
 
 from __future__ import annotations
