@@ -102,7 +102,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     reference = json.loads((options.data / "reference.json").read_text())
     layer_errors(options, reference)
-    print("\nloss: calibration loss with batch statistics, our random batches; file: the same in file order, as the reference's")
+    print("\nloss: calibration loss with batch statistics, our random batches; file: the same in file order, as theirs")
     print(
         f"{'budget':7} {'profile':12} {'seed':>4} {'loss':>8} {'file':>8} {'flops':>8} {'stitched':>8} {'retuned':>8} {'evals':>6}"
     )

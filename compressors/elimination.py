@@ -1,8 +1,8 @@
 """ExactOBS's greedy elimination without updating a d x d inverse per row and step.
 
-After t removals H^-1_t = H^-1 - U^T U, with one row of U per removal (Schur complements add up: it is a pivoted
-Cholesky factorisation of H^-1 with the pruning score as the pivot rule). A step needs one row of it and O(d) updates of the weights and the
-diagonal. The columns that are left stand packed in front, so that a row costs about d^3 / 6 multiply-adds instead of d^3.
+After t removals H^-1_t = H^-1 - U^T U, with one row of U per removal (Schur complements add up: it is a pivoted Cholesky
+factorisation of H^-1 with the pruning score as the pivot rule). A step needs one row of it and O(d) updates of the weights and
+the diagonal. The columns that are left stand packed in front, so that a row costs about d^3 / 6 multiply-adds instead of d^3.
 """
 
 from __future__ import annotations

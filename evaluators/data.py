@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from compressors.errors import DataError
+from compressors.progress import Progress
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Config(BaseModel):
@@ -37,8 +39,8 @@ class NpzData(_Config):
     calibration: Path = Field(description="Images to compress and search with.")
     test: Path = Field(description="Images that only reports look at.")
     train: Path | None = Field(None, description="Images for batch-norm re-tuning; default: the calibration images.")
-    mean: tuple[float, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
-    std: tuple[float, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
+    mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
+    std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
 
 
 class ImageFolderData(_Config):
@@ -50,8 +52,8 @@ class ImageFolderData(_Config):
     train: Path | None = Field(None, description="Images for batch-norm re-tuning; default: the calibration images.")
     resize: int = Field(256, ge=1, description="Shorter side after resizing.")
     size: int = Field(224, ge=1, description="Side of the square that is cut from the centre.")
-    mean: tuple[float, float, float] = _IMAGENET_MEAN
-    std: tuple[float, float, float] = _IMAGENET_STD
+    mean: tuple[_Mean, _Mean, _Mean] = _IMAGENET_MEAN
+    std: tuple[_Std, _Std, _Std] = _IMAGENET_STD
 
 
 class Cifar10Data(_Config):
@@ -60,8 +62,8 @@ class Cifar10Data(_Config):
     kind: Literal["cifar10"]
     root: Path
     download: bool = False
-    mean: tuple[float, float, float] = _CIFAR_MEAN
-    std: tuple[float, float, float] = _CIFAR_STD
+    mean: tuple[_Mean, _Mean, _Mean] = _CIFAR_MEAN
+    std: tuple[_Std, _Std, _Std] = _CIFAR_STD
 
 
 DataConfig = Annotated[DigitsData | NpzData | ImageFolderData | Cifar10Data, Field(discriminator="kind")]
@@ -78,8 +80,12 @@ class Split(ABC):
         """Inputs float32 [n, C, H, W], normalised, and labels int64 [n], n = batch_size but for the last."""
 
     @abstractmethod
-    def subset(self, indices: Sequence[int]) -> TensorSplit:
-        """These images, decoded into memory, in the order given."""
+    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
+        """These images, decoded into memory, in the order given. Raises DataError for one that cannot be read."""
+
+    @abstractmethod
+    def label_range(self) -> tuple[int, int]:
+        """The lowest and the highest label of all images; decodes none."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +102,18 @@ class TensorSplit(Split):
         for start in range(0, len(self), batch_size):
             yield self.inputs[start : start + batch_size], self.labels[start : start + batch_size]
 
-    def subset(self, indices: Sequence[int]) -> TensorSplit:
+    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:  # noqa: ARG002
+        # in memory already: nothing to report
         chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
         return TensorSplit(self.inputs[chosen], self.labels[chosen])
+
+    def label_range(self) -> tuple[int, int]:
+        return int(self.labels.min()), int(self.labels.max())
 
 
 @dataclass(frozen=True)
 class DatasetSplit(Split):
-    """A torchvision dataset, decoded as it is read."""
+    """A torchvision dataset (with `targets`, the labels of all its images), decoded as it is read."""
 
     dataset: Any
     source: str
@@ -116,12 +126,19 @@ class DatasetSplit(Split):
             part = self.subset(range(start, min(start + batch_size, len(self))))
             yield part.inputs, part.labels
 
-    def subset(self, indices: Sequence[int]) -> TensorSplit:
+    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
+        items = []
         try:
-            items = [self.dataset[int(i)] for i in indices]
-        except (OSError, ValueError) as error:
+            for i in indices:
+                items.append(self.dataset[int(i)])
+                if progress:
+                    progress(f"read images: {self.source}", len(items), len(indices))
+        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: what Pillow calls a broken PNG
             raise DataError(self.source, f"an image cannot be read ({error})") from error
         return TensorSplit(torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items]))
+
+    def label_range(self) -> tuple[int, int]:
+        return min(self.dataset.targets), max(self.dataset.targets)
 
 
 @dataclass(frozen=True)
@@ -142,18 +159,19 @@ def load_splits(config: NpzData | ImageFolderData | Cifar10Data) -> Splits:
             None if config.train is None else _npz(config.train, config.mean, config.std),
         )
     if isinstance(config, ImageFolderData):
-        return Splits(
-            _folder(config.calibration, config),
-            _folder(config.test, config),
-            None if config.train is None else _folder(config.train, config),
-        )
+        calibration, test = _folder(config.calibration, config), _folder(config.test, config)
+        tuning = None if config.train is None else _folder(config.train, config)
+        for other in (test, tuning):
+            if other is not None:
+                _check_classes(calibration, other)
+        return Splits(calibration, test, tuning)
     train = _cifar10(config, train=True)
     return Splits(train, _cifar10(config, train=False), train)
 
 
-def draw(split: Split, count: int, generator: np.random.Generator) -> TensorSplit:
+def draw(split: Split, count: int, generator: np.random.Generator, progress: Progress | None = None) -> TensorSplit:
     """A random subset of `count` images, in random order: never the first ones of a source that may be sorted by class."""
-    return split.subset(generator.permutation(len(split))[:count].tolist())
+    return split.subset(generator.permutation(len(split))[:count].tolist(), progress)
 
 
 def to_inputs(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -172,7 +190,9 @@ def _npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorS
             if missing:
                 raise DataError(str(path), f"no array {missing[0]!r} in it (it holds {', '.join(archive.files) or 'none'})")
             images, labels = archive["images"], archive["labels"]
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, TypeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # numpy, zipfile, zlib and tokenize each raise their own for an altered file
         raise DataError(str(path), f"not readable as a .npz archive ({error})") from error
     if images.ndim == 3:
         images = images[..., None]
@@ -186,8 +206,6 @@ def _npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorS
         raise DataError(
             str(path), f"images of {images.shape[3]} channels with {len(mean)} means and {len(std)} standard deviations"
         )
-    if any(value <= 0 for value in std):
-        raise DataError(str(path), f"standard deviations must be above 0, got {list(std)}")
     return TensorSplit(to_inputs(images, mean, std), torch.from_numpy(labels.astype(np.int64)))
 
 
@@ -204,6 +222,21 @@ def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:
         return DatasetSplit(datasets.ImageFolder(str(path), transforms.Compose(steps)), str(path))
     except (OSError, ValueError) as error:
         raise DataError(str(path), f"expected a folder with one folder of images per class ({error})") from error
+
+
+def _check_classes(calibration: DatasetSplit, other: DatasetSplit) -> None:
+    """ImageFolder numbers the classes of each folder by themselves: one class more or less would shift the labels."""
+    expected, found = set(calibration.dataset.classes), set(other.dataset.classes)
+    if expected != found:
+        raise DataError(
+            other.source,
+            f"its class folders are not those of {calibration.source} "
+            f"(only here: {_some(found - expected)}; only there: {_some(expected - found)})",
+        )
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "") or "none"
 
 
 def _cifar10(config: Cifar10Data, train: bool) -> DatasetSplit:

@@ -78,7 +78,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"weights file {path}: not readable as safetensors ({error})") from error
     except Exception as error:  # torch.load raises many kinds for a file that is not its own
         raise ModelError(f"weights file {path}: not readable with weights_only=True ({error})") from error
@@ -101,18 +101,22 @@ def _torchvision(name: str, weights: str | None) -> nn.Module:
         if weights != "DEFAULT" and weights not in choices.__members__:
             raise UnknownNameError("weights", weights, ["DEFAULT", *choices.__members__], f"torchvision:{name}")
         enum = weights
-    model: nn.Module = torchvision.models.get_model(name, weights=enum)
+    try:
+        model: nn.Module = torchvision.models.get_model(name, weights=enum)
+    except (OSError, RuntimeError) as error:  # no network; a download cut short (its hash is wrong)
+        raise ModelError(f"model 'torchvision:{name}': cannot be built with weights {enum} ({error})") from error
     return model
 
 
 def _call(name: str) -> nn.Module:
     module_name, _, attribute = name.partition(":")
     try:
-        function: Any = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise ModelError(f"model {name!r}: module {module_name!r} cannot be imported ({error})") from error
-    except AttributeError:
-        raise ModelError(f"model {name!r}: module {module_name!r} has no {attribute!r}") from None
+        module = importlib.import_module(module_name)
+    except Exception as error:  # importing runs the user's module, which may raise anything
+        raise ModelError(f"model {name!r}: module {module_name!r} cannot be imported ({_named(error)})") from error
+    if not hasattr(module, attribute):
+        raise ModelError(f"model {name!r}: module {module_name!r} has no {attribute!r}")
+    function: Any = getattr(module, attribute)
     if not callable(function):
         raise ModelError(f"model {name!r}: {attribute!r} is not callable")
     try:
@@ -121,10 +125,17 @@ def _call(name: str) -> nn.Module:
         raise ModelError(f"model {name!r}: must be callable without arguments ({error})") from error
     except ValueError:
         pass  # a builtin that does not tell its signature: calling it will tell
-    model = function()
+    try:
+        model = function()
+    except Exception as error:  # the user's own code
+        raise ModelError(f"model {name!r}: calling {attribute!r} failed ({_named(error)})") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"model {name!r}: gave a {type(model).__name__} instead of a torch.nn.Module")
     return model
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _check_finite(model: nn.Module, name: str) -> None:

@@ -18,14 +18,15 @@ def measure_losses(
     workload: Workload, database: LayerDatabase, batchnorm: str, pool: Pool, progress: Progress | None = None
 ) -> tuple[np.ndarray, ...]:
     """Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64 [n_levels], in nats, lower
-    is better, 0 for dense. `pool` must score `loss` in the mode `batchnorm`. Kept in the database's folder layer by
-    layer; what is there is not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
+    is better, 0 for dense. `pool` must score `loss` in the mode `batchnorm`. Kept in the database's folder layer by layer;
+    what is there is not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
     key = {
         "what": "rise of the calibration loss, one layer alone",
         "calibration": data_fingerprint(workload.calibration),
-        "batch_size": workload.batch_size,
         "batchnorm": batchnorm,
     }
+    if batchnorm == "batch":
+        key["batch_size"] = str(workload.batch_size)
     table = MeasuredTable(database, key)
     levels = database.levels()
     dense = tuple(names.index("dense") for names in levels.values())
@@ -40,11 +41,11 @@ def measure_losses(
         for i, score in zip(others, pool.evaluate([(c, 1.0) for c in candidates]), strict=True):
             rises[i] = score.fitness - base
             if progress:
-                progress("measure single layers", done, total)
+                progress(f"measure single layers, batch-norm {batchnorm}", done, total)
             done += 1
         done += 1  # the dense level needs no evaluation
         table.add(name, rises)
     if progress and missing:
-        progress("measure single layers", total, total)
+        progress(f"measure single layers, batch-norm {batchnorm}", total, total)
     rows = (np.array(table.rows[name], dtype=np.float64) for name in levels)
     return tuple(np.where(np.isfinite(row), row, UNUSABLE) for row in rows)

@@ -67,7 +67,7 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
         raise DataError("workload.calibration_samples", f"{wanted} images are asked for, the calibration data has {available}")
-    calibration = draw(splits.calibration, wanted, np.random.default_rng(config.seed))
+    calibration = draw(splits.calibration, wanted, np.random.default_rng(config.seed), progress)
     workload = Workload(model.eval(), calibration, splits.train or splits.calibration, splits.test, config.batch_size)
     _check(workload, name)
     return workload
@@ -96,22 +96,29 @@ def _update(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
 
 
 def _check(workload: Workload, name: str) -> None:
-    """One small batch must run through the model, and every label must be one of its outputs."""
-    inputs = workload.calibration.inputs[:2]
+    """Two images of every split must run through the model, and every label must be one of its outputs: test data that do
+    not fit would otherwise only show when the search is over."""
+    for part, split in (("calibration", workload.calibration), ("train", workload.train), ("test", workload.test)):
+        inputs = split.subset(range(min(2, len(split)))).inputs
+        classes = _count_outputs(workload.model, inputs, name, part)
+        lowest, highest = split.label_range()
+        if lowest < 0 or highest >= classes:
+            raise DataError(
+                "workload.data",
+                f"{part} labels must lie in 0..{classes - 1} for model {name!r}; the highest is {highest}, the lowest {lowest}",
+            )
+
+
+def _count_outputs(model: nn.Module, inputs: torch.Tensor, name: str, part: str) -> int:
     try:
         with torch.no_grad():
-            outputs = workload.model(inputs)
+            outputs = model(inputs)
     except ApportionError:
         raise
     except Exception as error:  # whatever the user's model raises on data of the wrong shape
         raise DataError(
-            "workload.data", f"inputs of shape {list(inputs.shape[1:])} do not run through model {name!r}: {error}"
+            "workload.data", f"{part} inputs of shape {list(inputs.shape[1:])} do not run through model {name!r}: {error}"
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
         raise ModelError(f"model {name!r} must give one tensor [N, classes]")
-    highest = int(workload.calibration.labels.max())
-    if highest >= outputs.shape[1] or int(workload.calibration.labels.min()) < 0:
-        raise DataError(
-            "workload.data",
-            f"labels must lie in 0..{outputs.shape[1] - 1} for model {name!r}; the highest is {highest}",
-        )
+    return outputs.shape[1]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -86,7 +89,7 @@ def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
         constraints = [LinearConstraint(one_each, 1, 1)]
         if space.budgets:
             constraints.append(LinearConstraint(space.load_table[:, present], -np.inf, space.limits - margin))
-        result = highs(
+        result = _quietly(
             weights,
             integrality=np.ones(len(weights), dtype=np.int64),
             bounds=Bounds(0, 1),
@@ -112,7 +115,7 @@ def least_stretch(space: SearchSpace) -> float:
     count = len(layer_of)
     one_each = sparse.csr_array((np.ones(count), (layer_of, np.arange(count))), shape=(len(space.layers), count + 1))
     loads = np.hstack([space.load_table[:, present], -space.limits[:, None]])
-    result = highs(
+    result = _quietly(
         np.append(np.zeros(count), 1.0),
         integrality=np.append(np.ones(count, dtype=np.int64), 0),
         bounds=Bounds(0, np.append(np.ones(count), np.inf)),
@@ -152,6 +155,19 @@ def _fill(loads: np.ndarray, limit: float, errors: np.ndarray, candidate: np.nda
         if not np.isfinite(allowed[layer, level]):
             return tuple(int(index) for index in candidate)
         candidate[layer] = level
+
+
+def _quietly(*arguments: Any, **options: Any) -> Any:
+    """HiGHS, with what it prints sent to stderr: some of its releases leave debugging lines on the process's stdout, where
+    they would spoil JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        return highs(*arguments, **options)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _chosen(present: np.ndarray, x: np.ndarray) -> Candidate:

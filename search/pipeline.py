@@ -181,11 +181,12 @@ def default_store(job_file: Path) -> str:
 
 
 def _measured(problem: Problem, progress: Progress | None) -> tuple[np.ndarray, ...]:
-    job = problem.job
-    shared = job.fitness == "loss"
-    pool = problem.pool() if shared else make_pool(job.workers, problem.workload, problem.database, "loss", job.batchnorm)
-    try:
-        return measure_losses(problem.workload, problem.database, job.batchnorm, pool, progress)
-    finally:
-        if not shared:
-            pool.close()
+    """Measured single-layer losses: with running statistics, and where the search scores otherwise the larger of that and the
+    rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch statistics hide a shift of
+    the mean, running statistics overstate it."""
+    modes = ["running"] if problem.job.batchnorm == "running" else ["running", "batch"]
+    tables = []
+    for mode in modes:
+        with make_pool(problem.job.workers, problem.workload, problem.database, "loss", mode) as pool:
+            tables.append(measure_losses(problem.workload, problem.database, mode, pool, progress))
+    return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))

@@ -36,13 +36,14 @@ class Spdy(Algorithm):
         prior: Literal["table", "quadratic"] = "table",
         samples: int = 20,
         neighbourhood: float = 0.2,
+        spread: float = 0.7,
         patience: int = 100,
         batch: int = 4,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._prior_kind = prior
         self._prior = self._quadratic() if prior == "quadratic" else self._table()
-        self._samples, self._patience, self._batch = samples, patience, batch
+        self._samples, self._patience, self._batch, self._spread = samples, patience, batch, spread
         self._width = max(1, round(neighbourhood * len(space.layers)))
         self._best = np.ones(len(space.layers))
         self._best_fitness = np.inf
@@ -85,7 +86,8 @@ class Spdy(Algorithm):
 
     def _neighbour(self) -> np.ndarray:
         coefficients = self._best.copy()
-        chosen = self.rng.choice(len(coefficients), self._width, replace=False)
+        width = int(self.rng.integers(1, self._width + 1))
+        chosen = self.rng.choice(len(coefficients), width, replace=False)
         coefficients[chosen] = self._draw(coefficients[chosen])
         return coefficients
 
@@ -101,7 +103,7 @@ class Spdy(Algorithm):
         a factor around the old ones."""
         if self._prior_kind == "quadratic":
             return self.rng.random(len(around))
-        return around * np.exp(self.rng.normal(0.0, 0.7, len(around)))
+        return around * np.exp(self.rng.normal(0.0, self._spread, len(around)))
 
     def _weighted(self, coefficients: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
