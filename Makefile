@@ -30,8 +30,11 @@ lint: venv
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The folder with the ResNet-20, its images and the published figures (see benchmarks/resnet20.py).
+DATA ?= ../shared/data
+
 bench: venv
-	$(BIN)/python benchmarks/resnet20.py --help
+	$(BIN)/python benchmarks/resnet20.py --data $(DATA)
 
 clean:
 	rm -rf databases demo examples/*.sqlite*

@@ -103,9 +103,8 @@ def main() -> None:
     reference = json.loads((options.data / "reference.json").read_text())
     layer_errors(options, reference)
     print("\nloss: calibration loss with batch statistics, our random batches; file: the same in file order, as theirs")
-    print(
-        f"{'budget':7} {'profile':12} {'seed':>4} {'loss':>8} {'file':>8} {'flops':>8} {'stitched':>8} {'retuned':>8} {'evals':>6}"
-    )
+    heads = ("seed", 4), ("loss", 8), ("file", 8), ("flops", 8), ("stitched", 8), ("retuned", 8), ("evals", 6)
+    print(f"{'budget':7} {'profile':12} " + " ".join(f"{head:>{width}}" for head, width in heads))
     for speedup in options.speedups:
         for name in ("dp_loss", "spdy"):
             if row := reference["profiles"].get(f"{name}_{speedup:g}x"):

@@ -1,38 +1,101 @@
-"""ExactOBS as the paper writes it (Frantar & Alistarh 2022, algorithm 1): after every removal each row's whole inverse Hessian is
-updated. Slow and plain: the oracle that the fast forms are tested against, and what runs where no compiler is."""
+"""ExactOBS as the paper writes it (Frantar & Alistarh 2022): after every removal each row's whole inverse Hessian is updated.
+Slow and plain: the oracle that the fast forms are tested against, and what runs where no compiler is.
+
+All take weight [rows, d] and hinv [d, d] (H^-1), float64; ties go to the lowest column.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from compressors.grids import Grid
+
+
+class _Rows:
+    """The state of all rows at once: weights w [rows, d], inverses h [rows, d, d], and which weights are gone."""
+
+    def __init__(self, weight: Tensor, hinv: Tensor) -> None:
+        rows, d = weight.shape
+        self.w = weight.clone()
+        self.h = hinv.expand(rows, d, d).clone()
+        self.every = torch.arange(rows, device=weight.device)
+        self.gone = torch.zeros(rows, d, dtype=torch.bool, device=weight.device)
+
+    @property
+    def diagonal(self) -> Tensor:
+        return self.h.diagonal(dim1=1, dim2=2)
+
+    def remove(self, p: Tensor, to: Tensor) -> None:
+        """Set w_p to `to` [rows] in every row; the weights that are left make up for it (eq. 3), and H^-1 loses p (lemma 1)."""
+        column, pivot = self.h[self.every, :, p], self.diagonal[self.every, p]
+        change = (self.w[self.every, p] - to) / pivot
+        moved = self.w - column * change[:, None]
+        self.w = torch.where(self.gone, self.w, moved)
+        self.w[self.every, p] = to
+        root = column / pivot.sqrt()[:, None]
+        self.h.baddbmm_(root[:, :, None], root[:, None, :], alpha=-1)
+        self.gone[self.every, p] = True
+        self.h[self.every, p, :] = 0
+        self.h[self.every, :, p] = 0
+        self.h[self.every, p, p] = 1  # keeps quotients finite; `gone` keeps it from being chosen
+
 
 def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:
-    """Greedy order in which each row loses its weights, and what each removal costs.
-
-    weight [rows, d], hinv [d, d] (H^-1), both float64. Returns order [rows, d], int64: the column removed at each step; and
-    losses [rows, d]: w_p^2 / (2 [H^-1]_pp), the rise of the layer error at that step (eq. 3). Ties go to the lowest column.
-    """
-    rows, d = weight.shape
-    w = weight.clone()
-    h = hinv.expand(rows, d, d).clone()
-    every = torch.arange(rows, device=w.device)
-    gone = torch.zeros(rows, d, dtype=torch.bool, device=w.device)
-    order = torch.empty(rows, d, dtype=torch.int64, device=w.device)
-    losses = torch.empty_like(w)
-    for step in range(d):
-        diagonal = h.diagonal(dim1=1, dim2=2)
-        score = (w**2 / diagonal).masked_fill(gone, torch.inf)
+    """Algorithm 1. Returns order [rows, d], int64: the column removed at each step; and losses [rows, d]: w_p^2 / (2 [H^-1]_pp),
+    the rise of the layer error at that step."""
+    rows = _Rows(weight, hinv)
+    order = torch.empty(weight.shape, dtype=torch.int64, device=weight.device)
+    losses = torch.empty_like(weight)
+    for step in range(weight.shape[1]):
+        score = (rows.w**2 / rows.diagonal).masked_fill(rows.gone, torch.inf)
         p = score.argmin(1)
-        order[:, step] = p
-        losses[:, step] = score[every, p] / 2
-        column, pivot = h[every, :, p], diagonal[every, p]
-        w -= column * (w[every, p] / pivot)[:, None]
-        root = column / pivot.sqrt()[:, None]
-        h.baddbmm_(root[:, :, None], root[:, None, :], alpha=-1)
-        gone[every, p] = True
-        w[every, p] = 0
-        h[every, p, :] = 0
-        h[every, :, p] = 0
-        h[every, p, p] = 1  # keeps the quotient finite; `gone` keeps it from being chosen
+        order[:, step], losses[:, step] = p, score[rows.every, p] / 2
+        rows.remove(p, torch.zeros_like(losses[:, 0]))
     return order, losses
+
+
+def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 for blocks of `block` consecutive columns: w_b^T [H^-1]_bb^-1 w_b / 2 is what a block costs (eq. 5). Returns
+    the order of blocks and their losses, [rows, d / block]."""
+    count, d = weight.shape
+    rows = _Rows(weight, hinv)
+    blocks = d // block
+    order = torch.empty(count, blocks, dtype=torch.int64, device=weight.device)
+    losses = torch.empty(count, blocks, dtype=weight.dtype, device=weight.device)
+    inside = torch.arange(block, device=weight.device)
+    for step in range(blocks):
+        h = rows.h.reshape(count, blocks, block, blocks, block).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        w = rows.w.reshape(count, blocks, block)
+        score = (w * torch.linalg.solve(h, w)).sum(2).masked_fill(rows.gone[:, ::block], torch.inf)
+        b = score.argmin(1)
+        order[:, step], losses[:, step] = b, score[rows.every, b] / 2
+        for i in inside:
+            rows.remove(b * block + i, torch.zeros_like(losses[:, 0]))
+    return order, losses
+
+
+def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
+    """Algorithm 1 with the columns of a group of m closed once n of them are left. Returns the weights."""
+    count, d = weight.shape
+    rows = _Rows(weight, hinv)
+    for _ in range(d // m * (m - n)):
+        closed = (~rows.gone).reshape(count, d // m, m).sum(2).le(n).repeat_interleave(m, 1)
+        score = (rows.w**2 / rows.diagonal).masked_fill(rows.gone | closed, torch.inf)
+        rows.remove(score.argmin(1), torch.zeros_like(rows.w[:, 0]))
+    return rows.w
+
+
+def quantize(weight: Tensor, hinv: Tensor, grid: Grid) -> Tensor:
+    """Algorithm 3 (OBQ), with the outlier rule: where an active weight is more than half a step from the grid, the one that
+    is farthest goes first. Returns the weights, all on the grid."""
+    rows = _Rows(weight, hinv)
+    scale = grid.scale.to(weight.dtype)
+    for _ in range(weight.shape[1]):
+        near = grid.nearest(rows.w)
+        error = ((near - rows.w) ** 2).masked_fill(rows.gone, -torch.inf)
+        outlier = error.amax(1) > (scale**2 / 4).squeeze(1)
+        score = (error / rows.diagonal).masked_fill(rows.gone, torch.inf)
+        p = torch.where(outlier, error.argmax(1), score.argmin(1))
+        rows.remove(p, near[rows.every, p])
+    return rows.w

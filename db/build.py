@@ -180,7 +180,7 @@ def _write_layer(
     entries: dict[str, Entry] = {}
     for made in compress_layer(weight, layer, hessian, levels, options):
         name = str(made.level)
-        encoding, parts = codec.encode(made.weight)
+        encoding, parts = codec.encode(made.weight, made.grid)
         entries[name] = Entry(
             level=name,
             encoding=encoding,

@@ -1,7 +1,11 @@
-"""How one compressed weight is stored: `dense` values, or a `bitmask` of the non-zeros followed by their values.
+"""How one compressed weight is stored.
 
-An encoding never changes a value: `decode(encode(w)) == w` to the bit (negative zeros excepted, which come back positive from a
-bitmask).
+    dense           all values
+    bitmask         one bit per weight, and the values of those that are not zero
+    packedB         codes of B bits per weight on the grid of its row: scale (q - zero)
+    bitmask+packedB one bit per weight, and the codes of those that are not zero
+
+An encoding never changes a value: `decode(encode(w)) == w` to the bit (negative zeros excepted, which come back positive).
 """
 
 from __future__ import annotations
@@ -13,32 +17,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compressors.grids import Grid
 
-def encode(weight: Tensor) -> tuple[str, dict[str, Tensor]]:
-    """The smaller of the two encodings of `weight` (any shape, floating point): its name and its parts, CPU tensors."""
+PARTS = ("codes", "mask", "scale", "values", "zero")
+
+
+def encode(weight: Tensor, grid: Grid | None = None) -> tuple[str, dict[str, Tensor]]:
+    """The smallest encoding of `weight` [rows, ...] (floating point; on `grid` [rows, 1] where one is given): its name and its
+    parts, CPU tensors. Raises ValueError for a weight that is not on its grid."""
     flat = weight.detach().to("cpu").contiguous().reshape(-1)
     mask = flat != 0
-    packed = torch.from_numpy(np.packbits(mask.numpy()))
-    values = flat[mask]
-    if packed.numel() + values.numel() * values.element_size() < flat.numel() * flat.element_size():
-        return "bitmask", {"mask": packed, "values": values}
-    return "dense", {"values": flat.clone()}
+    packed_mask = torch.from_numpy(np.packbits(mask.numpy()))
+    options: dict[str, dict[str, Tensor]] = {
+        "dense": {"values": flat.clone()},
+        "bitmask": {"mask": packed_mask, "values": flat[mask]},
+    }
+    if grid is not None:
+        codes = grid.codes(weight.detach().to("cpu").reshape(len(weight), -1)).reshape(-1).to(torch.uint8)
+        parts = {"scale": grid.scale.reshape(-1), "zero": grid.zero.reshape(-1).to(torch.uint8)}
+        options[f"packed{grid.bits}"] = {**parts, "codes": _pack(codes, grid.bits)}
+        options[f"bitmask+packed{grid.bits}"] = {**parts, "mask": packed_mask, "codes": _pack(codes[mask], grid.bits)}
+    name = min(options, key=lambda option: stored_bits(options[option]))
+    if grid is not None and not torch.equal(decode(name, options[name], tuple(weight.shape)), weight.detach().cpu() + 0.0):
+        raise ValueError("the weights are not on their grid")
+    return name, options[name]
 
 
 def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
     """The weight of `shape` that `encode` was given. Raises ValueError when the parts do not fit the shape."""
-    values = parts["values"]
-    if encoding == "dense":
-        return values.reshape(shape).clone()
-    if encoding != "bitmask":
-        raise ValueError(f"unknown encoding {encoding!r}")
     count = int(np.prod(shape))
-    mask = torch.from_numpy(np.unpackbits(parts["mask"].numpy(), count=count).astype(bool))
+    if encoding == "dense":
+        return parts["values"].reshape(shape).clone()
+    masked, _, packing = encoding.rpartition("+") if "+" in encoding else (encoding, "", encoding)
+    mask = torch.ones(count, dtype=torch.bool)
+    if masked == "bitmask":
+        mask = torch.from_numpy(np.unpackbits(parts["mask"].numpy(), count=count).astype(bool))
+    if packing.startswith("packed"):
+        codes = _unpack(parts["codes"], int(packing.removeprefix("packed")), int(mask.sum()))
+        rows = torch.arange(shape[0]).repeat_interleave(count // shape[0])[mask]
+        values = parts["scale"][rows] * (codes.float() - parts["zero"].float()[rows])
+    elif packing == "bitmask":
+        values = parts["values"]
+    else:
+        raise ValueError(f"unknown encoding {encoding!r}")
     if int(mask.sum()) != values.numel():
         raise ValueError(f"{values.numel()} values for a mask of {int(mask.sum())}")
     weight = torch.zeros(count, dtype=values.dtype)
     weight[mask] = values
     return weight.reshape(shape)
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes below 2^bits, uint8 [n], as a stream of bits, the highest first; zero-padded to whole bytes."""
+    stream = np.unpackbits(codes.numpy()[:, None], axis=1)[:, 8 - bits :]
+    return torch.from_numpy(np.packbits(stream.reshape(-1)))
+
+
+def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The inverse of `_pack`. Raises ValueError when there are too few bits."""
+    if packed.numel() != -(-count * bits // 8):
+        raise ValueError(f"{packed.numel()} bytes for {count} codes of {bits} bits")
+    stream = np.unpackbits(packed.numpy(), count=count * bits).reshape(count, bits)
+    whole = np.zeros((count, 8), dtype=np.uint8)
+    whole[:, 8 - bits :] = stream
+    return torch.from_numpy(np.packbits(whole, axis=1)[:, 0])
 
 
 def stored_bits(parts: Mapping[str, Tensor]) -> int:

@@ -111,8 +111,10 @@ class LayerDatabase:
         try:
             if layer not in self._open:
                 self._open[layer] = safe_open(self.path / file, framework="pt")
-            names = ("values",) if entry.encoding == "dense" else ("mask", "values")
-            return {name: self._open[layer].get_tensor(format.part_key(entry.level, name)) for name in names}
+            opened = self._open[layer]
+            keys = {name: format.part_key(entry.level, name) for name in codec.PARTS}
+            there = set(opened.keys())
+            return {name: opened.get_tensor(key) for name, key in keys.items() if key in there}
         except (SafetensorError, OSError) as error:
             raise DatabaseCorruptError(self.path, f"{file}: {error}") from error
 

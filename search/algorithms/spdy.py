@@ -1,7 +1,8 @@
 """spdy: search over coefficients of the dynamic program (Frantar & Alistarh 2022, "SPDY", section 3.2 and algorithm 2).
 
 A candidate is the optimum of the reparametrised problem min sum_l c_l e_l(level) under the budgets; what is searched is the
-vector c, one coefficient per layer, first at random, then in a shrinking neighbourhood of the best.
+vector c, one coefficient per layer, first at random, then in a shrinking neighbourhood of the best. Beyond the paper, every
+second candidate is the best profile with two layers stepped against each other: coefficients alone end coarse.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from search.additive import approximate
 from search.algorithms.base import Algorithm, Trial, register
@@ -21,10 +23,10 @@ _TRIES = 25
 
 @register("spdy")
 class Spdy(Algorithm):
-    """`prior` is e_l: `table`, the space's own additive errors, so that c = 1 is the additive optimum and the search starts
-    there; or `quadratic`, the paper's (i / (n - 1))^2 over a layer's levels from least to most compressed. `samples` random
-    vectors come first; then a share of the layers is drawn anew, `neighbourhood` at first and one layer less after
-    `patience` failures in a row. `batch` trials are asked at a time."""
+    """`prior` is e_l: `table`, the space's own additive errors, so that the search starts near their optimum; or `quadratic`,
+    the paper's (i / (n - 1))^2 over a layer's levels from least to most compressed. `samples` random vectors come first; then
+    up to a share `neighbourhood` of the layers is drawn anew, one layer less after `patience` failures in a row. `spread`:
+    the largest standard deviation of a coefficient's logarithm (table). `batch` trials are asked at a time."""
 
     def __init__(
         self,
@@ -34,10 +36,10 @@ class Spdy(Algorithm):
         *,
         cold: bool = False,
         prior: Literal["table", "quadratic"] = "table",
-        samples: int = 20,
-        neighbourhood: float = 0.2,
+        samples: int = 8,
+        neighbourhood: float = 0.1,
         spread: float = 0.7,
-        patience: int = 100,
+        patience: int = 40,
         batch: int = 4,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
@@ -48,38 +50,51 @@ class Spdy(Algorithm):
         self._best = np.ones(len(space.layers))
         self._best_fitness = np.inf
         self._failures = 0
-        self._asked: dict[Candidate, np.ndarray] = {}
+        self._asked: dict[Candidate, np.ndarray | None] = {}
+        self._begun = False
 
     def propose(self) -> list[Trial]:
         self._asked = {}
-        for _ in range(self._batch):
+        for turn in range(self._batch):
+            if turn % 2 and self._samples <= 0:
+                self._ask_step()
+                continue
             for _ in range(_TRIES):
-                coefficients = self._random() if self._samples > 0 else self._neighbour()
+                coefficients = self._next()
                 candidate = approximate(self.space, self._weighted(coefficients))
-                if candidate not in self.known and candidate not in self._asked:
+                if candidate in self.known:
+                    self._judge(coefficients, self.known[candidate])
+                elif candidate not in self._asked:
                     self._asked[candidate] = coefficients
-                    self._samples -= 1
                     break
             else:
                 self._samples = 0  # random vectors lead nowhere new
-                if (candidate := self._step()) not in self.known and candidate not in self._asked:
-                    self._asked[candidate] = self._best
+                self._ask_step()
         return [Trial(candidate) for candidate in self._asked]
 
     def learn(self, trials: Sequence[Trial]) -> None:
         for trial in trials:
-            fitness = self.known[trial.candidate]
             coefficients = self._asked.get(trial.candidate)
-            if coefficients is None:  # a starting profile: with the table as prior the additive optimum is c = 1
-                if self._prior_kind == "table" and trial.candidate == approximate(self.space, self._weighted(self._best)):
-                    self._best_fitness = fitness
-                continue
-            if fitness < self._best_fitness:
-                self._best, self._best_fitness, self._failures = coefficients, fitness, 0
+            if coefficients is None or self._judge(coefficients, self.known[trial.candidate]):
                 continue
             self._failures += self._samples <= 0
             if self._failures >= self._patience and self._width > 1:
                 self._width, self._failures = self._width - 1, 0
+
+    def _judge(self, coefficients: np.ndarray, fitness: float) -> bool:
+        """Keep the coefficients where their profile is better than the best ones'."""
+        better = fitness < self._best_fitness
+        if better:
+            self._best, self._best_fitness, self._failures = coefficients, fitness, 0
+        return better
+
+    def _next(self) -> np.ndarray:
+        """The vector to try next: c = 1, then `samples` random ones, then neighbours of the best."""
+        if not self._begun:
+            self._begun = True
+            return self._best
+        self._samples -= 1
+        return self._random() if self._samples >= 0 else self._neighbour()
 
     def _random(self) -> np.ndarray:
         return self._draw(np.ones(len(self.space.layers)))
@@ -91,19 +106,29 @@ class Spdy(Algorithm):
         coefficients[chosen] = self._draw(coefficients[chosen])
         return coefficients
 
+    def _ask_step(self) -> None:
+        for _ in range(_TRIES):
+            if (candidate := self._step()) not in self.known and candidate not in self._asked:
+                self._asked[candidate] = None
+                return
+
     def _step(self) -> Candidate:
-        """Where no coefficients near the best give a new profile: the best profile with one layer moved, repaired."""
-        moved = list(self.best() if self.known else approximate(self.space, self._weighted(self._best)))
-        layer = int(self.rng.integers(len(moved)))
-        moved[layer] = int(self.rng.integers(self.space.counts[layer]))
-        return self.space.repair(moved)
+        """The best profile with one layer some levels less compressed and another more, repaired."""
+        known = self.best() if self.known else approximate(self.space, self._weighted(self._best))
+        positions = self.space.position[np.arange(len(known)), list(known)]
+        pair = self.rng.choice(len(known), min(2, len(known)), replace=False)
+        for layer, direction in zip(pair, (-1, 1), strict=False):
+            moved = positions[layer] + direction * self.rng.geometric(0.5)
+            positions[layer] = np.clip(moved, 0, self.space.counts[layer] - 1)
+        return self.space.repair([int(order[p]) for order, p in zip(self.space.order, positions, strict=True)])
 
     def _draw(self, around: np.ndarray) -> np.ndarray:
         """New coefficients: uniform in [0, 1] for the paper's prior; for a table that already knows the layers' sensitivities,
         a factor around the old ones."""
         if self._prior_kind == "quadratic":
             return self.rng.random(len(around))
-        return around * np.exp(self.rng.normal(0.0, self._spread, len(around)))
+        spread = self._spread * self.rng.random() ** 2
+        return around * np.exp(self.rng.normal(0.0, spread, len(around)))
 
     def _weighted(self, coefficients: np.ndarray) -> np.ndarray:
         with np.errstate(invalid="ignore"):
@@ -111,7 +136,14 @@ class Spdy(Algorithm):
         return np.where(np.isfinite(self.space.error_table), weighted, np.inf)
 
     def _table(self) -> np.ndarray:
-        return self.space.error_table
+        """The space's errors made strictly increasing with compression, by isotonic regression and a little of the quadratic:
+        a level that noise in the table puts behind a more compressed one could never be chosen, whatever c."""
+        quadratic = self._quadratic()
+        table = np.zeros(quadratic.shape)
+        for layer, order in enumerate(self.space.order):
+            table[layer, order] = isotonic_regression(np.maximum(self.space.errors[layer][order], 0.0)).x
+        scale = float(np.median(table.max(1)))
+        return table + 0.02 * (scale if scale > 0 else 1.0) * quadratic
 
     def _quadratic(self) -> np.ndarray:
         return (self.space.position / np.maximum(self.space.counts - 1, 1)[:, None]) ** 2

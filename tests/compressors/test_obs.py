@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressors import elimination, textbook
 from compressors.corrections import retune_batchnorm
 from compressors.errors import LayerError, LevelError
+from compressors.grids import fit_grid
 from compressors.hessian import collect_hessians
 from compressors.layers import LayerSpec, find_layers, to_matrix
 from compressors.levels import expand_levels, parse_level
@@ -42,8 +43,78 @@ def test_the_compiled_elimination_is_the_textbooks(seed: int, rows: int, d: int)
     torch.testing.assert_close(ours[1], expected[1], rtol=1e-7, atol=1e-12)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
+def test_the_compiled_kinds_are_the_textbooks(seed: int, rows: int, groups: int, size: int) -> None:
+    weight, hessian = problem(seed, rows, groups * size)
+    hinv = torch.linalg.inv(hessian)
+    blocks, expected = elimination.eliminate_blocks(weight, hinv, size), textbook.eliminate_blocks(weight, hinv, size)
+    assert torch.equal(blocks[0], expected[0])
+    torch.testing.assert_close(blocks[1], expected[1], rtol=1e-6, atol=1e-10)
+    n = 1 + seed % size
+    ours, theirs = elimination.prune_n_of_m(weight, hinv, n, size), textbook.prune_n_of_m(weight, hinv, n, size)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
+    for bits in (1, 3, 8):
+        grid = fit_grid(weight, bits)
+        near = elimination.quantize(weight, hinv, grid)
+        torch.testing.assert_close(near, textbook.quantize(weight, hinv, grid), rtol=1e-6, atol=1e-9)
+
+
+def test_blocks_of_one_are_unstructured() -> None:
+    weight, hessian = problem(7)
+    hinv = torch.linalg.inv(hessian)
+    assert torch.equal(elimination.eliminate_blocks(weight, hinv, 1)[0], elimination.eliminate(weight, hinv)[0])
+
+
+def test_an_identity_hessian_rounds_to_nearest_and_prunes_by_magnitude() -> None:
+    weight, _ = problem(8)
+    eye = torch.eye(12, dtype=torch.float64)[None]
+    pairs = [("w4", "rtn:w4"), ("2:4", "mag:2:4"), ("block4-0.50", "mag:block4-0.50"), ("2:4+w4", "mag:2:4+rtn:w4")]
+    for exact, free in pairs:
+        made = list(compress_layer(weight, linear(6, 12), eye, [parse_level(exact), parse_level(free)]))
+        assert torch.equal(made[0].weight, made[1].weight)
+
+
+def test_a_pattern_that_removes_nothing_is_dense() -> None:
+    weight, hessian = problem(9)
+    levels = [parse_level(text) for text in ("4:4", "4:4+w4", "w4")]
+    nothing, joint, quantized = compress_layer(weight, linear(6, 12), hessian[None], levels)
+    assert torch.equal(nothing.weight, weight.float())
+    torch.testing.assert_close(joint.weight, quantized.weight)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2))
+def test_every_kind_has_the_pattern_it_promises(seed: int, rows: int, eights: int, dead: int) -> None:
+    d = 8 * eights
+    weight, hessian = problem(seed, rows, d)
+    hessian[:, :dead] = hessian[:dead, :] = 0
+    texts = ["2:4", "4:8", "1:2", "block4-0.50", "mag:2:4", "2:4+w3", "unstr-0.75+w8", "mag:block4-0.50+rtn:w2", "w2", "w1"]
+    for made in compress_layer(weight, linear(rows, d), hessian[None], [parse_level(text) for text in texts]):
+        sparsity, matrix = made.level.sparsity, made.weight
+        if sparsity is not None and sparsity.kind == "nm":
+            assert int((matrix.reshape(-1, sparsity.m) != 0).sum(1).max()) <= sparsity.n
+        elif sparsity is not None and sparsity.kind == "block":
+            assert int((matrix.reshape(-1, sparsity.block) == 0).all(1).sum()) >= rows * d / 8
+        elif sparsity is not None:
+            assert int((matrix == 0).sum()) >= 0.75 * rows * d
+        if made.grid is not None:
+            kept = matrix != 0
+            on_grid = made.grid.values(made.grid.codes(matrix))
+            assert torch.equal(on_grid[kept], matrix[kept])
+            assert all(len(row.unique()) <= 2**made.grid.bits + 1 for row in matrix)
+        assert made.error == pytest.approx(layer_error(matrix.double() - weight.float().double(), hessian[None]), abs=1e-9)
+
+
+def test_levels_that_do_not_fit_a_layer_are_absent() -> None:
+    weight, hessian = problem(10, d=6)
+    texts = ["dense", "2:4", "block4-0.50", "1:3", "block2-0.50", "w4"]
+    made = compress_layer(weight, linear(6, 6), hessian[None], [parse_level(text) for text in texts])
+    assert [str(m.level) for m in made] == ["dense", "1:3", "block2-0.50", "w4"]
+
+
 def test_without_a_compiler_the_textbook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "_compiled", lambda: None)
+    monkeypatch.setattr(elimination, "_kernels", lambda: None)
     weight, hessian = problem(1)
     assert torch.equal(elimination.eliminate(weight, hessian)[0], textbook.eliminate(weight, hessian)[0])
 
@@ -71,7 +142,7 @@ def test_levels_have_their_pattern_and_the_least_error_on_it(seed: int, rows: in
     for made in compress_layer(weight, linear(rows, d), hessian[None], levels):
         zeros = made.weight == 0
         wanted = -(-round(rows * d * made.level.fraction_removed, 6) // 1)
-        assert int(zeros.sum()) == wanted
+        assert int(zeros.sum()) >= wanted if dead else int(zeros.sum()) == wanted
         assert made.error == pytest.approx(layer_error(made.weight.double() - weight, hessian[None]), rel=1e-5, abs=1e-9)
         # What is left is the least-squares optimum on its pattern: the gradient vanishes where weights remain.
         gradient = (made.weight.double() - weight) @ hessian
@@ -115,7 +186,7 @@ def test_rows_of_zeros(weight: Tensor) -> None:
 
 def test_a_layer_that_no_input_reaches() -> None:
     (made,) = compress_layer(torch.ones(2, 4), linear(2, 4), torch.zeros(1, 4, 4), [parse_level("unstr-0.5")])
-    assert int((made.weight == 0).sum()) == 4
+    assert int((made.weight == 0).sum()) == 8  # all are dead: they go whatever the level
     assert made.error == made.normalized_error == 0
 
 
@@ -133,7 +204,7 @@ def test_values_that_are_not_finite_and_levels_that_are_not_made() -> None:
         next(compress_layer(bad, spec, hessian[None], half))
     with pytest.raises(LayerError, match="layer 'layer': its Hessian holds NaN"):
         next(compress_layer(weight, spec, hessian[None] * float("nan"), half))
-    for text in ("filter-0.50",):
+    for text in ("filter-0.50", "w4a8"):
         with pytest.raises(LevelError, match=text):
             next(compress_layer(weight, spec, hessian[None], [parse_level(text)]))
 
@@ -169,10 +240,13 @@ def test_published_layer_errors(shared_data: Path) -> None:
     hessians = collect_hessians(workload.model, layers, (x for x, _ in workload.calibration.batches(128)))
     modules = dict(workload.model.named_modules())
     for layer in layers:
-        expected = {str(parse_level(text)): error for text, error in reference[layer.name].items() if "unstr" in text}
+        expected = {str(parse_level(text)): error for text, error in reference[layer.name].items()}
         levels = [parse_level(text) for text in expected]
+        assert len(levels) == 18
         for made in compress_layer(modules[layer.name].weight, layer, hessians[layer.name], levels):
-            assert made.error == pytest.approx(expected[str(made.level)], rel=1e-3)
+            # OBQ's order flips at near-ties, so that its error is the same in distribution, not in digits.
+            flips = made.level.quantization is not None and not made.level.quantization.nearest
+            assert made.error == pytest.approx(expected[str(made.level)], rel=0.05 if flips else 1e-3)
 
 
 def test_retuning_averages_the_batches_statistics() -> None:

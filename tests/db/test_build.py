@@ -145,7 +145,7 @@ def test_a_second_build_of_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_kill_9_in_the_middle(tmp_path: Path, job_file: Callable[..., Path]) -> None:
-    levels = ["dense", "unstr-0.10..0.99"]
+    levels = ["dense", "unstr-0.10..0.99*0.8"]
     job = job_file(database={"path": str(tmp_path / "d"), "levels": levels})
     command = [sys.executable, "-m", "search.cli", "build", str(job)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressors.grids import fit_grid
 from db import codec
 
 
@@ -49,3 +50,20 @@ def test_a_checksum_sees_every_change() -> None:
     assert same == codec.checksum(parts)
     assert codec.checksum({**parts, "values": torch.arange(4.0).reshape(2, 2)}) != same
     assert codec.checksum({**parts, "values": torch.tensor([0.0, 1.0, 2.0, 3.5])}) != same
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))
+def test_quantized_weights_round_trip_and_are_small(bits: int, rows: int, columns: int, density: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, columns, generator=generator)
+    grid = fit_grid(weight, bits)
+    weight = grid.values(grid.codes(weight)) * (torch.rand(rows, columns, generator=generator) < density)
+    encoding, parts = codec.encode(weight, grid)
+    assert torch.equal(codec.decode(encoding, parts, (rows, columns)), weight)
+    assert codec.stored_bits(parts) <= bits * weight.numel() + 7 + 40 * rows
+
+
+def test_a_weight_that_is_not_on_its_grid_is_refused() -> None:
+    weight = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="not on their grid"):
+        codec.encode(weight, fit_grid(weight, 3))

@@ -165,9 +165,9 @@ def test_an_unwritable_output_folder(job_file: Callable[..., Path], tmp_path: Pa
 
 
 def test_unknown_runs_and_stores(job_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    league(job_file(search={"algorithms": ["dp"], "evaluations": 2, "seeds": [0]}))
-    assert main(["show", "dp-s1-00000000", "--store", f"sqlite:///{tmp_path / 'apportion.sqlite'}"]) == 1
-    assert "unknown run 'dp-s1-00000000'; did you mean 'dp-s0-" in capsys.readouterr().err
+    run = league(job_file(search={"algorithms": ["dp"], "evaluations": 2, "seeds": [0]}))["league"][0]["run"]
+    assert main(["show", run[:-1], "--store", f"sqlite:///{tmp_path / 'apportion.sqlite'}"]) == 1
+    assert f"unknown run '{run[:-1]}'; did you mean '{run}'" in capsys.readouterr().err
     assert main(["runs", "--store", f"sqlite:///{tmp_path / 'none.sqlite'}"]) == 1
     assert "no such file" in capsys.readouterr().err
     assert not (tmp_path / "none.sqlite").exists()

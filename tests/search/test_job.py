@@ -106,5 +106,7 @@ def test_the_published_schema_takes_what_load_takes(job_file: Callable[..., Path
         content = yaml.safe_load(example.read_text())
         jsonschema.validate(content, schema)
         Job.load(example)
+    published = json.loads((Path(__file__).parents[2] / "docs" / "job.schema.json").read_text())
+    assert published == schema, "docs/job.schema.json is not what `apportion schema` prints"
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**BASE, "bugdets": {}}, schema)
