@@ -100,7 +100,13 @@ def test_kill_9_and_the_same_command_again(job_file: Callable[..., Path], tmp_pa
 
 def test_ctrl_c_keeps_what_is_there(job_file: Callable[..., Path]) -> None:
     job = job_file(search={"algorithms": ["random"], "evaluations": 5000, "seeds": [0]})
-    process = subprocess.Popen([*COMMAND, "search", str(job)], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, "search", str(job)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background job ignores SIGINT and hands that on: the test must not depend on how it was started.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while sum(map(len, trials(job).values())) < 5:
         assert process.poll() is None
