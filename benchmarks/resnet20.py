@@ -120,8 +120,8 @@ def main() -> None:
                 exported = export(result, problem, options.work / f"{result.run.id}-{speedup:g}x")
                 accuracy = exported.content["accuracy"]
                 print(
-                    f"{speedup:g}x      {result.run.algorithm:12} {result.run.seed:4} {result.best.fitness:8.5f} "
-                    f"{scorer.score(result.best.candidate):8.5f} {problem.ratios(result.best.candidate)['flops']:8.5f} "
+                    f"{speedup:g}x      {result.run.algorithm:12} {result.run.seed:4} {result.pick.fitness:8.5f} "
+                    f"{scorer.score(result.pick.candidate):8.5f} {problem.ratios(result.pick.candidate)['flops']:8.5f} "
                     f"{accuracy['stitched']:8.2f} {accuracy['retuned']:8.2f} {result.evaluations:6.0f}",
                     flush=True,
                 )

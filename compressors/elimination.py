@@ -1,53 +1,77 @@
-"""ExactOBS's greedy eliminations: compiled where that is possible, the textbook's otherwise. Same choices, same result up to
-rounding; see `kernels` for how, and `textbook` for what."""
+"""ExactOBS's greedy eliminations: compiled on the CPU, in factored torch elsewhere and where no compiler is. Same choices, same
+result up to rounding; see `kernels` and `factored` for how, and `textbook` for what.
+
+`memory` bounds, in bytes, what is held besides the arguments and the result.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from compressors import textbook
+from compressors import factored
 from compressors.grids import Grid
 
 log = logging.getLogger(__name__)
 
 
-def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:
+def eliminate(weight: Tensor, hinv: Tensor, memory: int = 1 << 30) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate`: order [rows, d] int64 and losses [rows, d], on the device of `weight`."""
-    kernel = _kernel("unstructured", weight)
-    if kernel is None:
-        return textbook.eliminate(weight, hinv)
-    order, losses = kernel(*_arrays(weight, hinv))
-    return torch.from_numpy(order), torch.from_numpy(losses)
+    if kernel := _kernel("unstructured", weight):
+        with _threads(hinv, memory):
+            order, losses = kernel(*_arrays(weight, hinv))
+        return torch.from_numpy(order), torch.from_numpy(losses)
+    return _cat(factored.eliminate(w, hinv) for w in _chunks(weight, memory))
 
 
-def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int, memory: int = 1 << 30) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate_blocks`: order and losses of blocks, [rows, d / block]."""
-    kernel = _kernel("blocks", weight)
-    if kernel is None:
-        return textbook.eliminate_blocks(weight, hinv, block)
-    order, losses = kernel(*_arrays(weight, hinv), block)
-    return torch.from_numpy(order), torch.from_numpy(losses)
+    if kernel := _kernel("blocks", weight):
+        with _threads(hinv, memory):
+            order, losses = kernel(*_arrays(weight, hinv), block)
+        return torch.from_numpy(order), torch.from_numpy(losses)
+    return _cat(factored.eliminate_blocks(w, hinv, block) for w in _chunks(weight, memory))
 
 
-def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
+def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, memory: int = 1 << 30) -> Tensor:
     """As `textbook.prune_n_of_m`: weights [rows, d]."""
-    kernel = _kernel("n_of_m", weight)
-    return textbook.prune_n_of_m(weight, hinv, n, m) if kernel is None else torch.from_numpy(kernel(*_arrays(weight, hinv), n, m))
+    if kernel := _kernel("n_of_m", weight):
+        with _threads(hinv, memory):
+            return torch.from_numpy(kernel(*_arrays(weight, hinv), n, m))
+    return torch.cat([factored.prune_n_of_m(w, hinv, n, m) for w in _chunks(weight, memory)])
 
 
-def quantize(weight: Tensor, hinv: Tensor, grid: Grid) -> Tensor:
-    """As `textbook.quantize`: weights [rows, d], all on the grid."""
-    kernel = _kernel("quantize", weight)
-    if kernel is None:
-        return textbook.quantize(weight, hinv, grid)
-    scale, zero = grid.scale.double().squeeze(1).numpy(), grid.zero.double().squeeze(1).numpy()
-    return torch.from_numpy(kernel(*_arrays(weight, hinv), scale, zero, float(2**grid.bits - 1)))
+def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, memory: int = 1 << 30) -> Tensor:
+    """As `textbook.quantize`: weights [rows, d], all on the grid; those that are `fixed` [rows, d] are zero and stay it."""
+    if kernel := _kernel("quantize", weight):
+        scale, zero = (t.to(weight.dtype).expand(len(weight), 1).squeeze(1).contiguous().numpy() for t in (grid.scale, grid.zero))
+        highest = scale.dtype.type(2**grid.bits - 1)
+        with _threads(hinv, memory):
+            w, h = _arrays(weight, hinv)
+            return torch.from_numpy(kernel(w, fixed.contiguous().numpy(), h, scale, zero, highest))
+    parts, start = [], 0
+    for w in _chunks(weight, memory):
+        rows = slice(start, start + len(w))
+        parts.append(factored.quantize(w, hinv, grid.rows(rows), fixed[rows]))
+        start += len(w)
+    return torch.cat(parts)
+
+
+def _chunks(weight: Tensor, memory: int) -> Iterator[Tensor]:
+    """Rows of which as many d x d matrices, twice, fit the memory."""
+    return iter(weight.split(max(1, memory // (2 * weight.element_size() * weight.shape[1] ** 2))))
+
+
+def _cat(parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    first, second = zip(*parts, strict=True)
+    return torch.cat(first), torch.cat(second)
 
 
 def _kernel(name: str, weight: Tensor) -> Callable[..., Any] | None:
@@ -61,9 +85,24 @@ def _kernels() -> Any:
     try:
         from compressors import kernels
     except ImportError:
-        log.warning("numba is not installed (apportion[fast]): layers are compressed by the slow textbook algorithm")
+        log.warning("numba is not installed (apportion[fast]): layers are compressed several times slower")
         return None
     return kernels
+
+
+@contextmanager
+def _threads(hinv: Tensor, memory: int) -> Iterator[None]:
+    """As many threads as torch may use, as far as a d x d matrix for each fits the memory; every thread calls BLAS for itself."""
+    import numba
+
+    size = 2 * hinv.numel() * hinv.element_size()
+    before = numba.get_num_threads()
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, memory // size)))
+    try:
+        with threadpool_limits(1, "blas"):
+            yield
+    finally:
+        numba.set_num_threads(before)
 
 
 def _arrays(weight: Tensor, hinv: Tensor) -> tuple[Any, Any]:

@@ -76,6 +76,11 @@ class Level:
         return self.sparsity is None and self.quantization is None
 
     @property
+    def activation_bits(self) -> int | None:
+        """Bits of the layer's inputs; None where they stay in floating point."""
+        return self.quantization.activation_bits if self.quantization else None
+
+    @property
     def fraction_removed(self) -> float:
         """The share of weights that the level promises to set to zero, in [0, 1)."""
         return self.sparsity.fraction if self.sparsity else 0.0

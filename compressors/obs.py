@@ -3,48 +3,60 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compressors.elimination import eliminate, eliminate_blocks, prune_n_of_m, quantize
+from compressors import elimination
+from compressors.activations import ActivationGrid
 from compressors.errors import LayerError, LevelError
-from compressors.grids import Grid, fit_grid
+from compressors.grids import Grid, GridOptions, fit_grid
 from compressors.hessian import inverse
+from compressors.ladder import Ladder
 from compressors.layers import LayerSpec, from_matrix, to_matrix
-from compressors.levels import Level, Sparsity
-
-_CHUNK_BYTES = 1 << 29
-"""Per-row d x d factors held at once while weights are reconstructed."""
+from compressors.levels import Level, Quantization, Sparsity
+from compressors.progress import Progress
+from compressors.work import Group, Mapper, Work, default_memory, precision
 
 
 @dataclass(frozen=True, slots=True)
 class CompressionOptions:
-    """`damping`: share of the mean diagonal added to each Hessian's diagonal."""
+    """`damping`: share of the mean diagonal added to each Hessian's diagonal. `memory`: bytes that the work on a layer may take
+    besides its inputs and results (None: a quarter of what is free); it changes no weight."""
 
     damping: float = 0.0
+    grid: GridOptions = field(default_factory=GridOptions)
+    memory: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the weights. Options at their defaults are left out: a database that was built before they existed is
+        still the same."""
+        grid = asdict(self.grid) if self.grid != GridOptions() else None
+        return {"damping": self.damping} | ({"grid": grid} if grid else {})
 
 
 @dataclass(frozen=True, slots=True)
 class CompressedLayer:
     """One layer at one level. `weight`: float32, the layer's own shape; `error` = 1/2 tr(dW H dW^T) in float64, and
-    `normalized_error` the same over 1/2 tr(W H W^T): lower is better, 0 for dense. `grid`: of a quantized level, per row."""
+    `normalized_error` the same over 1/2 tr(W H W^T): lower is better, 0 for dense; they count the weights alone. `grid`: of
+    quantized weights, per row or [1, 1]; `activation`: of quantized inputs."""
 
     level: Level
     weight: Tensor
     error: float
     normalized_error: float
     grid: Grid | None = None
+    activation: ActivationGrid | None = None
 
 
 def check_level(level: Level) -> None:
     """Raise LevelError for a level that no compressor makes yet."""
     if level.sparsity is not None and level.sparsity.kind == "filter":
         raise LevelError(str(level), "structured (filter) levels are not made yet")
-    if level.quantization is not None and level.quantization.activation_bits is not None:
-        raise LevelError(str(level), "activation quantization is not made yet; weight bits alone (wB) are")
 
 
 def fits(spec: LayerSpec, level: Level) -> bool:
@@ -54,35 +66,44 @@ def fits(spec: LayerSpec, level: Level) -> bool:
 
 
 def compress_layer(
-    weight: Tensor, spec: LayerSpec, hessian: Tensor, levels: Sequence[Level], options: CompressionOptions | None = None
+    weight: Tensor,
+    spec: LayerSpec,
+    hessian: Tensor,
+    levels: Sequence[Level],
+    options: CompressionOptions | None = None,
+    activations: Mapping[int, ActivationGrid] | None = None,
+    progress: Progress | None = None,
+    mapper: Mapper | None = None,
 ) -> Iterator[CompressedLayer]:
     """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order. hessian: [groups, d, d] as
-    `hessian.collect_hessians` gives it. Raises LayerError for values that are not finite, LevelError."""
+    `hessian.collect_hessians` gives it; `activations`: bits -> grid, for levels that quantize inputs. A `mapper` runs the tasks
+    that the layer is cut into (by default one after the other, here). Raises LayerError for values that are not finite,
+    LevelError."""
     for level in levels:
         check_level(level)
-    matrix = to_matrix(weight.detach().double(), spec)
+        if level.activation_bits and level.activation_bits not in (activations or {}):
+            raise LevelError(str(level), f"no grid of {level.activation_bits} bits was calibrated for the inputs of {spec.name!r}")
+    options = options or CompressionOptions()
+    matrix = to_matrix(weight.detach().to(hessian.device).double(), spec)
     if not torch.isfinite(matrix).all():
         raise LayerError(spec.name, "its weights hold NaN or infinity")
     if not torch.isfinite(hessian).all():
         raise LayerError(spec.name, "its Hessian holds NaN or infinity")
-    problem = _Problem(matrix, hessian.double(), spec, options or CompressionOptions())
+    work = Work(options.memory or default_memory(), mapper, progress, f"compress {spec.name}")
+    fitting = [level for level in levels if fits(spec, level)]
+    problem = _Problem(matrix, hessian.double(), spec, fitting, options, work)
     whole = layer_error(matrix, problem.hessian)
-    for level in levels:
-        if not fits(spec, level):
-            continue
-        compressed = matrix if level.sparsity is None else problem.sparse(level.sparsity)
-        grid = None
-        if level.quantization is not None:
-            assert level.quantization.weight_bits is not None  # check_level
-            grid = fit_grid(compressed, level.quantization.weight_bits)
-            kept = compressed != 0
-            if not level.quantization.nearest:
-                compressed = problem.quantize(compressed, grid, masked=level.sparsity is not None)
-            stored = grid.values(grid.codes(compressed)) * (kept if level.sparsity else 1)
-        else:
-            stored = compressed.float()
+    for level in fitting:
+        stored, grid = problem.weights(level)
         error = layer_error(stored.double() - matrix.float().double(), problem.hessian)
-        yield CompressedLayer(level, from_matrix(stored, spec).cpu(), error, error / whole if whole > 0 else 0.0, grid)
+        yield CompressedLayer(
+            level,
+            from_matrix(stored, spec).cpu(),
+            error,
+            error / whole if whole > 0 else 0.0,
+            grid,
+            activations[level.activation_bits] if activations and level.activation_bits else None,
+        )
 
 
 def layer_error(difference: Tensor, hessian: Tensor) -> float:
@@ -96,130 +117,105 @@ def layer_error(difference: Tensor, hessian: Tensor) -> float:
 class _Problem:
     """One layer and what its levels share: an elimination run gives all levels of its kind."""
 
-    def __init__(self, matrix: Tensor, hessian: Tensor, spec: LayerSpec, options: CompressionOptions) -> None:
-        self.matrix, self.hessian, self._spec, self._options = matrix, hessian, spec, options
-        self._ladders: dict[int, _Ladder] = {}
-        self._inverses: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(
+        self, matrix: Tensor, hessian: Tensor, spec: LayerSpec, levels: Sequence[Level], options: CompressionOptions, work: Work
+    ) -> None:
+        self.matrix, self.hessian, self._spec, self._options, self._work = matrix, hessian, spec, options, work
+        self._ladders: dict[int, Ladder] = {}
+        self._groups: list[Group] = []
+        sparsities = [level.sparsity for level in levels if level.sparsity and not level.sparsity.magnitude]
+        self._counts: dict[int, list[int]] = {}
+        for sparsity in sparsities:
+            if sparsity.kind != "nm":
+                self._counts.setdefault(sparsity.block or 1, []).append(self._count(sparsity))
+        self._wanted = Counter(_same_weights(level) for level in levels)
+        self._shared: dict[tuple[object, ...], tuple[Tensor, Grid | None]] = {}
 
-    def sparse(self, sparsity: Sparsity) -> Tensor:
+    def weights(self, level: Level) -> tuple[Tensor, Grid | None]:
+        """What is stored, float32 [rows, d], and its grid. Levels that differ in their inputs' bits alone share it."""
+        key = _same_weights(level)
+        made = self._shared.pop(key, None) or self._make(level)
+        self._wanted[key] -= 1
+        if self._wanted[key]:
+            self._shared[key] = made
+        return made
+
+    def _make(self, level: Level) -> tuple[Tensor, Grid | None]:
+        compressed = self.matrix if level.sparsity is None else self._sparse(level.sparsity)
+        quantization = level.quantization
+        if quantization is None or quantization.weight_bits is None:
+            return compressed.float(), None
+        fixed = torch.zeros_like(compressed, dtype=torch.bool) if level.sparsity is None else compressed == 0
+        grid = fit_grid(compressed, quantization.weight_bits, self._options.grid)
+        if not quantization.nearest:
+            compressed = self._quantize(compressed, grid, fixed)
+        return grid.values(grid.codes(compressed)) * ~fixed, grid
+
+    def _count(self, sparsity: Sparsity) -> int:
+        # Rounded up, as the published code does; round() takes off what the fraction's binary form adds.
+        return math.ceil(round(self.matrix.numel() / (sparsity.block or 1) * sparsity.fraction, 6))
+
+    def _sparse(self, sparsity: Sparsity) -> Tensor:
         """The weights [rows, d] with the pattern of `sparsity`."""
         if sparsity.kind == "nm":
             if sparsity.magnitude:
                 return _n_of_m_by_magnitude(self.matrix, sparsity.n, sparsity.m)
-            parts = [prune_n_of_m(w, hinv, sparsity.n, sparsity.m) for w, hinv in self._groups(self.matrix)]
-            return torch.cat(parts)
+            return self._by_rows(self.matrix, _prune_n_of_m, lambda rows: (sparsity.n, sparsity.m))
         size = sparsity.block or 1
-        # Rounded up, as the published code does; round() takes off what the fraction's binary form adds.
-        count = math.ceil(round(self.matrix.numel() / size * sparsity.fraction, 6))
         if sparsity.magnitude:
-            return _by_magnitude(self.matrix, size, count)
+            return _by_magnitude(self.matrix, size, self._count(sparsity))
         if size not in self._ladders:
-            self._ladders[size] = _Ladder(self.matrix, list(self._groups(self.matrix)), size)
-        return self._ladders[size].without(count)
+            self._ladders[size] = Ladder(self._inverted(), size, self._counts[size], self._work)
+        return self._ladders[size].without(self._count(sparsity))
 
-    def quantize(self, matrix: Tensor, grid: Grid, masked: bool) -> Tensor:
-        """OBQ of weights [rows, d]. Where they are `masked`, zeros stay zeros, and only the weights that are left compensate."""
-        result = torch.zeros_like(matrix)
-        per_group = len(matrix) // self._spec.groups
-        for g, (w, hinv) in enumerate(self._groups(matrix)):
-            rows = torch.arange(g * per_group, (g + 1) * per_group)
-            full = ((w != 0) | ~self._inverse(g)[1] | (not masked)).all(1)
-            if full.any():
-                result[rows[full]] = quantize(w[full], hinv, _rows_of(grid, rows[full]))
-            for row in (~full).nonzero().squeeze(1):
-                left = w[row].nonzero().squeeze(1)
-                if len(left):
-                    inverse_left = _inverse_of(hinv, left)
-                    result[rows[row], left] = quantize(w[row, left][None], inverse_left, _rows_of(grid, rows[row, None]))[0]
-        return result
+    def _quantize(self, matrix: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
+        """OBQ of weights [rows, d]. Zeros that are `fixed` stay zeros, and only the weights that are left compensate."""
+        return self._by_rows(matrix, _quantize, lambda rows: (grid.rows(rows), fixed[rows]))
 
-    def _groups(self, matrix: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Weights [rows of the group, d] and H^-1 [d, d] of every group. A dead column has the identity's row and column, and
-        its weights are zero: it costs nothing and changes nothing."""
-        per_group = len(matrix) // self._spec.groups
-        for g in range(self._spec.groups):
-            hinv, alive = self._inverse(g)
-            yield matrix[g * per_group : (g + 1) * per_group] * alive, hinv
+    def _by_rows(self, matrix: Tensor, function: Callable[..., Tensor], arguments: Callable[[slice], tuple[object, ...]]) -> Tensor:
+        """function(weights, H^-1, *arguments(rows), memory) over all rows, a few at a time."""
+        tasks, start = [], 0
+        for group in self._inverted():
+            end, step = start + len(group.weight), self._work.rows_at_once(group)
+            for at in range(start, end, step):
+                rows = slice(at, min(end, at + step))
+                weight = matrix[rows].to(group.hinv.dtype) * group.alive
+                tasks.append((weight, group.hinv, *arguments(rows), self._work.memory))
+            start = end
+        return torch.cat(list(self._work.map(function, tasks)))
 
-    def _inverse(self, group: int) -> tuple[Tensor, Tensor]:
-        if group not in self._inverses:
-            found, alive = inverse(self.hessian[group], self._options.damping, self._spec.name)
-            whole = torch.eye(len(alive), dtype=found.dtype, device=found.device)
-            columns = alive.nonzero().squeeze(1)
-            whole[columns[:, None], columns] = found
-            self._inverses[group] = (whole, alive)
-        return self._inverses[group]
+    def _inverted(self) -> list[Group]:
+        """Weights and H^-1 of every group, in the precision of the layer's width. The inverse is taken in double precision: it
+        dominates the rounding error. A dead column has the identity's row and column, and its weights are zero: it costs
+        nothing and changes nothing."""
+        if not self._groups:
+            dtype = precision(self.matrix.shape[1])
+            for weight, hessian in zip(self.matrix.chunk(self._spec.groups), self.hessian, strict=True):
+                found, alive = inverse(hessian, self._options.damping, self._spec.name)
+                whole = torch.eye(len(alive), dtype=dtype, device=found.device)
+                columns = alive.nonzero().squeeze(1)
+                whole[columns[:, None], columns] = found.to(dtype)
+                self._groups.append(Group((weight * alive).to(dtype), whole, alive))
+        return self._groups
 
 
-class _Ladder:
-    """All unstructured levels (size 1) or all levels of one block size, from one elimination.
-
-    With P = H^-1[order][:, order] = L L^T and y = L^-1 w[order], the weights after c removals are w[order] - L[:, :c] y[:c]: one
-    Cholesky factorisation per row gives every level, without a trace of weights.
-    """
-
-    def __init__(self, matrix: Tensor, groups: list[tuple[Tensor, Tensor]], size: int) -> None:
-        self._groups, self._size = groups, size
-        self._orders: list[Tensor] = []
-        losses = []
-        for w, hinv in groups:
-            order, lost = eliminate(w, hinv) if size == 1 else eliminate_blocks(w, hinv, size)
-            losses.append(lost)
-            self._orders.append(order)
-        self._row_by_loss = torch.cat(losses).flatten().argsort(stable=True) // losses[0].shape[1]
-        self._shape = matrix.shape
-
-    def without(self, count: int) -> Tensor:
-        """The layer's weights, [rows, d], after the `count` cheapest removals (of blocks) over all rows."""
-        counts = torch.bincount(self._row_by_loss[:count], minlength=self._shape[0]) * self._size
-        inside = torch.arange(self._size)
-        parts, start = [], 0
-        for (w, hinv), order in zip(self._groups, self._orders, strict=True):
-            sequence = (order[:, :, None] * self._size + inside).flatten(1)
-            parts.append(_reconstruct(w, hinv, sequence, counts[start : start + len(w)]))
-            start += len(w)
-        return torch.cat(parts)
+def _same_weights(level: Level) -> tuple[object, ...]:
+    quantization = level.quantization or Quantization(None)
+    return level.sparsity, quantization.weight_bits, quantization.nearest
 
 
-def _reconstruct(w: Tensor, hinv: Tensor, sequence: Tensor, counts: Tensor) -> Tensor:
-    """Weights [rows, d] after the first counts[r] columns of sequence[r] are gone, the others at their optimum."""
-    result = w.clone()
-    d = w.shape[1]
-    step = max(1, _CHUNK_BYTES // (8 * d * d))
-    for start in range(0, len(w), step):
-        chunk = slice(start, start + step)
-        most = int(counts[chunk].max())
-        if not most:
-            continue
-        order = sequence[chunk]
-        p = hinv[order[:, :most, None], order[:, None, :most]]
-        below = hinv[order[:, most:, None], order[:, None, :most]]
-        factor = torch.linalg.cholesky(p)
-        ordered = w[chunk].gather(1, order)
-        y = torch.linalg.solve_triangular(factor, ordered[:, :most, None], upper=False)
-        gone = torch.arange(most, device=w.device) < counts[chunk, None]
-        y = y * gone[:, :, None]
-        # Rows of L below the pivots: L21 = P21 L11^-T, so that L21 y = P21 (L11^-T y).
-        change = torch.cat([factor @ y, below @ torch.linalg.solve_triangular(factor.mT, y, upper=True)], 1)
-        ordered = ordered - change.squeeze(2)
-        ordered[:, :most].masked_fill_(gone, 0)
-        result[chunk] = torch.empty_like(ordered).scatter_(1, order, ordered)
-    return result
+def _prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, memory: int) -> Tensor:
+    return _finite(lambda w, h: elimination.prune_n_of_m(w, h, n, m, memory), weight, hinv)
 
 
-def _inverse_of(hinv: Tensor, left: Tensor) -> Tensor:
-    """The inverse of H restricted to the columns `left`: the Schur complement of the others in H^-1."""
-    gone = torch.ones(len(hinv), dtype=torch.bool)
-    gone[left] = False
-    removed = gone.nonzero().squeeze(1)
-    if not len(removed):
-        return hinv
-    across = hinv[left][:, removed]
-    return hinv[left][:, left] - across @ torch.linalg.solve(hinv[removed][:, removed], across.T)
+def _quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, memory: int) -> Tensor:
+    return _finite(lambda w, h: elimination.quantize(w, h, grid, fixed, memory), weight, hinv)
 
 
-def _rows_of(grid: Grid, rows: Tensor) -> Grid:
-    return Grid(grid.scale[rows], grid.zero[rows], grid.bits)
+def _finite(run: Callable[[Tensor, Tensor], Tensor], weight: Tensor, hinv: Tensor) -> Tensor:
+    """In double precision where single breaks down on a Hessian that is nearly singular."""
+    result = run(weight, hinv)
+    return result if torch.isfinite(result).all() else run(weight.double(), hinv.double())
 
 
 def _by_magnitude(matrix: Tensor, size: int, count: int) -> Tensor:

@@ -26,19 +26,29 @@ class _Rows:
     def diagonal(self) -> Tensor:
         return self.h.diagonal(dim1=1, dim2=2)
 
-    def remove(self, p: Tensor, to: Tensor) -> None:
-        """Set w_p to `to` [rows] in every row; the weights that are left make up for it (eq. 3), and H^-1 loses p (lemma 1)."""
+    def remove(self, p: Tensor, to: Tensor, acting: Tensor | None = None) -> None:
+        """Set w_p to `to` [rows] in every row that is `acting`; the weights that are left make up for it (eq. 3), and H^-1
+        loses p (lemma 1)."""
         column, pivot = self.h[self.every, :, p], self.diagonal[self.every, p]
+        if acting is not None:
+            column = column * acting[:, None]
         change = (self.w[self.every, p] - to) / pivot
         moved = self.w - column * change[:, None]
         self.w = torch.where(self.gone, self.w, moved)
-        self.w[self.every, p] = to
         root = column / pivot.sqrt()[:, None]
         self.h.baddbmm_(root[:, :, None], root[:, None, :], alpha=-1)
-        self.gone[self.every, p] = True
-        self.h[self.every, p, :] = 0
-        self.h[self.every, :, p] = 0
-        self.h[self.every, p, p] = 1  # keeps quotients finite; `gone` keeps it from being chosen
+        rows = self.every if acting is None else self.every[acting]
+        p = p[rows]
+        self.w[rows, p] = to[rows]
+        self.gone[rows, p] = True
+        self.h[rows, p, :] = 0
+        self.h[rows, :, p] = 0
+        self.h[rows, p, p] = 1  # keeps quotients finite; `gone` keeps it from being chosen
+
+    def drop(self, row: int, p: int) -> None:
+        """Take a column whose weight is zero out of one row."""
+        only = self.every == row
+        self.remove(torch.full_like(self.every, p), self.w[:, p].clone(), only)
 
 
 def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,16 +96,22 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
     return rows.w
 
 
-def quantize(weight: Tensor, hinv: Tensor, grid: Grid) -> Tensor:
+def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
     """Algorithm 3 (OBQ), with the outlier rule: where an active weight is more than half a step from the grid, the one that
-    is farthest goes first. Returns the weights, all on the grid."""
+    is farthest goes first. The columns that are `fixed` [rows, d] are zero, stay zero, and compensate for nothing. Returns the
+    weights, all on the grid."""
     rows = _Rows(weight, hinv)
+    for r, column in fixed.nonzero():
+        rows.drop(int(r), int(column))
     scale = grid.scale.to(weight.dtype)
-    for _ in range(weight.shape[1]):
+    left = ~fixed
+    while left.any():
+        acting = left.any(1)
         near = grid.nearest(rows.w)
         error = ((near - rows.w) ** 2).masked_fill(rows.gone, -torch.inf)
         outlier = error.amax(1) > (scale**2 / 4).squeeze(1)
         score = (error / rows.diagonal).masked_fill(rows.gone, torch.inf)
         p = torch.where(outlier, error.argmax(1), score.argmin(1))
-        rows.remove(p, near[rows.every, p])
+        rows.remove(p, near[rows.every, p], acting)
+        left[rows.every, p] = False
     return rows.w

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from compressors.activations import calibrate_activations
 from compressors.errors import ConfigurationError, DatabaseError, DatabaseMismatchError, OutputError
 from compressors.hessian import collect_hessians
 from compressors.layers import LayerSpec, count_macs, find_layers
 from compressors.levels import Level
-from compressors.obs import CompressionOptions, compress_layer
+from compressors.obs import CompressedLayer, CompressionOptions, compress_layer
 from compressors.progress import Progress
 from db import codec, format
 from db.database import LayerDatabase
@@ -41,14 +42,13 @@ class BuildPlan:
     options: CompressionOptions
 
     def to_json(self, layers: Sequence[LayerSpec]) -> dict[str, Any]:
-        options = {key: value for key, value in asdict(self.options).items() if key != "memory"}  # changes no weight
         return {
             "format": "apportion-layer-database",
             "version": format.VERSION,
             "model": self.model,
             "calibration": self.calibration,
             "levels": list(self.levels),
-            "options": options,
+            "options": self.options.to_json(),
             "layers": [layer.name for layer in layers],
         }
 
@@ -136,6 +136,8 @@ def _build_layers(
     if not missing:
         return
     macs = count_macs(model, layers, next(iter(batches()))[:1])
+    bits = sorted({level.activation_bits for level in levels if level.activation_bits})
+    grids = calibrate_activations(model, [layers[i] for i in missing], batches(), bits) if bits else {}
     modules = dict(model.named_modules())
     done = len(layers) - len(missing)
     for group in _groups([(i, layers[i]) for i in missing]):
@@ -145,7 +147,8 @@ def _build_layers(
                 progress(f"compress {layer.name}", done, len(layers))
             weight = modules[layer.name].weight
             file = path / format.layer_file(index, layer.name)
-            _write_layer(file, key, layer, macs[layer.name], weight, hessians.pop(layer.name), levels, options)
+            made = compress_layer(weight, layer, hessians.pop(layer.name), levels, options, grids.get(layer.name))
+            _write_layer(file, key, layer, macs[layer.name], made, levels)
             done += 1
     if progress:
         progress("compress", done, len(layers))
@@ -171,14 +174,12 @@ def _write_layer(
     key: str,
     layer: LayerSpec,
     macs: int,
-    weight: Any,
-    hessian: Tensor,
+    compressed: Iterable[CompressedLayer],
     levels: Sequence[Level],
-    options: CompressionOptions,
 ) -> None:
     tensors: dict[str, Tensor] = {}
     entries: dict[str, Entry] = {}
-    for made in compress_layer(weight, layer, hessian, levels, options):
+    for made in compressed:
         name = str(made.level)
         encoding, parts = codec.encode(made.weight, made.grid)
         entries[name] = Entry(
@@ -189,6 +190,7 @@ def _write_layer(
             nonzeros=made.weight.numel() if made.level.is_dense else int((made.weight != 0).sum()),
             bits=codec.stored_bits(parts),
             checksum=codec.checksum(parts),
+            activation=made.activation,
         )
         tensors |= {format.part_key(name, part): tensor for part, tensor in parts.items()}
     ordered = tuple(entries[str(level)] for level in levels if str(level) in entries)

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from compressors.activations import quantize_input
 from compressors.errors import (
     DatabaseCorruptError,
     DatabaseError,
@@ -96,15 +97,18 @@ class LayerDatabase:
                 progress("verify", done + 1, len(self.layers))
 
     def stitch(self, model: nn.Module, profile: Mapping[str, Level]) -> None:
-        """Give every layer of `model` the weight that `profile` picks, in place. Raises ProfileError, ModelError."""
+        """Give every layer of `model` the weight that `profile` picks, in place, and a hook that quantizes its input where the
+        level asks for it. Raises ProfileError, ModelError."""
         check_profile(profile, self.levels())
-        modules = dict(model.named_modules())
+        modules = dict(model.named_modules(remove_duplicate=False))
         with torch.no_grad():
             for name, level in profile.items():
                 module = modules.get(name)
                 if module is None or not isinstance(module.weight, Tensor):
                     raise ModelError(f"the model has no layer {name!r} with a weight")
                 module.weight.copy_(self.weight(name, level))
+                for alias in (name, *self.layers[name].aliases):
+                    quantize_input(modules[alias], self.entry(name, level).activation)
 
     def _parts(self, layer: str, entry: Entry) -> dict[str, Tensor]:
         file = self._files[layer]

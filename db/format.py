@@ -14,6 +14,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from compressors.activations import ActivationGrid
+
 VERSION = 1
 BUILD = "build.json"
 MANIFEST = "manifest.json"
@@ -25,7 +27,8 @@ TABLES = "tables"
 class Entry:
     """One level of one layer. `error` is 1/2 tr(dW H dW^T), `normalized_error` the same over 1/2 tr(W H W^T) (lower is better,
     0 for dense); `nonzeros` counts the stored weights that are not zero (all of them for dense); `bits` is what the encoding
-    takes; `checksum` is the SHA-256 of the encoded parts."""
+    takes; `checksum` is the SHA-256 of the encoded parts; `activation` the grid of the layer's input where the level quantizes
+    it: x ~ scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero)."""
 
     level: str
     encoding: str
@@ -34,6 +37,7 @@ class Entry:
     nonzeros: int
     bits: int
     checksum: str
+    activation: ActivationGrid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +66,14 @@ class LayerRecord:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> LayerRecord:
-        entries = tuple(Entry(**entry) for entry in content["entries"])
+        entries = tuple(_entry(entry) for entry in content["entries"])
         fixed = {"shape": tuple(content["shape"]), "aliases": tuple(content["aliases"]), "entries": entries}
         return cls(**{**content, **fixed})
+
+
+def _entry(content: dict[str, Any]) -> Entry:
+    activation = content.get("activation")
+    return Entry(**{**content, "activation": None if activation is None else ActivationGrid(**activation)})
 
 
 def layer_file(index: int, name: str) -> str:

@@ -53,6 +53,13 @@ _trials = sa.Table(
     sa.Column("seconds", sa.Float, nullable=False),
     sa.Index("trials_by_candidate", "problem", "candidate"),
 )
+_selection = sa.Table(
+    "selection",
+    _metadata,
+    sa.Column("run", sa.String(80), sa.ForeignKey("runs.id"), primary_key=True),
+    sa.Column("candidate", sa.String(4000), primary_key=True),
+    sa.Column("score", sa.Double, nullable=False),
+)
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
 
 
@@ -198,6 +205,16 @@ class RunStore:
                     found[wanted[row.candidate, row.fidelity]] = row.fitness
         return found
 
+    def selection(self, run: str) -> dict[tuple[int, ...], float]:
+        """Candidate -> score on the selection images (lower is better), of those that the final pick of `run` is made among."""
+        rows = self._rows(sa.select(_selection).where(_selection.c.run == run))
+        return {_candidate(row.candidate): row.score for row in rows}
+
+    def add_selection(self, run: str, candidate: tuple[int, ...], score: float) -> None:
+        """Keep a selection score; the one that is there already stays."""
+        row = {"run": run, "candidate": _key(candidate), "score": score}
+        self._write(_selection.insert().values(**row), ignore_present=True)
+
     def summary(self, run: str) -> tuple[int, int, float | None]:
         """Number of trials told, number evaluated, best fitness at full fidelity (None before the first)."""
         best = sa.select(sa.func.min(_trials.c.fitness)).where(_trials.c.run == run, _trials.c.fidelity == 1.0)
@@ -236,9 +253,12 @@ def _key(candidate: tuple[int, ...]) -> str:
     return ",".join(map(str, candidate))
 
 
+def _candidate(key: str) -> tuple[int, ...]:
+    return tuple(int(index) for index in key.split(","))
+
+
 def _trial(row: sa.Row[Any]) -> StoredTrial:
-    candidate = tuple(int(index) for index in row.candidate.split(","))
-    return StoredTrial(candidate, row.fidelity, row.fitness, bool(row.evaluated), row.seconds)
+    return StoredTrial(_candidate(row.candidate), row.fidelity, row.fitness, bool(row.evaluated), row.seconds)
 
 
 def _run(row: sa.Row[Any]) -> Run:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from compressors.activations import quantize_input
 from compressors.corrections import retune_batchnorm
 from compressors.errors import ConfigurationError
 from db.database import LayerDatabase
@@ -50,8 +51,9 @@ class StitchedScorer:
         self._levels = [[entry.level for entry in record.entries] for record in database.layers.values()]
         self._names = list(database.layers)
         self._model = copy.deepcopy(workload.model).eval().to(self._device)
-        modules = dict(self._model.named_modules())
-        self._modules = [modules[name] for name in self._names]
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        self._modules = [[modules[n] for n in (name, *database.layers[name].aliases)] for name in self._names]
+        self._grids = [[entry.activation for entry in record.entries] for record in database.layers.values()]
         self._batches = [(x.to(self._device), y.to(self._device)) for x, y in workload.calibration.batches(workload.batch_size)]
         self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._weight_bytes = weight_bytes
@@ -99,7 +101,9 @@ class StitchedScorer:
     def _place(self, candidate: Candidate) -> None:
         for layer, index in enumerate(candidate):
             if self._placed[layer] != index:
-                self._modules[layer].weight.data = self._weight(layer, index)
+                for module in self._modules[layer]:
+                    module.weight.data = self._weight(layer, index)
+                    quantize_input(module, self._grids[layer][index])
                 self._placed[layer] = index
 
     def _weight(self, layer: int, index: int) -> Tensor:

@@ -12,11 +12,15 @@ from torch import nn
 
 from compressors.errors import ApportionError, DataError, ModelError
 from compressors.progress import Progress
-from evaluators.data import DataConfig, DigitsData, Split, TensorSplit, draw, load_splits
+from evaluators.data import DataConfig, DigitsData, Split, Splits, TensorSplit, draw, load_splits
 from evaluators.digits import digits_splits, load_trained
 from evaluators.models import build_model
 
 _DEFAULT_SAMPLES = 1024
+_SELECTION = 4096
+"""Images at most that the final pick among the best profiles is made on ..."""
+_FEW = 512
+"""... and at least: with fewer, chance would pick."""
 
 
 class WorkloadConfig(BaseModel):
@@ -40,16 +44,29 @@ class WorkloadConfig(BaseModel):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Some images of a split, not loaded yet."""
+
+    split: Split
+    indices: tuple[int, ...]
+
+    def load(self, progress: Progress | None = None) -> TensorSplit:
+        return self.split.subset(self.indices, progress)
+
+
 @dataclass
 class Workload:
     """`model` in eval mode on the CPU; `calibration` what the database and the search see, in a fixed random order; `train`
-    what batch-norm is re-tuned on; `test` what only reports look at."""
+    what batch-norm is re-tuned on; `test` what only reports look at; `selection` images that neither the database nor the
+    search sees, for the final pick among the best profiles (None where there are too few)."""
 
     model: nn.Module
     calibration: TensorSplit
     train: Split
     test: Split
     batch_size: int = 128
+    selection: Chosen | None = None
 
 
 def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> Workload:
@@ -67,10 +84,22 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
         raise DataError("workload.calibration_samples", f"{wanted} images are asked for, the calibration data has {available}")
-    calibration = draw(splits.calibration, wanted, np.random.default_rng(config.seed), progress)
-    workload = Workload(model.eval(), calibration, splits.train or splits.calibration, splits.test, config.batch_size)
+    generator = np.random.default_rng(config.seed)
+    calibration = draw(splits.calibration, wanted, generator, progress)
+    train = splits.train or splits.calibration
+    selection = _selection(splits, wanted, config.seed, generator)
+    workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
     _check(workload, name)
     return workload
+
+
+def _selection(splits: Splits, wanted: int, seed: int, generator: np.random.Generator) -> Chosen | None:
+    """Random training images, none of them among the `wanted` ones that were drawn for calibration."""
+    if splits.train is None or splits.train is splits.calibration:
+        split, order = splits.calibration, np.random.default_rng(seed).permutation(len(splits.calibration))[wanted:]
+    else:
+        split, order = splits.train, generator.permutation(len(splits.train))
+    return Chosen(split, tuple(order[:_SELECTION].tolist())) if len(order) >= _FEW else None
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -65,11 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (build, search):
         sub.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
     runs = command("runs", _runs, "List the runs in a run store.", "apportion runs --store sqlite:///apportion.sqlite")
-    show = command("show", _show, "Show a run's best profile.", "apportion show spdy-s0-1a2b3c4d")
+    show = command("show", _show, "Show a run's final profile.", "apportion show spdy-s0-1a2b3c4d")
     export = command(
         "export",
         _export,
-        "Write a run's best profile and the stitched, re-tuned model, with its accuracies.",
+        "Write a run's final profile and the stitched, re-tuned model, with its accuracies.",
         "apportion export spdy-s0-1a2b3c4d -o out/",
     )
     for sub in (show, export):
@@ -139,16 +139,16 @@ def _runs(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from search.report import describe_best
+    from search.report import describe_pick
 
     store = _open_store(options)
     with TerminalProgress() as progress:
         problem, result = _load_run(store, options.run_id, progress)
     with problem:
-        content = describe_best(result, problem)
+        content = describe_pick(result, problem)
 
     def text() -> None:
-        for key in ("run", "state", "evaluations", "fitness", "found_after", "additive_error"):
+        for key in ("run", "state", "evaluations", "fitness", "best_fitness", "found_after", "additive_error"):
             print(f"{key.replace('_', ' ')}: {_cell(content[key])}")
         for metric, ratio in content["costs"].items():
             budget = content["budgets"].get(metric)
@@ -182,12 +182,12 @@ def _schema(_options: argparse.Namespace) -> None:
 
 
 def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple[Any, Any]:
-    from search.pipeline import prepare
+    from search.pipeline import pick, prepare
     from search.run import result_of
 
     run = store.run(run_id)
     problem = prepare(Job.model_validate(store.job(run.job)), progress)
-    return problem, result_of(run, store.trials(run.id))
+    return problem, pick(result_of(run, store.trials(run.id)), problem, store, progress)
 
 
 def _open_store(options: argparse.Namespace) -> RunStore:

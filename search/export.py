@@ -1,4 +1,4 @@
-"""Export: a run's best profile as files that other tools read, with the accuracy they have.
+"""Export: a run's picked profile as files that other tools read, with the accuracy they have.
 
 profile.json        layer -> level, costs, fitness, accuracies, provenance
 profile.txt         the text format of SPDY's tools, where the levels are sparsities
@@ -44,11 +44,11 @@ class Exported:
 
 
 def export(result: RunResult, problem: Problem, out: str | Path, progress: Progress | None = None) -> Exported:
-    """Stitch the best profile of `result`, re-tune its batch-norm on the workload's training images, measure the test accuracy
+    """Stitch the picked profile of `result`, re-tune its batch-norm on the workload's training images, measure the test accuracy
     (percent) dense, stitched and re-tuned, and write all files to the folder `out`. Raises OutputError; then nothing is
     left behind."""
     out = Path(out)
-    profile = problem.profile(result.best.candidate)
+    profile = problem.profile(result.pick.candidate)
     workload = problem.workload
     with _staging(out) as folder:
         model = copy.deepcopy(workload.model)
@@ -60,8 +60,8 @@ def export(result: RunResult, problem: Problem, out: str | Path, progress: Progr
         content = {
             "profile": to_json(profile),
             "budgets": dict(problem.job.budgets),
-            "costs": problem.ratios(result.best.candidate),
-            "fitness": {"name": problem.job.fitness, "batchnorm": problem.job.batchnorm, "value": result.best.fitness},
+            "costs": problem.ratios(result.pick.candidate),
+            "fitness": {"name": problem.job.fitness, "batchnorm": problem.job.batchnorm, "value": result.pick.fitness},
             "accuracy": accuracy,
             "provenance": _provenance(result, problem),
         }

@@ -4,7 +4,7 @@ any Python program (docs/API.md)."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from evaluators.workloads import Workload, data_fingerprint, load_workload, mode
 from search.algorithms.base import create
 from search.job import Job, WorkersConfig
 from search.run import RunResult, search
+from search.selection import select
 from search.space import SearchSpace
 
 
@@ -42,17 +43,29 @@ class Problem:
     space: SearchSpace
     key: str
     id: str
-    _pool: Pool | None = field(default=None, repr=False)
+    _pool: tuple[str, Pool] | None = field(default=None, repr=False)
 
     def pool(self) -> Pool:
-        """The job's workers, started when first asked for."""
-        if self._pool is None:
-            self._pool = make_pool(self.job.workers, self.workload, self.database, self.job.fitness, self.job.batchnorm)
-        return self._pool
+        """The job's workers, scoring its fitness; started when first asked for."""
+        return self._workers("search", lambda: (self.workload, self.job.fitness))
+
+    def selection_pool(self) -> Pool:
+        """The job's workers, scoring KL to the dense model on the workload's selection images in the job's batch-norm mode."""
+        assert self.workload.selection is not None
+        images = self.workload.selection
+        return self._workers("selection", lambda: (replace(self.workload, calibration=images.load(), selection=None), "kl"))
+
+    def _workers(self, purpose: str, task: Callable[[], tuple[Workload, str]]) -> Pool:
+        """One pool at a time: two would wait for each other's processors."""
+        if self._pool is None or self._pool[0] != purpose:
+            self.close()
+            workload, fitness = task()
+            self._pool = purpose, make_pool(self.job.workers, workload, self.database, fitness, self.job.batchnorm)
+        return self._pool[1]
 
     def close(self) -> None:
         if self._pool is not None:
-            self._pool.close()
+            self._pool[1].close()
             self._pool = None
 
     def __enter__(self) -> Problem:
@@ -154,7 +167,16 @@ def run_search(
             rng = np.random.default_rng(seed)
             algorithm = create(name, problem.space, rng, job.search.evaluations, parameters)
             results.append(search(algorithm, problem.pool(), store, run, problem.key, progress))
-    return results
+    return [pick(result, problem, store, progress) for result in results]
+
+
+def pick(result: RunResult, problem: Problem, store: RunStore, progress: Progress | None = None) -> RunResult:
+    """The run with its final pick: among the profiles near the best fitness, the one whose outputs on images that neither
+    database nor search saw are nearest to the dense model's (KL). A run that is not finished, and a workload without such
+    images, keep the best fitness."""
+    if problem.job.search.picks == 1 or problem.workload.selection is None or result.run.state != "finished":
+        return result
+    return select(result, problem.job.search.picks, problem.selection_pool(), store, progress)
 
 
 def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, evaluations: float) -> Run:

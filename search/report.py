@@ -61,9 +61,9 @@ def describe_run(run: Run, store: RunStore) -> dict[str, Any]:
     }
 
 
-def describe_best(result: RunResult, problem: Problem) -> dict[str, Any]:
-    """What `apportion show RUN` says: the best profile, its costs as fractions of the dense model, and when it was found."""
-    best = result.best
+def describe_pick(result: RunResult, problem: Problem) -> dict[str, Any]:
+    """What `apportion show RUN` says: the picked profile, its costs as fractions of the dense model, and when it was found."""
+    best = result.pick
     return {
         "run": result.run.id,
         "algorithm": result.run.algorithm,
@@ -72,6 +72,7 @@ def describe_best(result: RunResult, problem: Problem) -> dict[str, Any]:
         "state": result.run.state,
         "evaluations": result.evaluations,
         "fitness": best.fitness,
+        "best_fitness": result.best.fitness,
         "found_after": 1 + result.trials.index(best),
         "budgets": dict(problem.job.budgets),
         "costs": problem.ratios(best.candidate),

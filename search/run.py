@@ -22,11 +22,13 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run: its trials in asked order, and the best one at full fidelity (the earliest where several are equal)."""
+    """A run: its trials in asked order, the best one at full fidelity (the earliest where several are equal), and the one that
+    is picked in the end (see search.selection; the best one where no selection was made)."""
 
     run: Run
     trials: tuple[StoredTrial, ...]
     best: StoredTrial
+    pick: StoredTrial
 
     @property
     def evaluations(self) -> float:
@@ -78,7 +80,8 @@ def result_of(run: Run, trials: Sequence[StoredTrial]) -> RunResult:
     full = [trial for trial in trials if trial.fidelity == 1.0]
     if not full:
         raise StoreError(run.id, "the run has no trial on the full calibration data yet")
-    return RunResult(run, tuple(trials), min(full, key=lambda trial: trial.fitness))
+    best = min(full, key=lambda trial: trial.fitness)
+    return RunResult(run, tuple(trials), best, best)
 
 
 def _affordable(asked: list[Trial], left: float) -> list[Trial]:

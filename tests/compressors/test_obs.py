@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressors import elimination, textbook
 from compressors.corrections import retune_batchnorm
 from compressors.errors import LayerError, LevelError
-from compressors.grids import fit_grid
+from compressors.grids import GridOptions, fit_grid
 from compressors.hessian import collect_hessians
 from compressors.layers import LayerSpec, find_layers, to_matrix
 from compressors.levels import expand_levels, parse_level
@@ -33,37 +33,80 @@ def linear(rows: int, columns: int) -> LayerSpec:
     return LayerSpec("layer", "linear", (rows, columns), 1, rows, columns)
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 40))
-def test_the_compiled_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> None:
+MEMORY = 1 << 24
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both fast forms: compiled loops, and torch where there is no compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr(elimination, "_kernels", lambda: None)
+
+
+unhurried = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.usefixtures("_form")
+@unhurried
+@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 150))
+def test_a_fast_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> None:
     weight, hessian = problem(seed, rows, d)
     hinv = torch.linalg.inv(hessian)
-    expected, ours = textbook.eliminate(weight, hinv), elimination.eliminate(weight, hinv)
+    expected, ours = textbook.eliminate(weight, hinv), elimination.eliminate(weight, hinv, MEMORY)
     assert torch.equal(ours[0], expected[0])
-    torch.testing.assert_close(ours[1], expected[1], rtol=1e-7, atol=1e-12)
+    torch.testing.assert_close(ours[1], expected[1], rtol=1e-6, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 6), st.integers(1, 5))
-def test_the_compiled_kinds_are_the_textbooks(seed: int, rows: int, groups: int, size: int) -> None:
+@pytest.mark.usefixtures("_form")
+@unhurried
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 20), st.integers(1, 5))
+def test_fast_blocks_and_patterns_are_the_textbooks(seed: int, rows: int, groups: int, size: int) -> None:
     weight, hessian = problem(seed, rows, groups * size)
     hinv = torch.linalg.inv(hessian)
-    blocks, expected = elimination.eliminate_blocks(weight, hinv, size), textbook.eliminate_blocks(weight, hinv, size)
+    blocks, expected = elimination.eliminate_blocks(weight, hinv, size, MEMORY), textbook.eliminate_blocks(weight, hinv, size)
     assert torch.equal(blocks[0], expected[0])
     torch.testing.assert_close(blocks[1], expected[1], rtol=1e-6, atol=1e-10)
     n = 1 + seed % size
-    ours, theirs = elimination.prune_n_of_m(weight, hinv, n, size), textbook.prune_n_of_m(weight, hinv, n, size)
+    ours, theirs = elimination.prune_n_of_m(weight, hinv, n, size, MEMORY), textbook.prune_n_of_m(weight, hinv, n, size)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
-    for bits in (1, 3, 8):
-        grid = fit_grid(weight, bits)
-        near = elimination.quantize(weight, hinv, grid)
-        torch.testing.assert_close(near, textbook.quantize(weight, hinv, grid), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.usefixtures("_form")
+@unhurried
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 6),
+    st.integers(1, 70),
+    st.sampled_from([1, 3, 8]),
+    st.sampled_from([0.0, 0.3, 0.9]),
+    st.builds(GridOptions, st.sampled_from(["channel", "tensor"]), st.booleans(), st.sampled_from(["mse", "minmax"])),
+)
+def test_fast_quantization_is_the_textbooks(
+    seed: int, rows: int, d: int, bits: int, zeros: float, options: GridOptions
+) -> None:
+    weight, hessian = problem(seed, rows, d)
+    hinv = torch.linalg.inv(hessian)
+    fixed = torch.rand(rows, d, generator=torch.Generator().manual_seed(seed)) < zeros
+    weight = weight.masked_fill(fixed, 0)
+    grid = fit_grid(weight, bits, options)
+    near = elimination.quantize(weight, hinv, grid, fixed, MEMORY)
+    torch.testing.assert_close(near, textbook.quantize(weight, hinv, grid, fixed), rtol=1e-6, atol=1e-9)
+    assert not near[fixed].any()
+
+
+@pytest.mark.usefixtures("_form")
+def test_many_refreshes_change_nothing() -> None:
+    weight, hessian = problem(5, 3, 400)
+    hinv = torch.linalg.inv(hessian)
+    assert torch.equal(elimination.eliminate(weight, hinv, 1)[0], textbook.eliminate(weight, hinv)[0])
+    mine = elimination.eliminate_blocks(weight, hinv, 4, 1)[0]
+    assert torch.equal(mine, textbook.eliminate_blocks(weight, hinv, 4)[0])
 
 
 def test_blocks_of_one_are_unstructured() -> None:
     weight, hessian = problem(7)
     hinv = torch.linalg.inv(hessian)
-    assert torch.equal(elimination.eliminate_blocks(weight, hinv, 1)[0], elimination.eliminate(weight, hinv)[0])
+    assert torch.equal(elimination.eliminate_blocks(weight, hinv, 1, MEMORY)[0], elimination.eliminate(weight, hinv, MEMORY)[0])
 
 
 def test_an_identity_hessian_rounds_to_nearest_and_prunes_by_magnitude() -> None:
@@ -111,12 +154,6 @@ def test_levels_that_do_not_fit_a_layer_are_absent() -> None:
     texts = ["dense", "2:4", "block4-0.50", "1:3", "block2-0.50", "w4"]
     made = compress_layer(weight, linear(6, 6), hessian[None], [parse_level(text) for text in texts])
     assert [str(m.level) for m in made] == ["dense", "1:3", "block2-0.50", "w4"]
-
-
-def test_without_a_compiler_the_textbook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "_kernels", lambda: None)
-    weight, hessian = problem(1)
-    assert torch.equal(elimination.eliminate(weight, hessian)[0], textbook.eliminate(weight, hessian)[0])
 
 
 @pytest.mark.parametrize("eliminate", [textbook.eliminate, elimination.eliminate])

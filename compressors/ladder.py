@@ -1,0 +1,101 @@
+"""All unstructured levels of a layer, or all levels of one block size, from one elimination run.
+
+The run keeps the order and the losses alone. With P = H^-1[order][:, order] = L L^T and y = L^-1 w[order], the weights after c
+removals are w[order] - L[:, :c] y[:c]: one Cholesky factorisation per row gives every level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compressors import elimination
+from compressors.work import Group, Work
+
+
+class Ladder:
+    """`counts`: how many weights (or blocks of `size`) the levels remove from the whole layer, in the order in which they will
+    be asked for."""
+
+    def __init__(self, groups: Sequence[Group], size: int, counts: Sequence[int], work: Work) -> None:
+        self._groups, self._size, self._counts, self._work = groups, size, list(counts), work
+        self._made: dict[int, Tensor] = {}
+        tasks = [(g, w) for g, group in enumerate(groups) for w in group.weight.split(work.rows_at_once(group))]
+        ran = work.map(_run, [(w, groups[g].hinv, size, work.memory) for g, w in tasks])
+        self._orders: list[list[Tensor]] = [[] for _ in groups]
+        losses = []
+        for (g, _), (order, lost) in zip(tasks, ran, strict=True):
+            self._orders[g].append(order)
+            losses.append(lost)
+        lost = torch.cat(losses)
+        self._rows = len(lost)
+        self._row_by_loss = lost.flatten().argsort(stable=True) // lost.shape[1]
+
+    def without(self, count: int) -> Tensor:
+        """The layer's weights, float32 [rows, d], after the `count` cheapest removals over all rows."""
+        if count not in self._made:
+            size = 4 * self._rows * self._groups[0].weight.shape[1]
+            first = self._counts.index(count)
+            counts = list(dict.fromkeys(self._counts[first:]))[: max(1, self._work.memory // size)]
+            self._made = dict(zip(counts, self._reconstruct(counts), strict=True))
+        return self._made[count]
+
+    def _reconstruct(self, counts: list[int]) -> Tensor:
+        """[levels, rows, d]."""
+        every = [torch.bincount(self._row_by_loss[:c], minlength=self._rows) * self._size for c in counts]
+        by_row = torch.stack(every, 1)
+        tasks, start = [], 0
+        for group, orders in zip(self._groups, self._orders, strict=True):
+            at = 0
+            for order in orders:
+                rows = slice(start + at, start + at + len(order))
+                tasks.append((group.weight[at : at + len(order)], group.hinv, order, self._size, by_row[rows], self._work.memory))
+                at += len(order)
+            start += at
+        return torch.cat(list(self._work.map(_weights, tasks)), 1)
+
+
+def _run(weight: Tensor, hinv: Tensor, size: int, memory: int) -> tuple[Tensor, Tensor]:
+    """Order and losses; in double precision where single breaks down on a Hessian that is nearly singular."""
+
+    def run(w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return elimination.eliminate(w, h, memory) if size == 1 else elimination.eliminate_blocks(w, h, size, memory)
+
+    order, losses = run(weight, hinv)
+    if not torch.isfinite(losses).all():
+        order, losses = run(weight.double(), hinv.double())
+    return order, losses.double()
+
+
+def _weights(weight: Tensor, hinv: Tensor, order: Tensor, size: int, counts: Tensor, memory: int) -> Tensor:
+    """Weights [levels, rows, d] after the first counts[r, l] columns of row r's sequence are gone, the others at their optimum."""
+    rows, d = weight.shape
+    sequence = (order[:, :, None] * size + torch.arange(size, device=order.device)).flatten(1)
+    step = max(1, memory // (4 * weight.element_size() * d * d))
+    parts = [
+        _solve(weight[i : i + step], hinv, sequence[i : i + step], counts[i : i + step].to(weight.device))
+        for i in range(0, rows, step)
+    ]
+    return torch.cat(parts, 1).float()
+
+
+def _solve(w: Tensor, hinv: Tensor, order: Tensor, counts: Tensor) -> Tensor:
+    most = int(counts.max())
+    ordered = w.gather(1, order)
+    p = hinv[order[:, :most, None], order[:, None, :most]]
+    factor, info = torch.linalg.cholesky_ex(p)
+    if bool(info.any()):
+        if w.dtype == torch.float32:
+            return _solve(w.double(), hinv.double(), order, counts)
+        factor = torch.linalg.cholesky(p)  # raises, and says what is wrong
+    y = torch.linalg.solve_triangular(factor, ordered[:, :most, None], upper=False)
+    gone = torch.arange(most, device=w.device)[None, :, None] < counts[:, None, :]  # [rows, most, levels]
+    y = y * gone
+    # Rows of L below the pivots: L21 = P21 L11^-T, so that L21 y = P21 (L11^-T y).
+    below = hinv[order[:, most:, None], order[:, None, :most]]
+    change = torch.cat([factor @ y, below @ torch.linalg.solve_triangular(factor.mT, y, upper=True)], 1)
+    result = ordered[:, :, None] - change
+    result[:, :most].masked_fill_(gone, 0)
+    return torch.empty_like(result).scatter_(1, order[:, :, None].expand_as(result), result).permute(2, 0, 1)

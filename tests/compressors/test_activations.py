@@ -1,0 +1,65 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compressors.activations import ActivationGrid, calibrate_activations, quantize_input
+from compressors.errors import LayerError
+from compressors.grids import GridOptions, fit_grid
+from compressors.layers import find_layers
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu())
+
+
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(50, 5, generator=generator) * scale for scale in (0.1, 3.0, 1.0)]
+
+
+def test_the_grids_are_those_of_all_inputs_together() -> None:
+    net, data = Net(), batches()
+    found = calibrate_activations(net, find_layers(net), data, [4, 8])
+    inputs = {"a": torch.cat(data), "b": net.a(torch.cat(data)).relu().detach()}
+    for name, x in inputs.items():
+        for bits, grid in found[name].items():
+            exact = fit_grid(x.reshape(1, -1), bits, GridOptions(per="tensor"))
+            error = ((grid(x) - x).abs() ** 2.4).sum()
+            best = ((exact.nearest(x.reshape(1, -1)).reshape(x.shape) - x).abs() ** 2.4).sum()
+            assert grid.bits == bits and 0 <= grid.zero < 2**bits
+            assert error <= 1.05 * best  # of a histogram instead of all values
+    assert found["b"][8].zero == 0  # nothing below zero comes out of a ReLU
+
+
+def test_a_quantized_input_takes_the_grids_values_and_stays_in_copies() -> None:
+    net, x = Net(), batches()[1]
+    plain = net(x)
+    grid = ActivationGrid(2, 0.5, 1)
+    quantize_input(net.a, grid)
+    expected = net.b(torch.nn.functional.linear(grid(x), net.a.weight, net.a.bias).relu())
+    assert torch.equal(net(x), expected) and torch.equal(copy.deepcopy(net)(x), expected)
+    assert len(grid(x).unique()) == 4
+    quantize_input(net.a, None)
+    assert torch.equal(net(x), plain)
+    quantize_input(net.a, grid)
+    assert len(net.a._forward_pre_hooks) == 1
+
+
+def test_an_input_that_is_always_zero_has_a_grid_that_keeps_it() -> None:
+    net = Net()
+    grid = calibrate_activations(net, find_layers(net)[:1], [torch.zeros(4, 5)], [8])["a"][8]
+    assert torch.equal(grid(torch.zeros(3)), torch.zeros(3))
+
+
+def test_an_input_that_is_not_finite_is_an_error_that_names_the_layer() -> None:
+    net = Net()
+    with pytest.raises(LayerError, match="layer 'a': its inputs"):
+        calibrate_activations(net, find_layers(net), [torch.full((1, 5), torch.nan)], [8])
