@@ -1,7 +1,5 @@
 """ExactOBS's greedy eliminations: compiled on the CPU, in factored torch elsewhere and where no compiler is. Same choices, same
 result up to rounding; see `kernels` and `factored` for how, and `textbook` for what.
-
-`memory` bounds, in bytes, what is held besides the arguments and the result.
 """
 
 from __future__ import annotations
@@ -10,6 +8,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,51 +21,60 @@ from compressors.grids import Grid
 log = logging.getLogger(__name__)
 
 
-def eliminate(weight: Tensor, hinv: Tensor, memory: int = 1 << 30) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a computation may take: `memory`, bytes besides its arguments and result; `threads` of the CPU. They change no
+    result."""
+
+    memory: int = 1 << 30
+    threads: int = 1
+
+
+def eliminate(weight: Tensor, hinv: Tensor, limits: Limits = Limits()) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate`: order [rows, d] int64 and losses [rows, d], on the device of `weight`."""
     if kernel := _kernel("unstructured", weight):
-        with _threads(hinv, memory):
+        with _threads(hinv, limits):
             order, losses = kernel(*_arrays(weight, hinv))
         return torch.from_numpy(order), torch.from_numpy(losses)
-    return _cat(factored.eliminate(w, hinv) for w in _chunks(weight, memory))
+    return _cat(factored.eliminate(w, hinv) for w in _chunks(weight, limits))
 
 
-def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int, memory: int = 1 << 30) -> tuple[Tensor, Tensor]:
+def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int, limits: Limits = Limits()) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate_blocks`: order and losses of blocks, [rows, d / block]."""
     if kernel := _kernel("blocks", weight):
-        with _threads(hinv, memory):
+        with _threads(hinv, limits):
             order, losses = kernel(*_arrays(weight, hinv), block)
         return torch.from_numpy(order), torch.from_numpy(losses)
-    return _cat(factored.eliminate_blocks(w, hinv, block) for w in _chunks(weight, memory))
+    return _cat(factored.eliminate_blocks(w, hinv, block) for w in _chunks(weight, limits))
 
 
-def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, memory: int = 1 << 30) -> Tensor:
+def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits = Limits()) -> Tensor:
     """As `textbook.prune_n_of_m`: weights [rows, d]."""
     if kernel := _kernel("n_of_m", weight):
-        with _threads(hinv, memory):
+        with _threads(hinv, limits):
             return torch.from_numpy(kernel(*_arrays(weight, hinv), n, m))
-    return torch.cat([factored.prune_n_of_m(w, hinv, n, m) for w in _chunks(weight, memory)])
+    return torch.cat([factored.prune_n_of_m(w, hinv, n, m) for w in _chunks(weight, limits)])
 
 
-def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, memory: int = 1 << 30) -> Tensor:
+def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Limits = Limits()) -> Tensor:
     """As `textbook.quantize`: weights [rows, d], all on the grid; those that are `fixed` [rows, d] are zero and stay it."""
     if kernel := _kernel("quantize", weight):
         scale, zero = (t.to(weight.dtype).expand(len(weight), 1).squeeze(1).contiguous().numpy() for t in (grid.scale, grid.zero))
         highest = scale.dtype.type(2**grid.bits - 1)
-        with _threads(hinv, memory):
+        with _threads(hinv, limits):
             w, h = _arrays(weight, hinv)
             return torch.from_numpy(kernel(w, fixed.contiguous().numpy(), h, scale, zero, highest))
     parts, start = [], 0
-    for w in _chunks(weight, memory):
+    for w in _chunks(weight, limits):
         rows = slice(start, start + len(w))
         parts.append(factored.quantize(w, hinv, grid.rows(rows), fixed[rows]))
         start += len(w)
     return torch.cat(parts)
 
 
-def _chunks(weight: Tensor, memory: int) -> Iterator[Tensor]:
+def _chunks(weight: Tensor, limits: Limits) -> Iterator[Tensor]:
     """Rows of which as many d x d matrices, twice, fit the memory."""
-    return iter(weight.split(max(1, memory // (2 * weight.element_size() * weight.shape[1] ** 2))))
+    return iter(weight.split(max(1, limits.memory // (2 * weight.element_size() * weight.shape[1] ** 2))))
 
 
 def _cat(parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -91,13 +99,14 @@ def _kernels() -> Any:
 
 
 @contextmanager
-def _threads(hinv: Tensor, memory: int) -> Iterator[None]:
-    """As many threads as torch may use, as far as a d x d matrix for each fits the memory; every thread calls BLAS for itself."""
+def _threads(hinv: Tensor, limits: Limits) -> Iterator[None]:
+    """As many threads as the limits allow, with a d x d matrix for each; every thread calls BLAS for itself."""
     import numba
 
     size = 2 * hinv.numel() * hinv.element_size()
     before = numba.get_num_threads()
-    numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, memory // size)))
+    most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(max(1, min(limits.threads, most, limits.memory // size)))
     try:
         with threadpool_limits(1, "blas"):
             yield

@@ -179,7 +179,7 @@ def _quantize(weight: Any, fixed: Any, hinv: Any, scale: Any, zero: Any, highest
         while taken < len(weight) and not fixed[taken]:
             taken += 1
         if taken < len(weight):  # the columns that stay zero leave H^-1 first, and move nothing
-            best = np.searchsorted(column[:m], taken)
+            best = int(np.searchsorted(column[:m], taken))
             taken += 1
             near = w.dtype.type(0)
         else:

@@ -7,12 +7,17 @@ removals are w[order] - L[:, :c] y[:c]: one Cholesky factorisation per row gives
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
 from compressors import elimination
-from compressors.work import Group, Work
+from compressors.elimination import Limits
+from compressors.work import Group, Work, one_thread
+
+_AT_ONCE = 1 << 22
+"""Values of the d x d factors that are solved in one batch."""
 
 
 class Ladder:
@@ -23,7 +28,7 @@ class Ladder:
         self._groups, self._size, self._counts, self._work = groups, size, list(counts), work
         self._made: dict[int, Tensor] = {}
         tasks = [(g, w) for g, group in enumerate(groups) for w in group.weight.split(work.rows_at_once(group))]
-        ran = work.map(_run, [(w, groups[g].hinv, size, work.memory) for g, w in tasks])
+        ran = work.map(_run, [(w, groups[g].hinv, size, work.limits) for g, w in tasks])
         self._orders: list[list[Tensor]] = [[] for _ in groups]
         losses = []
         for (g, _), (order, lost) in zip(tasks, ran, strict=True):
@@ -38,7 +43,7 @@ class Ladder:
         if count not in self._made:
             size = 4 * self._rows * self._groups[0].weight.shape[1]
             first = self._counts.index(count)
-            counts = list(dict.fromkeys(self._counts[first:]))[: max(1, self._work.memory // size)]
+            counts = list(dict.fromkeys(self._counts[first:]))[: max(1, self._work.limits.memory // size)]
             self._made = dict(zip(counts, self._reconstruct(counts), strict=True))
         return self._made[count]
 
@@ -51,17 +56,17 @@ class Ladder:
             at = 0
             for order in orders:
                 rows = slice(start + at, start + at + len(order))
-                tasks.append((group.weight[at : at + len(order)], group.hinv, order, self._size, by_row[rows], self._work.memory))
+                tasks.append((group.weight[at : at + len(order)], group.hinv, order, self._size, by_row[rows], self._work.limits))
                 at += len(order)
             start += at
         return torch.cat(list(self._work.map(_weights, tasks)), 1)
 
 
-def _run(weight: Tensor, hinv: Tensor, size: int, memory: int) -> tuple[Tensor, Tensor]:
+def _run(weight: Tensor, hinv: Tensor, size: int, limits: Limits) -> tuple[Tensor, Tensor]:
     """Order and losses; in double precision where single breaks down on a Hessian that is nearly singular."""
 
     def run(w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return elimination.eliminate(w, h, memory) if size == 1 else elimination.eliminate_blocks(w, h, size, memory)
+        return elimination.eliminate(w, h, limits) if size == 1 else elimination.eliminate_blocks(w, h, size, limits)
 
     order, losses = run(weight, hinv)
     if not torch.isfinite(losses).all():
@@ -69,16 +74,17 @@ def _run(weight: Tensor, hinv: Tensor, size: int, memory: int) -> tuple[Tensor, 
     return order, losses.double()
 
 
-def _weights(weight: Tensor, hinv: Tensor, order: Tensor, size: int, counts: Tensor, memory: int) -> Tensor:
-    """Weights [levels, rows, d] after the first counts[r, l] columns of row r's sequence are gone, the others at their optimum."""
-    rows, d = weight.shape
+def _weights(weight: Tensor, hinv: Tensor, order: Tensor, size: int, counts: Tensor, limits: Limits) -> Tensor:
+    """Weights [levels, rows, d] after the first counts[r, l] columns of row r's sequence are gone, the rest at its optimum."""
+    d = weight.shape[1]
     sequence = (order[:, :, None] * size + torch.arange(size, device=order.device)).flatten(1)
-    step = max(1, memory // (4 * weight.element_size() * d * d))
-    parts = [
-        _solve(weight[i : i + step], hinv, sequence[i : i + step], counts[i : i + step].to(weight.device))
-        for i in range(0, rows, step)
-    ]
-    return torch.cat(parts, 1).float()
+    step = max(1, _AT_ONCE // d**2)  # of the shape alone: a batched product may round otherwise in a larger batch
+    parts = [slice(i, i + step) for i in range(0, len(weight), step)]
+    counts = counts.to(weight.device)
+    threads = max(1, min(limits.threads, limits.memory // (4 * weight.element_size() * step * d**2)))
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        solved = pool.map(lambda rows: _solve(weight[rows], hinv, sequence[rows], counts[rows]).float(), parts)
+        return torch.cat(list(solved), 1)
 
 
 def _solve(w: Tensor, hinv: Tensor, order: Tensor, counts: Tensor) -> Tensor:

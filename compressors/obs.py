@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compressors import elimination
 from compressors.activations import ActivationGrid
+from compressors.elimination import Limits
 from compressors.errors import LayerError, LevelError
 from compressors.grids import Grid, GridOptions, fit_grid
 from compressors.hessian import inverse
@@ -20,23 +21,29 @@ from compressors.ladder import Ladder
 from compressors.layers import LayerSpec, from_matrix, to_matrix
 from compressors.levels import Level, Quantization, Sparsity
 from compressors.progress import Progress
-from compressors.work import Group, Mapper, Work, default_memory, precision
+from compressors.work import Group, Mapper, Work, default_memory, one_thread, precision
 
 
 @dataclass(frozen=True, slots=True)
 class CompressionOptions:
-    """`damping`: share of the mean diagonal added to each Hessian's diagonal. `memory`: bytes that the work on a layer may take
-    besides its inputs and results (None: a quarter of what is free); it changes no weight."""
+    """`damping`: share of the mean diagonal added to each Hessian's diagonal. `grid`: of quantized weights. `sequential`: every
+    level is made on what reaches the layer when all earlier ones are at that level too. `memory`: bytes that the work on a layer
+    may take besides its inputs and results (None: a quarter of what is free); it changes no weight."""
 
     damping: float = 0.0
     grid: GridOptions = field(default_factory=GridOptions)
+    sequential: bool = False
     memory: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What decides the weights. Options at their defaults are left out: a database that was built before they existed is
         still the same."""
         grid = asdict(self.grid) if self.grid != GridOptions() else None
-        return {"damping": self.damping} | ({"grid": grid} if grid else {})
+        return {
+            "damping": self.damping,
+            **({"grid": grid} if grid else {}),
+            **({"sequential": True} if self.sequential else {}),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +89,28 @@ def compress_layer(
     for level in levels:
         check_level(level)
         if level.activation_bits and level.activation_bits not in (activations or {}):
-            raise LevelError(str(level), f"no grid of {level.activation_bits} bits was calibrated for the inputs of {spec.name!r}")
+            raise LevelError(
+                str(level), f"no grid of {level.activation_bits} bits was calibrated for the inputs of {spec.name!r}"
+            )
     options = options or CompressionOptions()
     matrix = to_matrix(weight.detach().to(hessian.device).double(), spec)
     if not torch.isfinite(matrix).all():
         raise LayerError(spec.name, "its weights hold NaN or infinity")
     if not torch.isfinite(hessian).all():
         raise LayerError(spec.name, "its Hessian holds NaN or infinity")
-    work = Work(options.memory or default_memory(), mapper, progress, f"compress {spec.name}")
+    limits = Limits(options.memory or default_memory(), torch.get_num_threads())
+    work = Work(limits, mapper, progress, f"compress {spec.name}")
     fitting = [level for level in levels if fits(spec, level)]
     problem = _Problem(matrix, hessian.double(), spec, fitting, options, work)
-    whole = layer_error(matrix, problem.hessian)
+    whole = 0.0
     for level in fitting:
-        stored, grid = problem.weights(level)
-        error = layer_error(stored.double() - matrix.float().double(), problem.hessian)
-        yield CompressedLayer(
-            level,
-            from_matrix(stored, spec).cpu(),
-            error,
-            error / whole if whole > 0 else 0.0,
-            grid,
-            activations[level.activation_bits] if activations and level.activation_bits else None,
-        )
+        with one_thread():  # the bits of a database do not depend on how many threads made it
+            whole = whole or layer_error(matrix, problem.hessian)
+            stored, grid = problem.weights(level)
+            error = layer_error(stored.double() - matrix.float().double(), problem.hessian)
+        activation = activations[level.activation_bits] if activations and level.activation_bits else None
+        relative = error / whole if whole > 0 else 0.0
+        yield CompressedLayer(level, from_matrix(stored, spec).cpu(), error, relative, grid, activation)
 
 
 def layer_error(difference: Tensor, hessian: Tensor) -> float:
@@ -160,7 +167,7 @@ class _Problem:
         if sparsity.kind == "nm":
             if sparsity.magnitude:
                 return _n_of_m_by_magnitude(self.matrix, sparsity.n, sparsity.m)
-            return self._by_rows(self.matrix, _prune_n_of_m, lambda rows: (sparsity.n, sparsity.m))
+            return self._by_rows(self.matrix, _prune_n_of_m, lambda _rows: (sparsity.n, sparsity.m))
         size = sparsity.block or 1
         if sparsity.magnitude:
             return _by_magnitude(self.matrix, size, self._count(sparsity))
@@ -172,15 +179,17 @@ class _Problem:
         """OBQ of weights [rows, d]. Zeros that are `fixed` stay zeros, and only the weights that are left compensate."""
         return self._by_rows(matrix, _quantize, lambda rows: (grid.rows(rows), fixed[rows]))
 
-    def _by_rows(self, matrix: Tensor, function: Callable[..., Tensor], arguments: Callable[[slice], tuple[object, ...]]) -> Tensor:
-        """function(weights, H^-1, *arguments(rows), memory) over all rows, a few at a time."""
+    def _by_rows(
+        self, matrix: Tensor, function: Callable[..., Tensor], arguments: Callable[[slice], tuple[object, ...]]
+    ) -> Tensor:
+        """function(weights, H^-1, *arguments(rows), limits) over all rows, a few at a time."""
         tasks, start = [], 0
         for group in self._inverted():
             end, step = start + len(group.weight), self._work.rows_at_once(group)
             for at in range(start, end, step):
                 rows = slice(at, min(end, at + step))
                 weight = matrix[rows].to(group.hinv.dtype) * group.alive
-                tasks.append((weight, group.hinv, *arguments(rows), self._work.memory))
+                tasks.append((weight, group.hinv, *arguments(rows), self._work.limits))
             start = end
         return torch.cat(list(self._work.map(function, tasks)))
 
@@ -204,12 +213,12 @@ def _same_weights(level: Level) -> tuple[object, ...]:
     return level.sparsity, quantization.weight_bits, quantization.nearest
 
 
-def _prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, memory: int) -> Tensor:
-    return _finite(lambda w, h: elimination.prune_n_of_m(w, h, n, m, memory), weight, hinv)
+def _prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits) -> Tensor:
+    return _finite(lambda w, h: elimination.prune_n_of_m(w, h, n, m, limits), weight, hinv)
 
 
-def _quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, memory: int) -> Tensor:
-    return _finite(lambda w, h: elimination.quantize(w, h, grid, fixed, memory), weight, hinv)
+def _quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Limits) -> Tensor:
+    return _finite(lambda w, h: elimination.quantize(w, h, grid, fixed, limits), weight, hinv)
 
 
 def _finite(run: Callable[[Tensor, Tensor], Tensor], weight: Tensor, hinv: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from compressors.elimination import Limits
 from compressors.progress import Progress
 
 Mapper = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
@@ -34,9 +36,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """`memory`: bytes that a task may hold besides its arguments."""
+    """`limits` of every task."""
 
-    memory: int
+    limits: Limits
     mapper: Mapper | None = None
     progress: Progress | None = None
     title: str = ""
@@ -53,6 +55,17 @@ class Work:
             if self.progress and len(tasks) > 2:
                 self.progress(f"{self.title}, rows", done + 1, len(tasks))
             yield result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread inside: how it shares sums among threads changes their last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def precision(columns: int) -> torch.dtype:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from compressors.activations import calibrate_activations
+from compressors.activations import ActivationGrid, calibrate_activations, quantize_input
 from compressors.errors import ConfigurationError, DatabaseError, DatabaseMismatchError, OutputError
 from compressors.hessian import collect_hessians
 from compressors.layers import LayerSpec, count_macs, find_layers
-from compressors.levels import Level
-from compressors.obs import CompressedLayer, CompressionOptions, compress_layer
+from compressors.levels import DENSE, Level
+from compressors.obs import CompressionOptions, fits
 from compressors.progress import Progress
 from db import codec, format
 from db.database import LayerDatabase
+from db.fanout import Encoded, Fanout, InProcess, LayerTask
 from db.files import write_atomically, write_json
 from db.format import Entry, LayerRecord
 
@@ -34,23 +36,31 @@ HESSIAN_BYTES = 2 << 30
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
     """What a database is built from. Two builds with equal plans give equal databases. `model` and `calibration` are
-    fingerprints, `levels` the names of all levels wanted (a layer lacks those that do not fit it)."""
+    fingerprints, `levels` all levels wanted (a layer lacks those that do not fit it), `exceptions` layers that want others."""
 
     model: str
     calibration: str
-    levels: tuple[str, ...]
+    levels: tuple[Level, ...]
     options: CompressionOptions
+    exceptions: Mapping[str, Sequence[Level]]
+
+    def of(self, layer: LayerSpec) -> tuple[Level, ...]:
+        """The levels that the layer gets."""
+        return tuple(level for level in self.exceptions.get(layer.name, self.levels) if fits(layer, level))
 
     def to_json(self, layers: Sequence[LayerSpec]) -> dict[str, Any]:
-        return {
+        content = {
             "format": "apportion-layer-database",
             "version": format.VERSION,
             "model": self.model,
             "calibration": self.calibration,
-            "levels": list(self.levels),
+            "levels": list(map(str, self.levels)),
             "options": self.options.to_json(),
             "layers": [layer.name for layer in layers],
         }
+        if self.exceptions:
+            content["exceptions"] = {name: list(map(str, levels)) for name, levels in self.exceptions.items()}
+        return content
 
 
 def build_database(
@@ -61,26 +71,34 @@ def build_database(
     *,
     model_fingerprint: str,
     calibration_fingerprint: str,
+    exceptions: Mapping[str, Sequence[Level]] | None = None,
     options: CompressionOptions | None = None,
     progress: Progress | None = None,
+    fanout: Callable[[], Fanout] = InProcess,
 ) -> LayerDatabase:
     """Compress every layer of `model` to every level that fits it and write the database at `path`.
 
-    `batches()` gives the calibration inputs anew at each call. A build that was stopped goes on with the first layer that
-    is not on disk; a finished database of the same plan is opened as it is. Raises DatabaseMismatchError when the folder
-    holds a database of another plan, DatabaseError when it holds something else or another process builds there,
-    LayerError, HessianError, OutputError. Whatever is raised, finished layers stay and no partial file does.
+    `batches()` gives the calibration inputs anew at each call; `exceptions` layers that get other levels; `fanout()` is where
+    the work is done. A build that was stopped goes on with the first layer that is not on disk; a finished database of the same
+    plan is opened as it is. Raises DatabaseMismatchError when the folder holds a database of another plan, DatabaseError when
+    it holds something else or another process builds there, LayerError, OutputError. Whatever is raised, finished layers stay
+    and no partial file does.
     """
     path = Path(path)
-    options = options or CompressionOptions()
     layers = find_layers(model)
-    if not any(level.is_dense for level in levels):
-        raise ConfigurationError("database.levels: 'dense' must be among the levels, so that every layer has at least one")
-    plan = BuildPlan(model_fingerprint, calibration_fingerprint, tuple(map(str, levels)), options).to_json(layers)
+    wanted = BuildPlan(
+        model_fingerprint, calibration_fingerprint, tuple(levels), options or CompressionOptions(), exceptions or {}
+    )
+    for layer in layers:
+        if DENSE not in wanted.of(layer):
+            raise ConfigurationError(
+                f"database.levels: 'dense' must be among the levels, so that every layer has one ({layer.name!r} lacks it)"
+            )
+    plan = wanted.to_json(layers)
     _claim(path, plan)
     with _locked(path):
         if not (path / format.MANIFEST).is_file():
-            _build_layers(path, plan, model, layers, batches, levels, options, progress)
+            _build_layers(path, wanted, format.digest(plan), model, layers, batches, progress, fanout)
             _finish(path, plan, layers)
     return LayerDatabase.open(path, model_fingerprint)
 
@@ -123,35 +141,84 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build_layers(
     path: Path,
-    plan: dict[str, Any],
+    plan: BuildPlan,
+    key: str,
     model: nn.Module,
     layers: Sequence[LayerSpec],
     batches: Callable[[], Iterable[Tensor]],
-    levels: Sequence[Level],
-    options: CompressionOptions,
     progress: Progress | None,
+    fanout: Callable[[], Fanout],
 ) -> None:
-    key = format.digest(plan)
     missing = [i for i, layer in enumerate(layers) if _read_record(path / format.layer_file(i, layer.name), key) is None]
     if not missing:
         return
     macs = count_macs(model, layers, next(iter(batches()))[:1])
-    bits = sorted({level.activation_bits for level in levels if level.activation_bits})
+    levels = {layer.name: plan.of(layer) for layer in layers}
+    bits = sorted({level.activation_bits for own in levels.values() for level in own if level.activation_bits})
     grids = calibrate_activations(model, [layers[i] for i in missing], batches(), bits) if bits else {}
     modules = dict(model.named_modules())
     done = len(layers) - len(missing)
-    for group in _groups([(i, layers[i]) for i in missing]):
-        hessians = collect_hessians(model, [layer for _, layer in group], batches(), progress)
-        for index, layer in group:
-            if progress:
-                progress(f"compress {layer.name}", done, len(layers))
-            weight = modules[layer.name].weight
+    workers = fanout()
+
+    def task(index: int, hessian: Tensor, own: Sequence[Level]) -> LayerTask:
+        layer = layers[index]
+        weight = modules[layer.name].weight.detach()
+        return LayerTask(index, layer, weight, hessian, tuple(own), plan.options, grids.get(layer.name, {}))
+
+    def written(found: Iterable[tuple[int, Encoded]]) -> None:
+        nonlocal done
+        for index, (tensors, entries) in found:
+            layer = layers[index]
+            record = LayerRecord(layer.name, layer.kind, layer.shape, layer.groups, macs[layer.name], layer.aliases, entries)
+            metadata = {"build": key, "record": json.dumps(record.to_json())}
             file = path / format.layer_file(index, layer.name)
-            made = compress_layer(weight, layer, hessians.pop(layer.name), levels, options, grids.get(layer.name))
-            _write_layer(file, key, layer, macs[layer.name], made, levels)
+            write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata=metadata))  # noqa: B023
             done += 1
-    if progress:
-        progress("compress", done, len(layers))
+            if progress:
+                progress("compress", done, len(layers))
+
+    try:
+        if plan.options.sequential:
+            for index in missing:
+                written([(index, _after_the_others(path, index, model, layers, levels, batches, task, workers, progress))])
+            return
+        for group in _groups([(i, layers[i]) for i in missing]):
+            hessians = collect_hessians(model, [layer for _, layer in group], batches(), progress)
+            tasks = [task(index, hessians.pop(layer.name), levels[layer.name]) for index, layer in group]
+            written((made.index, encoded) for made, encoded in workers.run(tasks, progress))
+    finally:
+        workers.close()
+
+
+def _after_the_others(
+    path: Path,
+    index: int,
+    model: nn.Module,
+    layers: Sequence[LayerSpec],
+    levels: Mapping[str, Sequence[Level]],
+    batches: Callable[[], Iterable[Tensor]],
+    task: Callable[[int, Tensor, Sequence[Level]], LayerTask],
+    workers: Fanout,
+    progress: Progress | None,
+) -> Encoded:
+    """A layer whose Hessians are those of a model in which every earlier layer is at the level already that is being made (or
+    dense, where it lacks that)."""
+    tensors: dict[str, Tensor] = {}
+    entries: list[Entry] = []
+    for level in levels[layers[index].name]:
+        before = copy.deepcopy(model)
+        modules = dict(before.named_modules())
+        for i, layer in enumerate(layers[:index]):
+            made = _read_entry(path / format.layer_file(i, layer.name), layer, level)
+            if made is not None:
+                weight, activation = made
+                modules[layer.name].weight.data.copy_(weight)
+                quantize_input(modules[layer.name], activation)
+        hessians = collect_hessians(before, [layers[index]], batches(), progress)
+        ((_, (more, (entry,))),) = workers.run([task(index, hessians[layers[index].name], [level])], progress)
+        tensors |= more
+        entries.append(entry)
+    return tensors, tuple(entries)
 
 
 def _groups(layers: list[tuple[int, LayerSpec]]) -> Iterator[list[tuple[int, LayerSpec]]]:
@@ -169,34 +236,17 @@ def _groups(layers: list[tuple[int, LayerSpec]]) -> Iterator[list[tuple[int, Lay
         yield group
 
 
-def _write_layer(
-    file: Path,
-    key: str,
-    layer: LayerSpec,
-    macs: int,
-    compressed: Iterable[CompressedLayer],
-    levels: Sequence[Level],
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    entries: dict[str, Entry] = {}
-    for made in compressed:
-        name = str(made.level)
-        encoding, parts = codec.encode(made.weight, made.grid)
-        entries[name] = Entry(
-            level=name,
-            encoding=encoding,
-            error=made.error,
-            normalized_error=made.normalized_error,
-            nonzeros=made.weight.numel() if made.level.is_dense else int((made.weight != 0).sum()),
-            bits=codec.stored_bits(parts),
-            checksum=codec.checksum(parts),
-            activation=made.activation,
-        )
-        tensors |= {format.part_key(name, part): tensor for part, tensor in parts.items()}
-    ordered = tuple(entries[str(level)] for level in levels if str(level) in entries)
-    record = LayerRecord(layer.name, layer.kind, tuple(layer.shape), layer.groups, macs, tuple(layer.aliases), ordered)
-    metadata = {"build": key, "record": json.dumps(record.to_json())}
-    write_atomically(file, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+def _read_entry(file: Path, layer: LayerSpec, level: Level) -> tuple[Tensor, ActivationGrid | None] | None:
+    """The weight of a finished layer's level and the grid of its input; None where the layer lacks the level."""
+    with safe_open(file, framework="pt") as opened:
+        record = LayerRecord.from_json(json.loads(opened.metadata()["record"]))
+        found = next((entry for entry in record.entries if entry.level == str(level)), None)
+        if found is None:
+            return None
+        keys = {part: format.part_key(found.level, part) for part in codec.PARTS}
+        there = set(opened.keys())
+        parts = {part: opened.get_tensor(key) for part, key in keys.items() if key in there}
+    return codec.decode(found.encoding, parts, layer.shape), found.activation
 
 
 def _read_record(file: Path, key: str) -> LayerRecord | None:

@@ -2,7 +2,7 @@
 
     dense           all values
     bitmask         one bit per weight, and the values of those that are not zero
-    packedB         codes of B bits per weight on the grid of its row: scale (q - zero)
+    packedB         codes of B bits per weight on the grid of its row, or of all rows: scale (q - zero)
     bitmask+packedB one bit per weight, and the codes of those that are not zero
 
 An encoding never changes a value: `decode(encode(w)) == w` to the bit (negative zeros excepted, which come back positive).
@@ -34,7 +34,7 @@ def encode(weight: Tensor, grid: Grid | None = None) -> tuple[str, dict[str, Ten
     }
     if grid is not None:
         codes = grid.codes(weight.detach().to("cpu").reshape(len(weight), -1)).reshape(-1).to(torch.uint8)
-        parts = {"scale": grid.scale.reshape(-1), "zero": grid.zero.reshape(-1).to(torch.uint8)}
+        parts = {"scale": grid.scale.reshape(-1).clone(), "zero": grid.zero.reshape(-1).to(torch.uint8)}
         options[f"packed{grid.bits}"] = {**parts, "codes": _pack(codes, grid.bits)}
         options[f"bitmask+packed{grid.bits}"] = {**parts, "mask": packed_mask, "codes": _pack(codes[mask], grid.bits)}
     name = min(options, key=lambda option: stored_bits(options[option]))
@@ -55,7 +55,8 @@ def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -
     if packing.startswith("packed"):
         codes = _unpack(parts["codes"], int(packing.removeprefix("packed")), int(mask.sum()))
         rows = torch.arange(shape[0]).repeat_interleave(count // shape[0])[mask]
-        values = parts["scale"][rows] * (codes.float() - parts["zero"].float()[rows])
+        scale, zero = (parts[name].float().expand(shape[0])[rows] for name in ("scale", "zero"))
+        values = scale * (codes.float() - zero)
     elif packing == "bitmask":
         values = parts["values"]
     else:

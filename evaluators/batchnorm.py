@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressors.errors import UnknownNameError
@@ -43,17 +43,3 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
     finally:
         for module, (training, momentum, tracked) in zip(changed, before, strict=True):
             module.training, module.momentum, module.num_batches_tracked = training, momentum, tracked
-
-
-@contextmanager
-def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Put running statistics back as they were, whatever happens inside."""
-    before: list[dict[str, Tensor]] = [
-        {name: buffer.clone() for name, buffer in m.named_buffers(recurse=False)} for m in layers(model)
-    ]
-    try:
-        yield
-    finally:
-        for module, buffers in zip(layers(model), before, strict=True):
-            for name, buffer in buffers.items():
-                getattr(module, name).copy_(buffer)

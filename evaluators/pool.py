@@ -17,7 +17,8 @@ from typing import Any, Protocol
 
 import torch
 
-from compressors.errors import ConfigurationError, EvaluationError
+from compressors.errors import EvaluationError
+from db.cluster import Session
 
 Request = tuple[tuple[int, ...], float]
 """A candidate (level indices) and its fidelity (share of the calibration data)."""
@@ -91,12 +92,9 @@ class RayPool(Pool):
     otherwise starts Ray on this machine and stops it in `close`. Raises ConfigurationError without Ray or the resources."""
 
     def __init__(self, make_scorer: Callable[[], Scorer], count: int, cpus: float, gpus: float = 0) -> None:
-        self._ray = _import_ray()
-        self._started = not self._ray.is_initialized()
-        if self._started:
-            _start_ray(self._ray, count * cpus, count * gpus)
+        self._session = Session(count, cpus, gpus)
+        self._ray = self._session.ray
         try:
-            _check_resources(self._ray, count, cpus, gpus)
             self._make = self._ray.put(make_scorer)
             worker = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker)
             self._new_worker = lambda: worker.remote(self._make, max(1, int(cpus)))
@@ -154,9 +152,7 @@ class RayPool(Pool):
         for worker in getattr(self, "_workers", []):
             self._ray.kill(worker)
         self._workers = []
-        if self._started:
-            self._ray.shutdown()
-            self._started = False
+        self._session.close()
 
 
 class _Worker:
@@ -174,37 +170,3 @@ class _Worker:
 def _timed(scorer: Scorer, candidate: tuple[int, ...], fidelity: float) -> Score:
     start = time.perf_counter()
     return Score(scorer.score(candidate, fidelity), time.perf_counter() - start)
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise ConfigurationError(
-            "workers.count is above 0, which needs Ray: install apportion[ray], or set workers.count to 0"
-        ) from error
-    return ray
-
-
-def _start_ray(ray: Any, cpus: float, gpus: float) -> None:
-    import os
-
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", logging_level="warning", log_to_driver=False)
-        return
-    ray.init(
-        num_cpus=max(1, int(-(-cpus // 1))),
-        num_gpus=int(-(-gpus // 1)) or None,
-        object_store_memory=512 << 20,  # the workload's images and the model, once
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
-    )
-
-
-def _check_resources(ray: Any, count: int, cpus: float, gpus: float) -> None:
-    there = ray.cluster_resources()
-    for label, key, wanted in (("CPUs", "CPU", count * cpus), ("GPUs", "GPU", count * gpus)):
-        if wanted > there.get(key, 0):
-            raise ConfigurationError(f"workers: {count} workers need {wanted:g} {label}, the cluster has {there.get(key, 0):g}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from compressors.progress import Progress
@@ -15,16 +17,23 @@ UNUSABLE = 1e9
 
 
 def measure_losses(
-    workload: Workload, database: LayerDatabase, batchnorm: str, pool: Pool, progress: Progress | None = None
+    workload: Workload,
+    database: LayerDatabase,
+    batchnorm: str,
+    pool: Pool,
+    progress: Progress | None = None,
+    corrections: Sequence[str] = (),
 ) -> tuple[np.ndarray, ...]:
     """Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64 [n_levels], in nats, lower
-    is better, 0 for dense. `pool` must score `loss` in the mode `batchnorm`. Kept in the database's folder layer by layer;
-    what is there is not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
+    is better, 0 for dense. `pool` must score `loss` in the mode `batchnorm` with `corrections`. Kept in the database's folder
+    layer by layer; what is there is not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
     key = {
         "what": "rise of the calibration loss, one layer alone",
         "calibration": data_fingerprint(workload.calibration),
         "batchnorm": batchnorm,
     }
+    if corrections:
+        key["corrections"] = " ".join(corrections)
     if batchnorm == "batch":
         key["batch_size"] = str(workload.batch_size)
     table = MeasuredTable(database, key)

@@ -6,14 +6,14 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from compressors.activations import quantize_input
-from compressors.corrections import retune_batchnorm
+from compressors.corrections import Recorded, check_correction, correct, kept, needs_dense, record
 from compressors.errors import ConfigurationError
 from db.database import LayerDatabase
 from evaluators import batchnorm as bn
@@ -27,6 +27,7 @@ Candidate = tuple[int, ...]
 class StitchedScorer:
     """Scores candidates: vectors of level indices, one per layer of the database in its order.
 
+    `corrections` are made for every candidate on the calibration data before it is scored (compressors.corrections).
     `weight_bytes` bounds the decoded weights kept on the device, `prefix_bytes` the activations kept at the model's cuts;
     0 turns prefix reuse off, and the scores are the same to the bit on the CPU. The workload's model is copied once and
     left alone.
@@ -39,11 +40,15 @@ class StitchedScorer:
         fitness: str,
         batchnorm: str,
         *,
+        corrections: Sequence[str] = (),
         device: str = "cpu",
         weight_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 30,
     ) -> None:
         bn.check_mode(batchnorm)
+        for name in corrections:
+            check_correction(name)
+        self._corrections = (*(["batchnorm"] if batchnorm == "recalibrate" else []), *corrections)
         self._criterion = criterion(fitness)
         self._mode = batchnorm
         self._database = database
@@ -59,15 +64,18 @@ class StitchedScorer:
         self._weight_bytes = weight_bytes
         self._placed: list[int | None] = [None] * len(self._names)
         self._dense_outputs = self._run_dense() if needs_dense_outputs(fitness) else [EMPTY] * len(self._batches)
-        self._cut_model(0 if batchnorm == "recalibrate" else prefix_bytes)
+        self._recorded: dict[str, Recorded] = {}
+        if needs_dense(self._corrections):
+            with torch.inference_mode(), self._in_mode():
+                self._recorded = record(self._model, self._inputs_of_batches())
+        self._cut_model(0 if self._corrections else prefix_bytes)
 
     def score(self, candidate: Candidate, fidelity: float = 1.0) -> float:
         """Fitness (lower is better; inf where the outputs are not finite) over the first `fidelity` of the calibration
         batches, at least one. Raises ConfigurationError for a candidate that does not fit the database."""
         self._check(candidate)
         used = max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
-        with torch.inference_mode(), self._statistics(candidate):
-            self._place(candidate)
+        with torch.inference_mode(), self._corrected(candidate):
             total = 0.0
             for b, (_, labels) in enumerate(self._batches[:used]):
                 total += float(self._criterion(self._forward(b, candidate), labels, self._dense_outputs[b]).sum())
@@ -77,8 +85,7 @@ class StitchedScorer:
     def accuracy(self, candidate: Candidate) -> float:
         """Accuracy in percent on the calibration data, in the same batch-norm mode."""
         self._check(candidate)
-        with torch.inference_mode(), self._statistics(candidate):
-            self._place(candidate)
+        with torch.inference_mode(), self._corrected(candidate):
             outputs = torch.cat([self._forward(b, candidate) for b in range(len(self._batches))])
         return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
 
@@ -89,14 +96,24 @@ class StitchedScorer:
             if not 0 <= index < len(levels):
                 raise ConfigurationError(f"layer {name!r}: level index {index}, valid are 0 to {len(levels) - 1}")
 
-    def _statistics(self, candidate: Candidate) -> AbstractContextManager[None]:
-        if self._mode == "batch":
-            return bn.batch_statistics(self._model)
-        if self._mode == "recalibrate":
-            self._place(candidate)
-            kept = bn.kept_statistics(self._model)
-            return _Retuned(kept, lambda: retune_batchnorm(self._model, (x for x, _ in self._batches)))
-        return nullcontext()
+    @contextmanager
+    def _corrected(self, candidate: Candidate) -> Iterator[None]:
+        """The candidate in place, in the batch-norm mode, with its corrections made; these are undone afterwards."""
+        self._place(candidate)
+        with self._in_mode():
+            if not self._corrections:
+                yield
+                return
+            with kept(self._model):
+                for name in self._corrections:
+                    correct(name, self._model, self._inputs_of_batches, self._recorded)
+                yield
+
+    def _in_mode(self) -> AbstractContextManager[None]:
+        return bn.batch_statistics(self._model) if self._mode == "batch" else nullcontext()
+
+    def _inputs_of_batches(self) -> Iterator[Tensor]:
+        return (x for x, _ in self._batches)
 
     def _place(self, candidate: Candidate) -> None:
         for layer, index in enumerate(candidate):
@@ -174,20 +191,6 @@ class StitchedScorer:
             return 0
         changed = [s for s, old, new in zip(self._segment_of, seen, candidate, strict=True) if old != new]
         return min(changed, default=len(self._segments.parts) - 1)
-
-
-class _Retuned(AbstractContextManager[None]):
-    """Re-tuned statistics inside, the old ones afterwards."""
-
-    def __init__(self, kept: AbstractContextManager[None], retune: Callable[[], None]) -> None:
-        self._kept, self._retune = kept, retune
-
-    def __enter__(self) -> None:
-        self._kept.__enter__()
-        self._retune()
-
-    def __exit__(self, *details: object) -> None:
-        self._kept.__exit__(None, None, None)
 
 
 def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 profile.json        layer -> level, costs, fitness, accuracies, provenance
 profile.txt         the text format of SPDY's tools, where the levels are sparsities
-model.safetensors   the stitched model's state dict, batch-norm re-tuned
+model.safetensors   the stitched model's state dict, corrected as the job asks
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_model
-from torch import nn
+from torch import Tensor, nn
 
-from compressors.corrections import retune_batchnorm
+from compressors.corrections import correct, needs_dense, record
 from compressors.errors import OutputError, ProfileError
 from compressors.progress import Progress
+from db.database import LayerDatabase
 from db.files import write_atomically, write_json, write_text
-from db.profile import to_json, to_spdy
+from db.profile import Profile, to_json, to_spdy
 from evaluators.data import Split
+from evaluators.workloads import Workload
 from search.pipeline import Problem
 from search.run import RunResult
 
+_AFTER = {"batchnorm": "retuned", "statistics": "statistics corrected", "bias": "bias corrected"}
+"""Names of the accuracies after each correction."""
 FILES = ("profile.json", "profile.txt", "model.safetensors")
 
 
@@ -44,25 +48,30 @@ class Exported:
 
 
 def export(result: RunResult, problem: Problem, out: str | Path, progress: Progress | None = None) -> Exported:
-    """Stitch the picked profile of `result`, re-tune its batch-norm on the workload's training images, measure the test accuracy
-    (percent) dense, stitched and re-tuned, and write all files to the folder `out`. Raises OutputError; then nothing is
-    left behind."""
+    """Stitch the picked profile of `result`, correct the model on the workload's training images as the job asks, measure the
+    test accuracy (percent) dense, stitched and after each correction, and write all files to the folder `out`. Raises
+    OutputError; then nothing is left behind."""
     out = Path(out)
     profile = problem.profile(result.pick.candidate)
     workload = problem.workload
     with _staging(out) as folder:
         model = copy.deepcopy(workload.model)
         accuracy = {"dense": test_accuracy(model, workload.test, workload.batch_size, progress, "test dense")}
+        corrections = problem.job.corrections.export
+        recorded = record(model, _training(workload)) if needs_dense(corrections) else {}
         problem.database.stitch(model, profile)
         accuracy["stitched"] = test_accuracy(model, workload.test, workload.batch_size, progress, "test stitched")
-        retune_batchnorm(model, (inputs for inputs, _ in workload.train.batches(workload.batch_size)))
-        accuracy["retuned"] = test_accuracy(model, workload.test, workload.batch_size, progress, "test re-tuned")
+        for name in corrections:
+            correct(name, model, lambda: _training(workload), recorded)
+            after = _AFTER[name]
+            accuracy[after] = test_accuracy(model, workload.test, workload.batch_size, progress, f"test {after}")
         content = {
             "profile": to_json(profile),
             "budgets": dict(problem.job.budgets),
             "costs": problem.ratios(result.pick.candidate),
             "fitness": {"name": problem.job.fitness, "batchnorm": problem.job.batchnorm, "value": result.pick.fitness},
             "accuracy": accuracy,
+            "activations": _activations(problem.database, profile),
             "provenance": _provenance(result, problem),
         }
         write_json(folder / "profile.json", content)
@@ -76,6 +85,10 @@ def export(result: RunResult, problem: Problem, out: str | Path, progress: Progr
     return Exported({name: out / name for name in FILES if (out / name).is_file()}, content)
 
 
+def _training(workload: Workload) -> Iterator[Tensor]:
+    return (inputs for inputs, _ in workload.train.batches(workload.batch_size))
+
+
 def test_accuracy(model: nn.Module, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test") -> float:
     """Accuracy of `model` (as it is, eval mode) on `test` in percent; higher is better."""
     right = seen = 0
@@ -86,6 +99,12 @@ def test_accuracy(model: nn.Module, test: Split, batch_size: int, progress: Prog
             if progress:
                 progress(what, seen, len(test))
     return 100.0 * right / seen
+
+
+def _activations(database: LayerDatabase, profile: Profile) -> dict[str, dict[str, Any]]:
+    """Layer -> grid of its input, where the profile quantizes that: the state dict does not hold it."""
+    grids = {name: database.entry(name, level).activation for name, level in profile.items()}
+    return {name: asdict(grid) for name, grid in grids.items() if grid is not None}
 
 
 @contextmanager

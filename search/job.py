@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from compressors.corrections import check_correction
 from compressors.errors import ApportionError, JobError, UnknownNameError
+from compressors.grids import GridOptions
 from compressors.levels import Level, expand_levels
+from compressors.obs import CompressionOptions
+from evaluators.augment import AugmentConfig
 from evaluators.batchnorm import check_mode
 from evaluators.costs import check_budget_ratio
 from evaluators.fitness import criterion
 from evaluators.workloads import WorkloadConfig
 from search.algorithms.base import resolve
+from search.layers import LayersConfig
 
 _PATHS = (
     ("workload", "weights"),
@@ -42,6 +48,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class GridConfig(_Section):
+    """Grids of quantized weights."""
+
+    per: Literal["channel", "tensor"] = Field("channel", description="One grid per output channel, or per layer.")
+    symmetric: bool = Field(False, description="Symmetric about zero.")
+    fit: Literal["mse", "minmax"] = Field("mse", description="The range with the least error, or the full one.")
+
+
 class DatabaseConfig(_Section):
     """Where the layer database lies and which levels it holds."""
 
@@ -52,6 +66,18 @@ class DatabaseConfig(_Section):
         description="Levels and ladders, such as dense, unstr-0.10..0.99, 2:4.",
     )
     damping: float = Field(0.0, ge=0, lt=1, description="Share of the mean diagonal that is added to each Hessian's diagonal.")
+    grid: GridConfig = Field(default_factory=lambda: GridConfig.model_validate({}))
+    augment: AugmentConfig | None = Field(None, description="Augmented calibration images; default: plain ones, once.")
+    sequential: bool = Field(
+        False,
+        description="Make every level on what reaches a layer when all earlier layers are at that level too; default: all layers "
+        "on the dense model's, which keeps them independent.",
+    )
+    memory: str | None = Field(
+        None,
+        pattern=r"^\d+(\.\d+)?\s*(KiB|MiB|GiB)$",
+        description="Memory that the work on one layer may take, such as 8GiB; default: a quarter of what is free.",
+    )
 
     @field_validator("levels")
     @classmethod
@@ -64,6 +90,13 @@ class DatabaseConfig(_Section):
 
     def expanded(self) -> list[Level]:
         return expand_levels(self.levels)
+
+    def options(self) -> CompressionOptions:
+        memory = None
+        if self.memory is not None:
+            number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", self.memory).groups()  # type: ignore[union-attr]
+            memory = int(float(number) * {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}[unit])
+        return CompressionOptions(self.damping, GridOptions(**self.grid.model_dump()), self.sequential, memory)
 
 
 class SearchConfig(_Section):
@@ -103,6 +136,22 @@ class SearchConfig(_Section):
         return [(a, {}) if isinstance(a, str) else next(iter(a.items())) for a in self.algorithms]
 
 
+class CorrectionsConfig(_Section):
+    """What is put right after stitching, in the order given: batchnorm (its statistics averaged anew), statistics (mean and
+    variance per channel matched to the dense model's), bias (the mean alone)."""
+
+    score: tuple[str, ...] = Field((), description="For every candidate, on the calibration data, before it is scored.")
+    export: tuple[str, ...] = Field(("batchnorm",), description="For the exported model, on the training data.")
+
+    @field_validator("score", "export")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        with _explained():
+            for name in names:
+                check_correction(name)
+        return names
+
+
 class WorkersConfig(_Section):
     """Who scores the candidates."""
 
@@ -125,6 +174,8 @@ class Job(_Section):
     )
     fitness: str = Field("loss", description="What search minimises: loss, kl or error.")
     batchnorm: str = Field("batch", description="Batch-norm while scoring: running, batch or recalibrate.")
+    corrections: CorrectionsConfig = Field(default_factory=lambda: CorrectionsConfig.model_validate({}))
+    layers: LayersConfig = Field(default_factory=lambda: LayersConfig.model_validate({}))
     search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
     workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig.model_validate({}))
     store: str | None = Field(None, description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job file.")

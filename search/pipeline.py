@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,24 @@ import numpy as np
 import torch
 
 from compressors.errors import ConfigurationError
+from compressors.layers import find_layers
 from compressors.levels import parse_level
-from compressors.obs import CompressionOptions
 from compressors.progress import Progress
 from db import format
 from db.build import build_database
 from db.database import LayerDatabase
+from db.fanout import InProcess, RayWorkers
 from db.profile import Profile
 from db.runs import Run, RunStore
+from evaluators.augment import augmented
 from evaluators.costs import METRICS, cost_table
 from evaluators.pool import LocalPool, Pool, RayPool
 from evaluators.sensitivity import measure_losses
 from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
 from search.algorithms.base import create
-from search.job import Job, WorkersConfig
+from search.decisions import Decisions
+from search.job import Job
 from search.run import RunResult, search
 from search.selection import select
 from search.space import SearchSpace
@@ -35,15 +38,22 @@ from search.space import SearchSpace
 
 @dataclass
 class Problem:
-    """A job with everything loaded: what its runs share. `id` names the job, `key` what a fitness depends on."""
+    """A job with everything loaded: what its runs share. `whole` is the space of all layers and levels of the database, which
+    candidates index; `space` what algorithms see, the `decisions` that the job leaves open. `id` names the job, `key` what a
+    fitness depends on."""
 
     job: Job
     workload: Workload
     database: LayerDatabase
-    space: SearchSpace
+    whole: SearchSpace
+    decisions: Decisions
     key: str
     id: str
     _pool: tuple[str, Pool] | None = field(default=None, repr=False)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return self.whole if self.decisions.is_free(self.whole) else self.decisions.reduce(self.whole)
 
     def pool(self) -> Pool:
         """The job's workers, scoring its fitness; started when first asked for."""
@@ -60,7 +70,7 @@ class Problem:
         if self._pool is None or self._pool[0] != purpose:
             self.close()
             workload, fitness = task()
-            self._pool = purpose, make_pool(self.job.workers, workload, self.database, fitness, self.job.batchnorm)
+            self._pool = purpose, make_pool(self.job, workload, self.database, fitness, self.job.batchnorm)
         return self._pool[1]
 
     def close(self) -> None:
@@ -76,28 +86,46 @@ class Problem:
 
     def profile(self, candidate: tuple[int, ...]) -> Profile:
         """The candidate as layer -> level."""
-        names = zip(self.space.layers, self.space.levels, candidate, strict=True)
+        names = zip(self.whole.layers, self.whole.levels, candidate, strict=True)
         return {layer: parse_level(levels[index]) for layer, levels, index in names}
 
     def ratios(self, candidate: tuple[int, ...]) -> dict[str, float]:
         """Every metric of the candidate as a fraction of the dense model's."""
-        return {metric: self.space.total(metric, candidate) / self.space.dense[metric] for metric in self.space.costs}
+        return {metric: self.whole.total(metric, candidate) / self.whole.dense[metric] for metric in self.whole.costs}
 
 
 def build(job: Job, progress: Progress | None = None) -> tuple[Workload, LayerDatabase]:
     """Load the job's workload and build its layer database, or go on with one that was begun. Raises ApportionError."""
     workload = load_workload(job.workload, progress)
+    config = job.database
+    calibration, size = workload.calibration, workload.batch_size
+    default = config.expanded()
+    built = job.layers.built(find_layers(workload.model), default)
     database = build_database(
-        job.database.path,
+        config.path,
         workload.model,
-        lambda: (inputs for inputs, _ in workload.calibration.batches(workload.batch_size)),
-        job.database.expanded(),
+        lambda: (
+            augmented(calibration, size, config.augment, job.workload.seed)
+            if config.augment
+            else (inputs for inputs, _ in calibration.batches(size))
+        ),
+        default,
         model_fingerprint=model_fingerprint(workload.model),
-        calibration_fingerprint=data_fingerprint(workload.calibration),
-        options=CompressionOptions(damping=job.database.damping),
+        calibration_fingerprint=_calibration_fingerprint(job, workload),
+        exceptions={name: levels for name, levels in built.items() if levels != default},
+        options=config.options(),
         progress=progress,
+        fanout=partial(RayWorkers, job.workers.count, job.workers.cpus) if job.workers.count else InProcess,
     )
     return workload, database
+
+
+def _calibration_fingerprint(job: Job, workload: Workload) -> str:
+    """Of the images that the database is built from, and of how they are augmented."""
+    images = data_fingerprint(workload.calibration)
+    if job.database.augment is None:
+        return images
+    return format.digest({"images": images, "seed": job.workload.seed, **job.database.augment.model_dump()})
 
 
 def prepare(job: Job, progress: Progress | None = None) -> Problem:
@@ -111,18 +139,23 @@ def prepare(job: Job, progress: Progress | None = None) -> Problem:
             "batch_size": workload.batch_size,
             "fitness": job.fitness,
             "batchnorm": job.batchnorm,
+            **({"corrections": job.corrections.score} if job.corrections.score else {}),
         }
     )
-    identity = {"problem": key, "budgets": job.budgets, "errors": job.errors}
-    space = make_space(job.budgets, workload, database)
-    space.check()
-    problem = Problem(job, workload, database, space, key, format.digest(identity)[:8])
+    whole = make_space(job.budgets, workload, database)
+    decisions = Decisions.make(whole, job.layers.allowed(database.levels()), job.layers.tied(whole.layers))
+    identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
+    if not decisions.is_free(whole):
+        identity["decisions"] = [decisions.members, decisions.choices]
+    problem = Problem(job, workload, database, whole, decisions, key, format.digest(identity)[:8])
+    problem.space.check()
     if job.errors == "loss":
         try:
-            problem.space = make_space(job.budgets, workload, database, _measured(problem, progress))
+            measured = make_space(job.budgets, workload, database, _measured(problem, progress))
         except BaseException:
             problem.close()
             raise
+        problem = replace(problem, whole=measured)
     return problem
 
 
@@ -166,7 +199,8 @@ def run_search(
                 started(run)
             rng = np.random.default_rng(seed)
             algorithm = create(name, problem.space, rng, job.search.evaluations, parameters)
-            results.append(search(algorithm, problem.pool(), store, run, problem.key, progress))
+            expand = problem.decisions.expand
+            results.append(search(algorithm, problem.pool(), store, run, problem.key, progress, expand))
     return [pick(result, problem, store, progress) for result in results]
 
 
@@ -186,10 +220,11 @@ def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, ev
     return Run(f"{name}-s{seed}-{format.digest(identity)[:8]}", job, algorithm, parameters, seed, float(evaluations))
 
 
-def make_pool(workers: WorkersConfig, workload: Workload, database: LayerDatabase, fitness: str, batchnorm: str) -> Pool:
-    """Workers that score candidates of `database`. Raises ConfigurationError when the machine lacks what is asked."""
+def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: str, batchnorm: str) -> Pool:
+    """The job's workers, scoring candidates of `database`. Raises ConfigurationError when the machine lacks what is asked."""
+    workers, corrections = job.workers, job.corrections.score
     device = "cuda" if workers.gpus else "cpu"
-    make_scorer = partial(StitchedScorer, workload, database, fitness, batchnorm, device=device)
+    make_scorer = partial(StitchedScorer, workload, database, fitness, batchnorm, corrections=corrections, device=device)
     if workers.count:
         return RayPool(make_scorer, workers.count, workers.cpus, workers.gpus)
     if workers.gpus and not torch.cuda.is_available():
@@ -206,9 +241,10 @@ def _measured(problem: Problem, progress: Progress | None) -> tuple[np.ndarray, 
     """Measured single-layer losses: with running statistics, and where the search scores otherwise the larger of that and the
     rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch statistics hide a shift of
     the mean, running statistics overstate it."""
+    corrections = problem.job.corrections.score
     modes = ["running"] if problem.job.batchnorm == "running" else ["running", "batch"]
     tables = []
     for mode in modes:
-        with make_pool(problem.job.workers, problem.workload, problem.database, "loss", mode) as pool:
-            tables.append(measure_losses(problem.workload, problem.database, mode, pool, progress))
+        with make_pool(problem.job, problem.workload, problem.database, "loss", mode) as pool:
+            tables.append(measure_losses(problem.workload, problem.database, mode, pool, progress, corrections))
     return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))

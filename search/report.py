@@ -31,7 +31,7 @@ def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any
                 "evaluations": statistics.median(r.evaluations for r in group),
                 "scored": sum(t.evaluated for r in group for t in r.trials),
                 "seconds": statistics.median(r.run.spent for r in group),
-                "budgets_met": all(problem.space.feasible(r.best.candidate) for r in group),
+                "budgets_met": all(problem.whole.feasible(r.pick.candidate) for r in group),
                 "run": best.run.id,
             }
         )
@@ -41,7 +41,8 @@ def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any
 def starting_points(results: Sequence[RunResult], problem: Problem) -> dict[str, float]:
     """Fitness of the uniform profile and of the additive optimum, where a run scored them."""
     known = {t.candidate: t.fitness for r in results for t in r.trials if t.fidelity == 1.0}
-    points = {"uniform": problem.space.uniform(), "additive optimum": problem.space.optimum}
+    expand = problem.decisions.expand
+    points = {"uniform": expand(problem.space.uniform()), "additive optimum": expand(problem.space.optimum)}
     return {name: known[candidate] for name, candidate in points.items() if candidate in known}
 
 
@@ -76,6 +77,6 @@ def describe_pick(result: RunResult, problem: Problem) -> dict[str, Any]:
         "found_after": 1 + result.trials.index(best),
         "budgets": dict(problem.job.budgets),
         "costs": problem.ratios(best.candidate),
-        "additive_error": problem.space.error(best.candidate),
+        "additive_error": problem.whole.error(best.candidate),
         "profile": {layer: str(level) for layer, level in problem.profile(best.candidate).items()},
     }

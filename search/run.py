@@ -7,7 +7,7 @@ log as long as that lasts; since algorithms draw from their own generator alone,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from compressors.errors import StoreError
@@ -15,6 +15,7 @@ from compressors.progress import Progress
 from db.runs import Run, RunStore, StoredTrial
 from evaluators.pool import Pool
 from search.algorithms.base import Algorithm, Trial
+from search.space import Candidate
 
 _ROUNDING = 1e-9
 """Fidelities are fractions: their sum may miss the evaluation budget by rounding alone."""
@@ -37,10 +38,17 @@ class RunResult:
 
 
 def search(
-    algorithm: Algorithm, pool: Pool, store: RunStore, run: Run, problem: str, progress: Progress | None = None
+    algorithm: Algorithm,
+    pool: Pool,
+    store: RunStore,
+    run: Run,
+    problem: str,
+    progress: Progress | None = None,
+    expand: Callable[[Candidate], Candidate] = tuple,
 ) -> RunResult:
     """Drive `algorithm` until it has asked for `run.evaluations` full evaluations, or asks for nothing more.
 
+    `expand` makes what the algorithm decides into one level index per layer; that is what is scored, stored and returned.
     `problem` identifies what a fitness depends on besides the candidate; a candidate that any run scored on the same problem
     is never scored again. Raises StoreError when the log is not this algorithm's, EvaluationError when a candidate fails
     twice. Interrupted at any point, the same call goes on and ends with the same result.
@@ -56,7 +64,8 @@ def search(
         while asked := algorithm.ask():
             affordable = _affordable(asked, run.evaluations - sum(t.fidelity for t in told))
             batch: list[Trial] = []
-            for trial, scored in zip(affordable, _answers(affordable, log, len(told), pool, store, run, problem), strict=True):
+            full = [replace(trial, candidate=expand(trial.candidate)) for trial in affordable]
+            for trial, scored in zip(affordable, _answers(full, log, len(told), pool, store, run, problem), strict=True):
                 told.append(scored)
                 batch.append(replace(trial, fitness=scored.fitness))
                 if progress:

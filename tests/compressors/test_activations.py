@@ -34,7 +34,8 @@ def test_the_grids_are_those_of_all_inputs_together() -> None:
             exact = fit_grid(x.reshape(1, -1), bits, GridOptions(per="tensor"))
             error = ((grid(x) - x).abs() ** 2.4).sum()
             best = ((exact.nearest(x.reshape(1, -1)).reshape(x.shape) - x).abs() ** 2.4).sum()
-            assert grid.bits == bits and 0 <= grid.zero < 2**bits
+            assert grid.bits == bits
+            assert 0 <= grid.zero < 2**bits
             assert error <= 1.05 * best  # of a histogram instead of all values
     assert found["b"][8].zero == 0  # nothing below zero comes out of a ReLU
 
@@ -45,7 +46,8 @@ def test_a_quantized_input_takes_the_grids_values_and_stays_in_copies() -> None:
     grid = ActivationGrid(2, 0.5, 1)
     quantize_input(net.a, grid)
     expected = net.b(torch.nn.functional.linear(grid(x), net.a.weight, net.a.bias).relu())
-    assert torch.equal(net(x), expected) and torch.equal(copy.deepcopy(net)(x), expected)
+    assert torch.equal(net(x), expected)
+    assert torch.equal(copy.deepcopy(net)(x), expected)
     assert len(grid(x).unique()) == 4
     quantize_input(net.a, None)
     assert torch.equal(net(x), plain)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressors import elimination, textbook
 from compressors.corrections import retune_batchnorm
+from compressors.elimination import Limits
 from compressors.errors import LayerError, LevelError
 from compressors.grids import GridOptions, fit_grid
 from compressors.hessian import collect_hessians
@@ -33,7 +34,7 @@ def linear(rows: int, columns: int) -> LayerSpec:
     return LayerSpec("layer", "linear", (rows, columns), 1, rows, columns)
 
 
-MEMORY = 1 << 24
+LIMITS = Limits(1 << 24, 2)
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -52,7 +53,7 @@ unhurried = settings(deadline=None, max_examples=20, suppress_health_check=[Heal
 def test_a_fast_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> None:
     weight, hessian = problem(seed, rows, d)
     hinv = torch.linalg.inv(hessian)
-    expected, ours = textbook.eliminate(weight, hinv), elimination.eliminate(weight, hinv, MEMORY)
+    expected, ours = textbook.eliminate(weight, hinv), elimination.eliminate(weight, hinv, LIMITS)
     assert torch.equal(ours[0], expected[0])
     torch.testing.assert_close(ours[1], expected[1], rtol=1e-6, atol=1e-12)
 
@@ -63,11 +64,11 @@ def test_a_fast_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> No
 def test_fast_blocks_and_patterns_are_the_textbooks(seed: int, rows: int, groups: int, size: int) -> None:
     weight, hessian = problem(seed, rows, groups * size)
     hinv = torch.linalg.inv(hessian)
-    blocks, expected = elimination.eliminate_blocks(weight, hinv, size, MEMORY), textbook.eliminate_blocks(weight, hinv, size)
+    blocks, expected = elimination.eliminate_blocks(weight, hinv, size, LIMITS), textbook.eliminate_blocks(weight, hinv, size)
     assert torch.equal(blocks[0], expected[0])
     torch.testing.assert_close(blocks[1], expected[1], rtol=1e-6, atol=1e-10)
     n = 1 + seed % size
-    ours, theirs = elimination.prune_n_of_m(weight, hinv, n, size, MEMORY), textbook.prune_n_of_m(weight, hinv, n, size)
+    ours, theirs = elimination.prune_n_of_m(weight, hinv, n, size, LIMITS), textbook.prune_n_of_m(weight, hinv, n, size)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
@@ -81,15 +82,13 @@ def test_fast_blocks_and_patterns_are_the_textbooks(seed: int, rows: int, groups
     st.sampled_from([0.0, 0.3, 0.9]),
     st.builds(GridOptions, st.sampled_from(["channel", "tensor"]), st.booleans(), st.sampled_from(["mse", "minmax"])),
 )
-def test_fast_quantization_is_the_textbooks(
-    seed: int, rows: int, d: int, bits: int, zeros: float, options: GridOptions
-) -> None:
+def test_fast_quantization_is_the_textbooks(seed: int, rows: int, d: int, bits: int, zeros: float, options: GridOptions) -> None:
     weight, hessian = problem(seed, rows, d)
     hinv = torch.linalg.inv(hessian)
     fixed = torch.rand(rows, d, generator=torch.Generator().manual_seed(seed)) < zeros
     weight = weight.masked_fill(fixed, 0)
     grid = fit_grid(weight, bits, options)
-    near = elimination.quantize(weight, hinv, grid, fixed, MEMORY)
+    near = elimination.quantize(weight, hinv, grid, fixed, LIMITS)
     torch.testing.assert_close(near, textbook.quantize(weight, hinv, grid, fixed), rtol=1e-6, atol=1e-9)
     assert not near[fixed].any()
 
@@ -98,15 +97,15 @@ def test_fast_quantization_is_the_textbooks(
 def test_many_refreshes_change_nothing() -> None:
     weight, hessian = problem(5, 3, 400)
     hinv = torch.linalg.inv(hessian)
-    assert torch.equal(elimination.eliminate(weight, hinv, 1)[0], textbook.eliminate(weight, hinv)[0])
-    mine = elimination.eliminate_blocks(weight, hinv, 4, 1)[0]
+    assert torch.equal(elimination.eliminate(weight, hinv, Limits(1, 1))[0], textbook.eliminate(weight, hinv)[0])
+    mine = elimination.eliminate_blocks(weight, hinv, 4, Limits(1, 1))[0]
     assert torch.equal(mine, textbook.eliminate_blocks(weight, hinv, 4)[0])
 
 
 def test_blocks_of_one_are_unstructured() -> None:
     weight, hessian = problem(7)
     hinv = torch.linalg.inv(hessian)
-    assert torch.equal(elimination.eliminate_blocks(weight, hinv, 1, MEMORY)[0], elimination.eliminate(weight, hinv, MEMORY)[0])
+    assert torch.equal(elimination.eliminate_blocks(weight, hinv, 1, LIMITS)[0], elimination.eliminate(weight, hinv, LIMITS)[0])
 
 
 def test_an_identity_hessian_rounds_to_nearest_and_prunes_by_magnitude() -> None:

@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -13,7 +14,10 @@ import torch
 from torch import nn
 
 from compressors.errors import ConfigurationError, DatabaseError, DatabaseMismatchError, LayerError, OutputError
-from compressors.levels import expand_levels
+from compressors.hessian import collect_hessians
+from compressors.layers import find_layers
+from compressors.levels import expand_levels, parse_level
+from compressors.obs import CompressionOptions, compress_layer
 from db.build import build_database
 from db.database import LayerDatabase
 
@@ -163,3 +167,67 @@ def test_kill_9_in_the_middle(tmp_path: Path, job_file: Callable[..., Path]) -> 
     fingerprints = [json.loads((tmp_path / d / "manifest.json").read_text())["fingerprint"] for d in ("d", "whole")]
     assert fingerprints[0] == fingerprints[1]
     LayerDatabase.open(tmp_path / "d").verify()
+
+
+def test_layers_may_want_other_levels(tmp_path: Path) -> None:
+    exceptions = {"2": expand_levels(["dense", "w4"]), "5": expand_levels(["dense"])}
+    database = make(tmp_path / "db", exceptions=exceptions)
+    assert database.levels() == {"0": ["dense", "unstr-0.50"], "2": ["dense", "w4"], "5": ["dense"]}
+    with pytest.raises(DatabaseMismatchError, match="other exceptions"):
+        make(tmp_path / "db", exceptions={"2": expand_levels(["dense"])})
+
+
+def test_an_activation_grid_is_kept_and_stitched(tmp_path: Path) -> None:
+    model = net()
+    database = make(tmp_path / "db", model, ("dense", "w4", "w4a4", "a8", "2:4+w4a4"))
+    assert database.levels()["0"] == ["dense", "w4", "w4a4", "a8"]  # 9 columns: no 2:4
+    again = LayerDatabase.open(tmp_path / "db")
+    grid = again.entry("2", "w4a4").activation
+    assert grid is not None
+    assert (grid.bits, grid.zero) == (4, 0)  # behind a ReLU
+    assert again.entry("2", "w4").activation is None
+    assert torch.equal(again.weight("2", "w4a4"), again.weight("2", "w4"))
+    x = torch.randn(2, 1, 4, 4)
+    levels = {name: parse_level("dense") for name in ("0", "5")}
+    database.stitch(model, {**levels, "2": parse_level("a8")})
+    eight = database.entry("2", "a8").activation
+    assert eight is not None
+    with torch.no_grad():
+        plain = net()
+        expected = plain[3:](plain[2](eight(plain[:2](x))))
+        assert torch.equal(model(x), expected)
+        database.stitch(model, {**levels, "2": parse_level("dense")})
+        assert torch.equal(model(x), plain(x))
+
+
+def test_sequential_layers_see_what_reaches_them(tmp_path: Path) -> None:
+    model = net()
+    levels = ("dense", "unstr-0.75", "w2")
+    independent = make(tmp_path / "independent", model, levels)
+    sequential = make(tmp_path / "sequential", model, levels, options=CompressionOptions(sequential=True))
+    assert torch.equal(sequential.weight("0", "w2"), independent.weight("0", "w2"))  # nothing stands before it
+    assert not torch.equal(sequential.weight("5", "w2"), independent.weight("5", "w2"))
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        before[0].weight.copy_(sequential.weight("0", "w2"))
+        before[2].weight.copy_(sequential.weight("2", "w2"))
+    inputs = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    layer = find_layers(model)[2]
+    hessian = collect_hessians(before, [layer], [inputs])["5"]
+    (made,) = compress_layer(model[5].weight, layer, hessian, expand_levels(["w2"]))
+    assert torch.equal(made.weight, sequential.weight("5", "w2"))
+    with pytest.raises(DatabaseMismatchError, match="other options"):
+        make(tmp_path / "sequential", model, levels)
+
+
+def test_a_stopped_sequential_build_goes_on(tmp_path: Path) -> None:
+    options = CompressionOptions(sequential=True)
+    whole = make(tmp_path / "whole", options=options)
+
+    def stop(what: str, done: int, _total: int) -> None:
+        if what == "compress" and done == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        make(tmp_path / "stopped", options=options, progress=stop)
+    assert make(tmp_path / "stopped", options=options).fingerprint == whole.fingerprint

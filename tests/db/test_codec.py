@@ -1,9 +1,11 @@
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressors.grids import fit_grid
+from compressors.grids import GridOptions, fit_grid
 from db import codec
 
 
@@ -67,3 +69,17 @@ def test_a_weight_that_is_not_on_its_grid_is_refused() -> None:
     weight = torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="not on their grid"):
         codec.encode(weight, fit_grid(weight, 3))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("fit", ["mse", "minmax"])
+def test_one_grid_for_all_rows_takes_one_scale(symmetric: bool, fit: Literal["mse", "minmax"]) -> None:
+    weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
+    grid = fit_grid(weight, 4, GridOptions("tensor", symmetric, fit))
+    stored = grid.values(grid.codes(weight))
+    encoding, parts = codec.encode(stored, grid)
+    assert (encoding, parts["scale"].numel()) == ("packed4", 1)
+    assert codec.stored_bits(parts) == 6 * 32 * 4 + 32 + 8
+    assert torch.equal(codec.decode(encoding, parts, (6, 32)), stored)
+    if symmetric:
+        assert int(parts["zero"]) == 8

@@ -1,17 +1,23 @@
 import copy
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from compressors.corrections import correct, record
 from compressors.errors import ConfigurationError, UnknownNameError
-from compressors.levels import parse_level
+from compressors.levels import expand_levels, parse_level
+from db.build import build_database
 from db.database import LayerDatabase
 from evaluators import segments
 from evaluators.models import build_model
 from evaluators.stitched import StitchedScorer
-from evaluators.workloads import Workload
+from evaluators.workloads import Workload, model_fingerprint
 
 DENSE = (0,) * 14
 MODES = ("running", "batch", "recalibrate")
@@ -169,3 +175,94 @@ def test_segments_of_known_models_chain_to_the_model(name: str) -> None:
             y = part(y)
         assert torch.equal(y, model(x))
     assert list(cut.where) == names or set(cut.where) == set(names)
+
+
+@pytest.fixture(scope="module")
+def joint(built: tuple[Workload, LayerDatabase], tmp_path_factory: pytest.TempPathFactory) -> LayerDatabase:
+    """The digits network at levels of every kind, inputs quantized too."""
+    digits = built[0]
+    return build_database(
+        tmp_path_factory.mktemp("joint") / "database",
+        digits.model,
+        lambda: (x for x, _ in digits.calibration.batches(64)),
+        expand_levels(["dense", "2:4", "w4", "w4a4", "2:4+w4a4", "a8", "mag:unstr-0.75+rtn:w3", "block4-0.50+w8a8"]),
+        model_fingerprint=model_fingerprint(digits.model),
+        calibration_fingerprint="",
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_quantized_inputs_are_scored_as_they_are_stitched(digits: Workload, joint: LayerDatabase, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    counts = [len(record.entries) for record in joint.layers.values()]
+    drawn = [tuple(int(rng.integers(count)) for count in counts) for _ in range(4)]
+    reused, whole = (StitchedScorer(digits, joint, "loss", mode, prefix_bytes=n) for n in (1 << 30, 0))
+    scores = [reused.score(candidate) for candidate in drawn]
+    assert scores == [whole.score(candidate) for candidate in drawn]
+    assert len(set(scores)) == 4
+    if mode == "running":
+        with torch.inference_mode():
+            outputs = torch.cat([stitched(digits, joint, drawn[0])(x) for x, _ in digits.calibration.batches(64)])
+        expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+        assert scores[0] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("names", [("statistics",), ("bias",), ("batchnorm", "bias")])
+def test_corrections_are_made_for_each_candidate_and_undone(
+    digits: Workload, database: LayerDatabase, names: tuple[str, ...]
+) -> None:
+    scorer = StitchedScorer(digits, database, "loss", "running", corrections=names)
+    candidate = (2,) * 14
+    model = stitched(digits, database, candidate)
+
+    def batches() -> Iterator[torch.Tensor]:
+        return (x for x, _ in digits.calibration.batches(64))
+
+    recorded = record(digits.model, batches())
+    for name in names:
+        correct(name, model, batches, recorded)
+    with torch.inference_mode():
+        outputs = torch.cat([model(x) for x in batches()])
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+    plain = StitchedScorer(digits, database, "loss", "running").score(candidate)
+    assert scorer.score(candidate) == pytest.approx(expected, rel=1e-6)
+    assert scorer.score(candidate) < plain
+    other = scorer.score((4,) * 14)
+    assert other == StitchedScorer(digits, database, "loss", "running", corrections=names).score((4,) * 14)
+
+
+class Tied(torch.nn.Module):
+    """A weight that the last layer shares with the first one, named after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.middle = torch.nn.Linear(64, 64)
+        self.tail = torch.nn.Linear(64, 64)
+        self.zero = torch.nn.Linear(64, 64)
+        self.zero.weight = self.tail.weight
+        self.head = torch.nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.tail(self.middle(self.zero(x.flatten(1)).relu()).relu()).relu())
+
+
+def test_a_tied_weight_changes_at_its_first_call(digits: Workload, tmp_path: Path) -> None:
+    model = Tied().eval()
+    workload = replace(digits, model=model)
+    tied = build_database(
+        tmp_path / "tied",
+        model,
+        lambda: (x for x, _ in digits.calibration.batches(64)),
+        expand_levels(["dense", "unstr-0.50", "w2a2"]),
+        model_fingerprint=model_fingerprint(model),
+        calibration_fingerprint="",
+    )
+    assert list(tied.layers) == ["middle", "tail", "head"]
+    reused, whole = (StitchedScorer(workload, tied, "loss", "running", prefix_bytes=n) for n in (1 << 30, 0))
+    for candidate in itertools.product(range(3), repeat=3):
+        assert reused.score(candidate) == whole.score(candidate)
+    with torch.inference_mode():
+        outputs = stitched(workload, tied, (0, 2, 0))(digits.calibration.inputs)
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+    assert whole.score((0, 2, 0)) == pytest.approx(expected, rel=1e-6)

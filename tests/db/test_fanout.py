@@ -1,0 +1,57 @@
+"""Builds on Ray workers: the same database to the bit as in one process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from compressors import work
+from compressors.errors import LayerError
+from db.fanout import InProcess, RayWorkers
+from tests.db.test_build import make, net
+
+ray = pytest.importorskip("ray")
+LEVELS = ("dense", "unstr-0.50", "unstr-0.90", "w4a8", "unstr-0.50+w4", "1:2", "block2-0.50")
+
+
+@pytest.fixture
+def workers() -> Iterator[list[RayWorkers]]:
+    made: list[RayWorkers] = []
+    yield made
+    for each in made:
+        each.close()
+
+
+def test_two_workers_build_the_same_database(tmp_path: Path) -> None:
+    here = make(tmp_path / "here", levels=LEVELS)
+    there = make(tmp_path / "there", levels=LEVELS, fanout=lambda: RayWorkers(2, 1))
+    assert there.fingerprint == here.fingerprint
+    assert not ray.is_initialized()
+
+
+def test_a_layer_that_outweighs_the_others_is_shared_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "_TASK_FLOPS", 0.0)  # 8 rows a task
+    wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.Linear(64, 2)).eval()
+    here = make(tmp_path / "here", wide, LEVELS)
+    mapped: list[int] = []
+
+    class Watched(RayWorkers):
+        def _map(self, function: Any, tasks: Any) -> Iterator[Any]:
+            mapped.append(len(tasks))
+            return super()._map(function, tasks)
+
+    there = make(tmp_path / "there", wide, LEVELS, fanout=lambda: Watched(2, 1))
+    assert there.fingerprint == here.fingerprint
+    assert mapped
+
+
+def test_a_layer_that_cannot_be_made_is_the_same_error_on_a_worker(tmp_path: Path) -> None:
+    model = net()
+    with torch.no_grad():
+        model[5].weight[0, 0] = torch.nan
+    for fanout in (InProcess, lambda: RayWorkers(2, 1)):
+        with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):
+            make(tmp_path / "nan", model, fanout=fanout)
+    assert not ray.is_initialized()
