@@ -26,8 +26,13 @@ from search.progress import TerminalProgress
 _PATTERNS = ["mag:unstr-0.50", "unstr-0.50", "unstr-0.75", "unstr-0.90"]
 
 
-def job(options: argparse.Namespace, budget: float) -> Job:
-    """The job of issue and reference: 45 unstructured levels, one FLOPs budget, loss with the batch's statistics."""
+#: The table of each algorithm's dynamic program. dp needs the measured losses; spdy fits its own coefficients to the loss, and on
+#: this network starting from the layers' errors instead overfits the calibration images less.
+_ERRORS = {"spdy": "layer"}
+
+
+def job(options: argparse.Namespace, budget: float, algorithm: str = "dp") -> Job:
+    """The job of the reference: 45 unstructured levels, one FLOPs budget, loss with the batch's statistics."""
     data = options.data.absolute()
     return Job.parse(
         {
@@ -44,10 +49,10 @@ def job(options: argparse.Namespace, budget: float) -> Job:
             },
             "database": {"path": str(options.work.absolute() / "database"), "levels": ["dense", "unstr-0.10..0.99"]},
             "budgets": {"flops": budget},
-            "errors": "loss",
+            "errors": _ERRORS.get(algorithm, "loss"),
             "fitness": "loss",
             "batchnorm": "batch",
-            "search": {"algorithms": options.algorithms, "evaluations": options.evaluations, "seeds": options.seeds},
+            "search": {"algorithms": [algorithm], "evaluations": options.evaluations, "seeds": options.seeds},
             "workers": {"count": 0, "cpus": options.threads},
             "store": f"sqlite:///{options.work.absolute() / 'runs.sqlite'}",
         }
@@ -89,6 +94,22 @@ def in_file_order(problem: Problem) -> StitchedScorer:
     return StitchedScorer(workload, problem.database, "loss", "batch")
 
 
+def report(options: argparse.Namespace, speedup: float, algorithm: str) -> None:
+    """Searches (or resumes) with every seed at one budget, exports each pick, and prints a row for it."""
+    with TerminalProgress() as progress, prepare(job(options, 1 / speedup, algorithm), progress) as problem:
+        assert problem.job.store is not None
+        scorer = in_file_order(problem)
+        for result in run_search(problem, RunStore(problem.job.store), progress):
+            accuracy = export(result, problem, options.work / f"{result.run.id}-{speedup:g}x").content["accuracy"]
+            pick = result.pick.candidate
+            print(
+                f"{speedup:g}x      {algorithm:12} {result.run.seed:4} {result.pick.fitness:8.5f} "
+                f"{scorer.score(pick):8.5f} {problem.ratios(pick)['flops']:8.5f} "
+                f"{accuracy['stitched']:8.2f} {accuracy['retuned']:8.2f} {result.evaluations:6.0f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -113,18 +134,8 @@ def main() -> None:
                     f"{1 / row['flops_reduction']:8.5f} {row['accuracy']:8.2f} {row['accuracy_after_bn_retuning']:8.2f} "
                     f"{row.get('evaluations', ''):>6}"
                 )
-        with TerminalProgress() as progress, prepare(job(options, 1 / speedup), progress) as problem:
-            assert problem.job.store is not None
-            scorer = in_file_order(problem)
-            for result in run_search(problem, RunStore(problem.job.store), progress):
-                exported = export(result, problem, options.work / f"{result.run.id}-{speedup:g}x")
-                accuracy = exported.content["accuracy"]
-                print(
-                    f"{speedup:g}x      {result.run.algorithm:12} {result.run.seed:4} {result.pick.fitness:8.5f} "
-                    f"{scorer.score(result.pick.candidate):8.5f} {problem.ratios(result.pick.candidate)['flops']:8.5f} "
-                    f"{accuracy['stitched']:8.2f} {accuracy['retuned']:8.2f} {result.evaluations:6.0f}",
-                    flush=True,
-                )
+        for algorithm in options.algorithms:
+            report(options, speedup, algorithm)
 
 
 if __name__ == "__main__":

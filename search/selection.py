@@ -1,7 +1,7 @@
 """The final pick of a run, on images that neither the database nor the search saw.
 
 A search presses the calibration fitness down beyond what holds elsewhere: near its best, the fitness no longer tells which
-profile is the more accurate one, while the divergence from the dense model on unseen images still does (docs/ALGORITHMS.md).
+profile is the more accurate one, while the divergence from the dense model on unseen images still does (docs/JOBS.md, picks).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressors import elimination, textbook
+from compressors import elimination, textbook, work
 from compressors.corrections import retune_batchnorm
 from compressors.elimination import Limits
 from compressors.errors import LayerError, LevelError
@@ -148,6 +148,48 @@ def test_every_kind_has_the_pattern_it_promises(seed: int, rows: int, eights: in
         assert made.error == pytest.approx(layer_error(matrix.double() - weight.float().double(), hessian[None]), abs=1e-9)
 
 
+@settings(deadline=None, max_examples=30)
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([(8, 8, 1), (16, 8, 2), (16, 16, 4), (8, 8, 8), (6, 9, 3)]),
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_convolutions_of_all_shapes_keep_their_patterns(
+    seed: int, channels: tuple[int, int, int], kernel: int, stride: int, dilation: int, flat: bool
+) -> None:
+    """Groups, depthwise, stride, dilation, 'same' padding, Conv1d and Conv2d: the patterns run channel last."""
+    torch.manual_seed(seed)
+    inside, outside, groups = channels
+    kind = nn.Conv1d if flat else nn.Conv2d
+    conv: nn.Module = kind(inside, outside, kernel, stride, "same" if stride == 1 else 1, dilation, groups, bias=False)
+    model = nn.Sequential(conv)
+    spec = find_layers(model)[0]
+    inputs = torch.randn(12, inside, *(11,) * (1 if flat else 2))
+    hessian = collect_hessians(model, [spec], [inputs])["0"]
+    texts = ["unstr-0.60", "2:4", "1:2", "block2-0.50", "block4-0.50", "2:4+w3", "mag:1:2", "w2"]
+    made = list(compress_layer(conv.weight, spec, hessian, [parse_level(text) for text in texts]))
+    assert {str(m.level) for m in made} >= {"unstr-0.60", "w2"}
+    assert ("2:4" in {str(m.level) for m in made}) == (spec.columns % 4 == 0)
+    with torch.no_grad():
+        dense = model(inputs)
+        for one in made:
+            assert one.weight.shape == conv.weight.shape
+            last = one.weight.movedim(1, -1).reshape(outside, -1)
+            sparsity = one.level.sparsity
+            if sparsity is not None and sparsity.kind == "nm":
+                assert int((last.reshape(-1, sparsity.m) != 0).sum(1).max()) <= sparsity.n
+            elif sparsity is not None:
+                gone = (last.reshape(-1, sparsity.block or 1) == 0).all(1)
+                assert int(gone.sum()) >= sparsity.fraction * len(gone)
+            # The recorded error is the mean over samples of the squared change of the output.
+            changed = torch.func.functional_call(model, {"0.weight": one.weight}, inputs)
+            expected = float(((changed - dense).double() ** 2).sum()) / len(inputs)
+            assert one.error == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
 def test_levels_that_do_not_fit_a_layer_are_absent() -> None:
     weight, hessian = problem(10, d=6)
     texts = ["dense", "2:4", "block4-0.50", "1:3", "block2-0.50", "w4"]
@@ -262,8 +304,9 @@ def _least(w: Tensor, hessian: Tensor, gone: list[int]) -> float:
     return 0.5 * float(w[gone] @ torch.linalg.solve(hinv, w[gone]))
 
 
-def test_published_layer_errors(shared_data: Path) -> None:
-    """Three layers of the real ResNet-20 against the published implementation's figures, to 1e-3 relative."""
+@pytest.fixture(scope="module")
+def resnet20(shared_data: Path) -> tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]:
+    """The real ResNet-20, those of its layers that the reference names, and their Hessians on the calibration images."""
     from evaluators.workloads import WorkloadConfig, load_workload
 
     reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
@@ -273,8 +316,15 @@ def test_published_layer_errors(shared_data: Path) -> None:
     workload = load_workload(WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data}))
     layers = [layer for layer in find_layers(workload.model) if layer.name in reference]
     assert len(layers) == 3
-    hessians = collect_hessians(workload.model, layers, (x for x, _ in workload.calibration.batches(128)))
-    modules = dict(workload.model.named_modules())
+    batches = (x for x, _ in workload.calibration.batches(128))
+    return workload.model, layers, collect_hessians(workload.model, layers, batches)
+
+
+def test_published_layer_errors(shared_data: Path, resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]) -> None:
+    """Three layers of the real ResNet-20 against the published implementation's figures, to 1e-3 relative."""
+    reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
+    model, layers, hessians = resnet20
+    modules = dict(model.named_modules())
     for layer in layers:
         expected = {str(parse_level(text)): error for text, error in reference[layer.name].items()}
         levels = [parse_level(text) for text in expected]
@@ -283,6 +333,24 @@ def test_published_layer_errors(shared_data: Path) -> None:
             # OBQ's order flips at near-ties, so that its error is the same in distribution, not in digits.
             flips = made.level.quantization is not None and not made.level.quantization.nearest
             assert made.error == pytest.approx(expected[str(made.level)], rel=0.05 if flips else 1e-3)
+
+
+def test_single_precision_keeps_real_layer_errors(
+    resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, layers, hessians = resnet20
+    modules = dict(model.named_modules())
+    levels = expand_levels(["unstr-0.10..0.99*0.7", "2:4", "4:8", "block4-0.50", "block4-0.75", "w8", "w4", "2:4+w4"])
+    for layer in layers:
+        arguments = (modules[layer.name].weight, layer, hessians[layer.name], levels)
+        double = list(compress_layer(*arguments))
+        with monkeypatch.context() as patch:
+            patch.setattr(work, "_DOUBLE_UP_TO", 0)
+            single = list(compress_layer(*arguments))
+        assert not all(torch.equal(a.weight, b.weight) for a, b in zip(double, single, strict=True))
+        for a, b in zip(double, single, strict=True):
+            near_ties = a.level.quantization is not None
+            assert b.error == pytest.approx(a.error, rel=0.05 if near_ties else 1e-4), (layer.name, str(a.level))
 
 
 def test_retuning_averages_the_batches_statistics() -> None:
