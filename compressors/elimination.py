@@ -1,5 +1,5 @@
-"""ExactOBS's greedy eliminations: compiled on the CPU, in factored torch elsewhere and where no compiler is. Same choices, same
-result up to rounding; see `kernels` and `factored` for how, and `textbook` for what.
+"""ExactOBS's greedy eliminations: compiled loops on the CPU, a Triton kernel on CUDA, factored torch where there is neither.
+Same choices, same result up to rounding; see `kernels`, `fused` and `factored` for how, and `textbook` for what.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def eliminate(weight: Tensor, hinv: Tensor, limits: Limits = Limits()) -> tuple[
         with _threads(hinv, limits):
             order, losses = kernel(*_arrays(weight, hinv))
         return torch.from_numpy(order), torch.from_numpy(losses)
-    return _cat(factored.eliminate(w, hinv) for w in _chunks(weight, limits))
+    return _cat(_form(w).eliminate(w, hinv) for w in _chunks(weight, limits))
 
 
 def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int, limits: Limits = Limits()) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits = 
     if kernel := _kernel("n_of_m", weight):
         with _threads(hinv, limits):
             return torch.from_numpy(kernel(*_arrays(weight, hinv), n, m))
-    return torch.cat([factored.prune_n_of_m(w, hinv, n, m) for w in _chunks(weight, limits)])
+    return torch.cat([_form(w).prune_n_of_m(w, hinv, n, m) for w in _chunks(weight, limits)])
 
 
 def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Limits = Limits()) -> Tensor:
@@ -67,7 +67,7 @@ def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Li
     parts, start = [], 0
     for w in _chunks(weight, limits):
         rows = slice(start, start + len(w))
-        parts.append(factored.quantize(w, hinv, grid.rows(rows), fixed[rows]))
+        parts.append(_form(w).quantize(w, hinv, grid.rows(rows), fixed[rows]))
         start += len(w)
     return torch.cat(parts)
 
@@ -96,6 +96,21 @@ def _kernels() -> Any:
         log.warning("numba is not installed (apportion[fast]): layers are compressed several times slower")
         return None
     return kernels
+
+
+def _form(weight: Tensor) -> Any:
+    """The module whose functions take the rows at once: the kernel of CUDA devices where it works, or plain torch."""
+    return factored if weight.device.type == "cpu" else _fused(weight.device) or factored
+
+
+@functools.cache
+def _fused(device: torch.device) -> Any:
+    try:
+        from compressors import fused
+    except ImportError:
+        log.warning("triton is not installed: layers are compressed in plain torch on %s", device)
+        return None
+    return fused if fused.works_on(device) else None
 
 
 @contextmanager

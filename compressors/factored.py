@@ -15,7 +15,7 @@ from torch import Tensor
 from compressors.grids import Grid
 
 
-class _Rows:
+class Rows:
     """The state of all rows: H^-1_t = B - U^T U over the columns that are left (`column` [rows, m] says which), in order. A
     column that is gone and not dropped yet is not `alive`: w = 0, diagonal = 1, zeros in every later row of U."""
 
@@ -34,14 +34,19 @@ class _Rows:
     def _begin(self, m: int) -> None:
         """Start to collect U anew; a refresh is due after near 2 sqrt(m) steps, `extra` of them may come late."""
         self.period, self.step = max(16, int(2 * math.sqrt(m))), 0
-        self._u = self.w.new_zeros(len(self.w), self.period + self._extra, m)
+        self.u = self.w.new_zeros(len(self.w), self.period + self._extra, m)
+
+    @property
+    def base(self) -> Tensor:
+        """B: [d, d] while all rows share it, [rows, m, m] then."""
+        return self._own if self._shared is None else self._shared
 
     def remove(self, p: Tensor, change: Tensor, acting: Tensor | None = None) -> Tensor:
         """Lower the weight at position p [rows] by `change` [rows] and take its column out; the weights that are left make up
         for it (eq. 3, lemma 1). Rows that are not `acting` stay as they are. Returns the new row of U, [rows, m]."""
         row = self._own[self.every, p] if self._shared is None else self._shared[p]
         if self.step:
-            earlier = self._u[:, : self.step]
+            earlier = self.u[:, : self.step]
             row = row - (earlier.mT @ earlier[self.every, :, p, None]).squeeze(2)
         root = self.diagonal[self.every, p].sqrt()
         row = row * self.alive / root[:, None]
@@ -52,7 +57,7 @@ class _Rows:
         acted = self.every if acting is None else self.every[acting]
         at = p[acted]
         self.w[acted, at], self.diagonal[acted, at], self.alive[acted, at] = 0, 1, False
-        self._u[:, self.step] = row
+        self.u[:, self.step] = row
         self.step += 1
         return row
 
@@ -61,7 +66,7 @@ class _Rows:
         changed."""
         m, left = self.w.shape[1], int(self.alive.sum(1).max())
         keep: Tensor | None = None
-        u = self._u[:, : self.step]
+        u = self.u[:, : self.step]
         if self._shared is not None or left <= 0.8 * m:
             keep = (~self.alive).to(torch.int8).argsort(dim=1, stable=True)[:, :left].sort(1).values
             if self._shared is not None:
@@ -80,7 +85,7 @@ class _Rows:
 
 def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate`."""
-    rows = _Rows(weight, hinv)
+    rows = Rows(weight, hinv)
     order, losses = torch.empty_like(weight, dtype=torch.int64), torch.empty_like(weight)
     for turn in range(weight.shape[1]):
         lowest, p = (rows.w**2 / rows.diagonal).masked_fill(~rows.alive, torch.inf).min(1)
@@ -94,7 +99,7 @@ def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:
 def eliminate_blocks(weight: Tensor, hinv: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate_blocks`."""
     count, blocks = len(weight), weight.shape[1] // size
-    rows = _Rows(weight, hinv, size)
+    rows = Rows(weight, hinv, size)
     order, losses = weight.new_empty(count, blocks, dtype=torch.int64), weight.new_empty(count, blocks)
     pairs = hinv.reshape(blocks, size, blocks, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     inner = pairs.repeat(count, 1, 1, 1)  # the diagonal blocks of H^-1_t
@@ -116,7 +121,7 @@ def eliminate_blocks(weight: Tensor, hinv: Tensor, size: int) -> tuple[Tensor, T
 
 def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
     """As `textbook.prune_n_of_m`."""
-    rows = _Rows(weight, hinv)
+    rows = Rows(weight, hinv)
     left = torch.full((len(weight), weight.shape[1] // m), m, device=weight.device)
     for _ in range(weight.shape[1] // m * (m - n)):
         closed = ~rows.alive | (left.gather(1, rows.column // m) <= n)
@@ -130,7 +135,7 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
 
 def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
     """As `textbook.quantize`."""
-    rows = _Rows(weight, hinv)
+    rows = Rows(weight, hinv)
     result = torch.zeros_like(weight)
     scale = grid.scale.to(weight.dtype)
     still = fixed.sum(1)

@@ -98,9 +98,16 @@ def _build(options: argparse.Namespace) -> None:
         "layers": len(database.layers),
         "entries": len(entries),
         "bytes": sum(entry.bits for entry in entries) // 8,
+        "tied": {name: list(record.aliases) for name, record in database.layers.items() if record.aliases},
     }
-    text = f"{content['path']}: {content['layers']} layers, {content['entries']} entries, {content['bytes'] / 2**20:.1f} MiB"
-    _print(options, content, lambda: print(text))
+
+    def text() -> None:
+        size = f"{content['bytes'] / 2**20:.1f} MiB"
+        print(f"{content['path']}: {content['layers']} layers, {content['entries']} entries, {size}")
+        for name, others in content["tied"].items():
+            print(f"tied weights, one entry for all: {', '.join([name, *others])}")
+
+    _print(options, content, text)
 
 
 def _search(options: argparse.Namespace) -> None:

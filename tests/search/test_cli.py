@@ -78,6 +78,46 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
         assert removed >= (0 if level == "dense" else float(level.removeprefix("unstr-"))) - 1e-6
 
 
+def test_kinds_exceptions_ties_and_corrections_together(job_file: Callable[..., Path], tmp_path: Path) -> None:
+    """Everything that a job can say of its layers, once through the whole house, on Ray workers."""
+    job = job_file(
+        database={
+            "path": str(tmp_path / "database"),
+            "levels": ["dense", "2:4", "w4", "2:4+w4a8"],
+            "augment": {"rounds": 2, "crop": 1, "flip": False},
+            "grid": {"symmetric": True},
+        },
+        budgets={"bits": 0.3},
+        layers={
+            "skip": ["conv1"],
+            "last": "w8",
+            "levels": {"layer3.*": ["dense", "w4", "block4-0.50+w4"]},
+            "sparsity": {"layer2.0.conv2": [0.4, 1]},
+            "tie": [["layer3.0.conv2", "layer3.1.conv1"]],
+        },
+        corrections={"score": ["bias"], "export": ["statistics", "batchnorm"]},
+        search={"algorithms": ["ga"], "evaluations": 10, "seeds": [0]},
+        workers={"count": 2, "cpus": 1},
+    )
+    built = apportion("build", job, "--json")
+    assert built.returncode == 0, built.stderr
+    assert json.loads(built.stdout)["tied"] == {}
+    content = league(job)
+    out = tmp_path / "out"
+    run = content["league"][0]["run"]
+    exported = json.loads(apportion("export", run, "-o", out, "--store", content["store"], "--json").stdout)
+    assert list(exported["accuracy"]) == ["dense", "stitched", "statistics corrected", "retuned"]
+    assert exported["accuracy"]["retuned"] > 90
+    assert exported["costs"]["bits"] <= 0.3
+    profile = exported["profile"]
+    assert (profile["conv1"], profile["linear"]) == ("dense", "w8")
+    assert profile["layer3.0.conv2"] == profile["layer3.1.conv1"]
+    assert profile["layer2.0.conv2"] in ("2:4", "2:4+w4a8")
+    assert {profile[name] for name in profile if name.startswith("layer3")} <= {"dense", "w4", "block4-0.50+w4"}
+    assert set(exported["activations"]) == {name for name, level in profile.items() if "a8" in level}
+    assert all(grid["bits"] == 8 for grid in exported["activations"].values())
+
+
 def test_kill_9_and_the_same_command_again(job_file: Callable[..., Path], tmp_path: Path) -> None:
     search = {"algorithms": ["spdy", "ga"], "evaluations": 60, "seeds": [0, 1]}
     job = job_file(search=search)
