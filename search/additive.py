@@ -50,32 +50,76 @@ def approximate(space: SearchSpace, errors: np.ndarray) -> Candidate:
 
 def dynamic_program(space: SearchSpace, errors: np.ndarray, budget: int = 0, buckets: int = BUCKETS) -> Candidate:
     """Minimise the sum of `errors` [layers, most levels] (inf: no such level) under one budget (its number in
-    `space.budgets`). Costs above each layer's cheapest are rounded up to `buckets` steps of what is left for them, so that
-    the result meets the budget always. Frantar & Alistarh 2022 (SPDY), algorithm 1; dominated levels are left out."""
-    loads = space.load_table[budget]
+    `space.budgets`). Costs above each layer's cheapest are rounded up to `buckets` steps of what is left for them (Frantar &
+    Alistarh 2022 (SPDY), algorithm 1). What the roundings of a profile add up to is given back: of the profiles that need up
+    to one step per layer too many, the best one that meets the budget exactly is taken. Levels that no optimum can hold are
+    left out first (`_promising`)."""
+    loads, limit = space.load_table[budget], float(space.limits[budget])
+    layers = np.arange(len(loads))
     cheapest = loads.min(1)
-    room = float(space.limits[budget] - cheapest.sum())
-    value = np.zeros(buckets + 1)  # value[c]: least error of the layers so far at a cost of c steps or less
+    room = float(limit - cheapest.sum())
+    extra = loads - cheapest[:, None]
+    unit = room / buckets if room > 0 else 0.0
+    size = buckets + 1 + len(loads)
+    value = np.zeros(size)  # value[c]: least error of the layers so far at a cost of c steps or less
     choices = []
+    promising = _promising(extra, errors, room) | (extra == 0)  # coarse steps may leave room for the cheapest levels alone
     for layer in range(len(loads)):
-        levels, steps = _pareto(loads[layer] - cheapest[layer], errors[layer], room / buckets if room > 0 else 0.0, buckets)
-        best = np.full(buckets + 1, np.inf)
-        choice = np.zeros(buckets + 1, dtype=np.int32)
+        levels, steps = _pareto(extra[layer], np.where(promising[layer], errors[layer], np.inf), unit, buckets)
+        best = np.full(size, np.inf)
+        choice = np.zeros(size, dtype=np.int16)
         for level, step in zip(levels, steps, strict=True):
-            total = value[: buckets + 1 - step] + errors[layer, level]
-            target = best[step:]
-            better = total < target
-            target[better] = total[better]
+            total = value[: size - step] + errors[layer, level]
+            better = total < best[step:]
+            np.copyto(best[step:], total, where=better)
             choice[step:][better] = level
         value = best
         choices.append((choice, dict(zip(levels, steps, strict=True))))
-    left = buckets
-    candidate = []
-    for choice, steps_of in reversed(choices):
-        level = int(choice[left])
-        candidate.append(level)
-        left -= steps_of[level]
-    return _fill(loads, float(space.limits[budget]), errors, np.array(candidate[::-1]))
+    candidate = np.zeros(len(loads), dtype=np.int64)
+    for most in range(size - 1, buckets - 1, -1):
+        if most > buckets and value[most - 1] == value[most]:
+            continue  # the same profile
+        left = most
+        for layer in range(len(loads) - 1, -1, -1):
+            choice, steps_of = choices[layer]
+            candidate[layer] = choice[left]
+            left -= steps_of[int(choice[left])]
+        if most == buckets or loads[layers, candidate].sum() <= limit:
+            break
+    return _fill(loads, limit, errors, candidate)
+
+
+def _promising(extra: np.ndarray, errors: np.ndarray, room: float) -> np.ndarray:
+    """Which levels an optimum under one budget can hold, [layers, most levels]: those whose Lagrangian reduced cost is at most
+    the gap between the relaxation's bound and a feasible profile (Everett 1963; variable fixing). `extra`: costs above each
+    layer's cheapest, `room` what they may sum to."""
+    present = np.isfinite(extra) & np.isfinite(errors)
+    cost, error = np.where(present, extra, 0.0), np.where(present, errors, np.inf)
+    layers = np.arange(len(cost))
+
+    def relaxed(price: float) -> tuple[np.ndarray, np.ndarray, float]:
+        table = error + price * cost
+        chosen = table.argmin(1)
+        return table, chosen, float(cost[layers, chosen].sum())
+
+    low, high = 0.0, 1.0
+    table, chosen, spent = relaxed(low)
+    if spent > room:
+        for _ in range(80):
+            if relaxed(high)[2] <= room:
+                break
+            low, high = high, 8 * high
+        else:
+            return present
+        for _ in range(25):
+            middle = (low * high) ** 0.5 if low > 0 else high / 8
+            low, high = (low, middle) if relaxed(middle)[2] <= room else (middle, high)
+        table, chosen, spent = relaxed(high)
+    else:
+        high = 0.0
+    least = table.min(1)
+    gap = float(error[layers, chosen].sum() - (least.sum() - high * room))
+    return present & (table - least[:, None] <= gap * (1 + 1e-9) + 1e-12 * np.abs(least).max())
 
 
 def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:

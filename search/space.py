@@ -147,14 +147,15 @@ class SearchSpace:
         return self.repair(min(profiles.values(), key=lambda profile: float(self._excess(self.loads(profile)))))
 
     def repair(self, candidate: Sequence[int]) -> Candidate:
-        """The candidate itself where it is feasible; otherwise a feasible one near it. Greedy: the change of one layer with the
-        least rise of additive error per violation removed, until all budgets hold; then layers go back towards where
-        they were as far as the budgets allow. Where no single change helps (several budgets at odds), the additive optimum.
-        Deterministic. The space must have passed `check`."""
+        """The candidate itself where it is feasible; otherwise a feasible one near it. Greedy: the changes with the least rise
+        of additive error per violation removed, one per layer and a few layers at once, until all budgets hold; then layers go
+        back towards where they were as far as the budgets allow. Where no single change helps (several budgets at odds), the
+        additive optimum. Deterministic. The space must have passed `check`."""
         asked = np.array(self.validate(candidate))
         current = asked.copy()
         layers = np.arange(len(self.layers))
         loads = self.loads(current)
+        at_once = 1 + len(layers) // 8
         for _ in range(20 * len(layers)):
             excess = self._excess(loads)
             if excess <= 0:
@@ -168,8 +169,14 @@ class SearchSpace:
             with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
                 # A change that costs no error comes first, the larger the better; the others by error per violation removed.
                 price = np.where(rise > 0, rise / removed, rise * removed)
-            layer, level = np.unravel_index(np.where(helps, price, np.inf).argmin(), price.shape)
-            current[layer] = level
+            price = np.where(helps, price, np.inf)
+            level = price.argmin(1)
+            cheapest = np.argsort(price[layers, level], kind="stable")[:at_once]
+            cheapest = cheapest[np.isfinite(price[cheapest, level[cheapest]])]
+            # The first ones, as long as they leave half of the excess: until then one change alters no other's price.
+            together = np.cumsum(removed[cheapest, level[cheapest]]) <= excess / 2
+            changed = cheapest[: max(1, int(together.sum()))]
+            current[changed] = level[changed]
             loads = self.loads(current)
         from search.additive import milp  # the last resort; additive.py imports this module
 

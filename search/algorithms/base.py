@@ -8,18 +8,38 @@ import inspect
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from compressors.errors import ConfigurationError, UnknownNameError, nearest
+from search.moves import draw
 from search.space import Candidate, SearchSpace
 
-_BUILT_IN = ("dp", "ga", "random", "spdy")
+_BUILT_IN = (
+    "abc",
+    "aco",
+    "anneal",
+    "dp",
+    "evopress",
+    "ga",
+    "greedy",
+    "local",
+    "milp",
+    "nsga2",
+    "pso",
+    "race",
+    "random",
+    "spdy",
+    "spdy-cma",
+    "surrogate",
+)
 _REGISTRY: dict[str, type[Algorithm]] = {}
 _ENTRY_POINTS = "apportion.algorithms"
+_TRIES = 25
+"""Candidates made before an algorithm gives up to find a new one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +89,19 @@ class Algorithm(ABC):
     def learn(self, trials: Sequence[Trial]) -> None:  # noqa: B027 - most algorithms need `known` alone
         """Called by `tell` with every batch, the starting profiles included."""
 
+    def inform(self, candidate: Candidate, fitness: float) -> None:
+        """Hear of a candidate that another algorithm had scored in full; algorithms that go on from `best` go on from it."""
+        self.known.setdefault(candidate, fitness)
+
+    def fresh(self, make: Callable[[], Candidate], taken: Container[Candidate] = ()) -> Candidate | None:
+        """The first candidate of `make` that is neither known nor `taken`; a random one where it keeps making such; None in a
+        space that is all but exhausted."""
+        for source in (make, lambda: draw(self.space, self.rng)):
+            for _ in range(_TRIES):
+                if (candidate := source()) not in self.known and candidate not in taken:
+                    return candidate
+        return None
+
     def best(self) -> Candidate:
         """The best candidate told so far; the earliest where several are equal."""
         return min(self.known, key=self.known.__getitem__)
@@ -94,7 +127,7 @@ def resolve(name: str) -> type[Algorithm]:
     """The class called `name`: built in, registered, an entry point in the group apportion.algorithms, or `module:Class`.
     Raises UnknownNameError, ConfigurationError."""
     if name in _BUILT_IN:
-        importlib.import_module(f"search.algorithms.{name}")
+        importlib.import_module(f"search.algorithms.{name.replace('-', '_')}")
     if name in _REGISTRY:
         return _REGISTRY[name]
     try:

@@ -1,14 +1,16 @@
-"""dp: the optimum of the additive table. It asks for that profile and the uniform one, and is finished."""
+"""dp: the optimum of the additive table by dynamic programming. It asks for that profile, and is finished."""
 
 from __future__ import annotations
 
+from search.additive import approximate
 from search.algorithms.base import Algorithm, Trial, register
 
 
 @register("dp")
 class DynamicProgram(Algorithm):
-    """Exact for an additive error (Frantar & Alistarh 2022, algorithm 1): dynamic program, checked by MILP."""
+    """Exact up to buckets for one budget (Frantar & Alistarh 2022, algorithm 1; costs rounded up); for several, the best of the
+    optima under each one, repaired: `milp` is exact there."""
 
     def propose(self) -> list[Trial]:
-        candidate = self.space.optimum
+        candidate = approximate(self.space, self.space.error_table)
         return [] if candidate in self.known else [Trial(candidate)]

@@ -17,6 +17,7 @@ from pymoo.core.termination import NoTermination
 from pymoo.problems.static import StaticProblem
 
 from search.algorithms.base import Algorithm, Trial, register
+from search.moves import decode, encode
 from search.space import Candidate, SearchSpace
 
 
@@ -42,10 +43,10 @@ class Genetic(Algorithm):
         self._ga = GA(
             pop_size=population,
             n_offsprings=offspring,
-            sampling=_Start(space, self.known),
-            crossover=_Between(prob=0.9),
-            mutation=_Steps(mutation),
-            repair=_ToBudgets(space),
+            sampling=Start(space, self.known),
+            crossover=Between(prob=0.9),
+            mutation=Steps(mutation),
+            repair=ToBudgets(space),
             eliminate_duplicates=True,
         )
         self._ga.setup(self._problem, termination=NoTermination(), seed=int(rng.integers(2**31)), verbose=False)
@@ -65,17 +66,7 @@ class Genetic(Algorithm):
         self._ga.tell(infills=self._asked)
 
 
-def decode(space: SearchSpace, positions: np.ndarray) -> Candidate:
-    """Genome (positions, [layers]) -> level indices."""
-    return tuple(int(order[int(p)]) for order, p in zip(space.order, positions, strict=True))
-
-
-def encode(space: SearchSpace, candidate: Candidate) -> np.ndarray:
-    """Level indices -> genome."""
-    return space.position[np.arange(len(candidate)), list(candidate)]
-
-
-class _Start(Sampling):
+class Start(Sampling):
     """The profiles told so far, their mutants, and random ones."""
 
     def __init__(self, space: SearchSpace, known: dict[Candidate, float]) -> None:
@@ -93,7 +84,7 @@ class _Start(Sampling):
         return np.array(rows)
 
 
-class _Between(Crossover):
+class Between(Crossover):
     """Every gene of a child comes from one parent, or, for one gene in four, from anywhere between the two."""
 
     def __init__(self, **options: Any) -> None:
@@ -108,7 +99,7 @@ class _Between(Crossover):
         return np.where(random_state.random(children.shape) < 0.25, between, children)
 
 
-class _Steps(Mutation):
+class Steps(Mutation):
     """Some genes take a few steps up or down."""
 
     def __init__(self, share: float) -> None:
@@ -128,7 +119,7 @@ def _step(genomes: np.ndarray, highest: np.ndarray, share: float, rng: Any) -> n
     return np.clip(np.where(moved, genomes + steps, genomes), 0, highest).astype(int)
 
 
-class _ToBudgets(Repair):
+class ToBudgets(Repair):
     def __init__(self, space: SearchSpace) -> None:
         super().__init__()
         self._space = space

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from search.algorithms.base import Algorithm, Trial, register
+from search.moves import draw
 from search.space import Candidate, SearchSpace
-
-_TRIES = 50
 
 
 @register("random")
@@ -23,17 +22,8 @@ class Random(Algorithm):
     def propose(self) -> list[Trial]:
         drawn: dict[Candidate, None] = {}
         for _ in range(self._batch):
-            candidate = draw(self.space, self.rng)
-            for _ in range(_TRIES):
-                if candidate not in self.known and candidate not in drawn:
-                    break
-                candidate = draw(self.space, self.rng)
-            else:
+            candidate = self.fresh(lambda: draw(self.space, self.rng), drawn)
+            if candidate is None:
                 break  # a small space, all but exhausted
             drawn[candidate] = None
         return [Trial(candidate) for candidate in drawn]
-
-
-def draw(space: SearchSpace, rng: np.random.Generator) -> Candidate:
-    """A random feasible candidate."""
-    return space.repair(rng.integers(space.counts).tolist())

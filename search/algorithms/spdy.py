@@ -15,6 +15,7 @@ from scipy.optimize import isotonic_regression
 
 from search.additive import approximate
 from search.algorithms.base import Algorithm, Trial, register
+from search.moves import step
 from search.space import Candidate, SearchSpace
 
 _TRIES = 25
@@ -107,20 +108,11 @@ class Spdy(Algorithm):
         return coefficients
 
     def _ask_step(self) -> None:
-        for _ in range(_TRIES):
-            if (candidate := self._step()) not in self.known and candidate not in self._asked:
-                self._asked[candidate] = None
-                return
-
-    def _step(self) -> Candidate:
-        """The best profile with one layer some levels less compressed and another more, repaired."""
-        known = self.best() if self.known else approximate(self.space, self._weighted(self._best))
-        positions = self.space.position[np.arange(len(known)), list(known)]
-        pair = self.rng.choice(len(known), min(2, len(known)), replace=False)
-        for layer, direction in zip(pair, (-1, 1), strict=False):
-            moved = positions[layer] + direction * self.rng.geometric(0.5)
-            positions[layer] = np.clip(moved, 0, self.space.counts[layer] - 1)
-        return self.space.repair([int(order[p]) for order, p in zip(self.space.order, positions, strict=True)])
+        """The best profile with two layers stepped against each other."""
+        start = self.best() if self.known else approximate(self.space, self._weighted(self._best))
+        candidate = self.fresh(lambda: step(self.space, self.rng, start), self._asked)
+        if candidate is not None:
+            self._asked[candidate] = None
 
     def _draw(self, around: np.ndarray) -> np.ndarray:
         """New coefficients: uniform in [0, 1] for the paper's prior; for a table that already knows the layers' sensitivities,

@@ -1,0 +1,166 @@
+"""surrogate: a model of the fitness, learnt from all trials, that knows which layers interact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+
+from search.algorithms.base import Algorithm, Trial, register
+from search.moves import draw, step
+from search.space import Candidate, SearchSpace
+
+_MIXTURES = ((1.0, 0.1, 0.1), (1.0, 1.0, 0.1), (0.1, 1.0, 0.1), (1.0, 1.0, 1.0), (0.1, 0.1, 1.0))
+"""Shares of the kernel's parts: per layer, pairs of layers, distance. The likeliest is taken."""
+_NOISES = (1e-4, 1e-2, 1e-1)
+_BOLDNESS = (0.0, 0.5, 1.0, 2.0)
+"""Standard deviations by which a batch's candidates are judged better than their mean, in turn."""
+
+
+@register("surrogate")
+class Surrogate(Algorithm):
+    """Ours. A Gaussian process over the additive table: its mean is a + b (additive error), and its kernel adds corrections of
+    every layer's errors (ridge regression on x_l = e_l), of their pairwise products, and of what near profiles have in
+    common. After `warm` trials near the best, batches of `batch` are those of least lower confidence bound (Srinivas et al.
+    2010) among two generations of `pool` mutants of the best profiles. It learns from the `most` best trials."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        evaluations: float,
+        *,
+        cold: bool = False,
+        warm: int = 12,
+        batch: int = 4,
+        pool: int = 160,
+        most: int = 250,
+    ) -> None:
+        super().__init__(space, rng, evaluations, cold=cold)
+        self._warm, self._batch, self._pool, self._most = warm, batch, pool, most
+        self._features = _Features(space)
+
+    def propose(self) -> list[Trial]:
+        asked: dict[Candidate, None] = {}
+        if len(self.known) < max(3, self._warm):
+            for _ in range(self._batch):
+                # Without a first profile at random; then half near the best one, half anywhere.
+                make = self._mutant if self.known and len(asked) % 2 == 0 else lambda: draw(self.space, self.rng)
+                if (candidate := self.fresh(make, asked)) is not None:
+                    asked[candidate] = None
+            return [Trial(candidate) for candidate in asked]
+        model = self._fit()
+        made: dict[Candidate, float] = {}  # and how low its fitness may be
+        parents = sorted(self.known, key=self.known.__getitem__)[:8]
+        for _ in range(2):
+            if fresh := [candidate for candidate in self._mutants(parents) if candidate not in made]:
+                mean, deviation = model.predict(self._features(fresh))
+                made.update(zip(fresh, (mean - deviation).tolist(), strict=True))
+            parents = sorted(made, key=made.__getitem__)[:8] or parents
+        if not made:
+            candidate = self.fresh(self._mutant)
+            return [Trial(candidate)] if candidate is not None else []
+        every = list(made)
+        mean, deviation = model.predict(self._features(every))
+        for turn in range(min(self._batch, len(every))):
+            bound = mean - _BOLDNESS[turn % len(_BOLDNESS)] * deviation
+            asked[next(every[k] for k in np.argsort(bound, kind="stable") if every[k] not in asked)] = None
+        return [Trial(candidate) for candidate in asked]
+
+    def _mutant(self) -> Candidate:
+        return step(self.space, self.rng, self.best(), int(self.rng.integers(1, 4, 2).min()))
+
+    def _mutants(self, parents: Sequence[Candidate]) -> list[Candidate]:
+        made: dict[Candidate, None] = {}
+        for k in range(self._pool):
+            parent = parents[k % len(parents)]
+            candidate = step(self.space, self.rng, parent, int(self.rng.integers(1, 4, 2).min()))
+            if candidate not in self.known:
+                made[candidate] = None
+        return list(made)
+
+    def _fit(self) -> _Process:
+        kept = sorted(self.known, key=self.known.__getitem__)[: self._most]
+        fitness = np.array([self.known[candidate] for candidate in kept])
+        highest = np.quantile(fitness, 0.9)  # the worst ones say little of the best, and unusable ones nothing
+        fitness = np.minimum(fitness, max(highest, fitness[0] + 3 * (np.median(fitness) - fitness[0])))
+        return _Process.fit(self._features(kept), np.where(np.isfinite(fitness), fitness, highest))
+
+
+class _Features:
+    """Candidates -> [n, layers]: each layer's additive error, in units in which the additive optimum's layers are 1 on the
+    average; followed by positions in units of a fifth of the ladder, [n, layers]."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._layers = np.arange(len(space.layers))
+        error = np.maximum(np.where(np.isfinite(space.error_table), space.error_table, 0.0), 0.0)
+        scale = float(error[self._layers, list(space.optimum)].mean())
+        # A table of hopeless levels (1e9) must not dwarf the rest.
+        self._error = np.minimum(error / (scale if scale > 0 else 1.0), 20.0)
+        self._position = 5.0 * space.position / np.maximum(space.counts - 1, 1)[:, None]
+
+    def __call__(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        levels = np.array(candidates)
+        return np.stack([self._error[self._layers, levels], self._position[self._layers, levels]])
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A fitted Gaussian process (Rasmussen & Williams 2006, algorithm 2.1)."""
+
+    x: np.ndarray
+    mixture: tuple[float, float, float]
+    norms: tuple[float, float, float]
+    factor: np.ndarray
+    alpha: np.ndarray
+    variance: float
+    line: np.ndarray
+
+    @classmethod
+    def fit(cls, x: np.ndarray, y: np.ndarray) -> _Process:
+        """x [2, n, layers], y [n]."""
+        total = x[0].sum(1)
+        line = np.polyfit(total, y, 1) if np.ptp(total) > 0 else np.array([0.0, y.mean()])
+        rest = y - np.polyval(line, total)
+        parts = _parts(x, x)
+        norms = tuple(float(max(np.diag(part).mean(), 1e-12)) for part in parts)
+        best: tuple[float, _Process] | None = None
+        for mixture in _MIXTURES:
+            kernel = sum(share * part / norm for share, part, norm in zip(mixture, parts, norms, strict=True))
+            for noise in _NOISES:
+                factor = cholesky(kernel + noise * np.eye(len(y)), lower=True)
+                alpha = cho_solve((factor, True), rest)
+                variance = max(float(rest @ alpha) / len(y), 1e-300)
+                unlikely = len(y) * np.log(variance) / 2 + np.log(np.diag(factor)).sum()
+                if best is None or unlikely < best[0]:
+                    best = unlikely, cls(x, mixture, norms, factor, alpha, variance, line)  # type: ignore[arg-type]
+        assert best is not None
+        return best[1]
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the fitness at x [2, m, layers]."""
+        kernel = self._mixed(_parts(x, self.x))
+        mean = np.polyval(self.line, x[0].sum(1)) + kernel @ self.alpha
+        own = self._mixed([part[:, 0] for part in _diagonals(x)])
+        reduced = solve_triangular(self.factor, kernel.T, lower=True)
+        return mean, np.sqrt(self.variance * np.maximum(own - (reduced**2).sum(0), 0.0))
+
+    def _mixed(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        return np.sum([s * p / n for s, p, n in zip(self.mixture, parts, self.norms, strict=True)], axis=0)
+
+
+def _parts(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+    """Kernels between a [2, n, layers] and b [2, m, layers], each [n, m]: sum_l x_l x'_l; its square without the squares of
+    single layers, which leaves the pairs; exp(-|p - p'|^2 / 2 layers * 8)."""
+    linear = a[0] @ b[0].T
+    pairs = linear**2 - a[0] ** 2 @ (b[0] ** 2).T
+    distance = (a[1] ** 2).sum(1)[:, None] + (b[1] ** 2).sum(1)[None] - 2 * a[1] @ b[1].T
+    return [linear, pairs, np.exp(-np.maximum(distance, 0.0) * 4 / a.shape[2])]
+
+
+def _diagonals(a: np.ndarray) -> list[np.ndarray]:
+    """The kernels of each row with itself, [n, 1]."""
+    linear = (a[0] ** 2).sum(1, keepdims=True)
+    return [linear, linear**2 - (a[0] ** 4).sum(1, keepdims=True), np.ones_like(linear)]
