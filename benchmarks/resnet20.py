@@ -20,7 +20,7 @@ from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload
 from search.export import export
 from search.job import Job
-from search.pipeline import Problem, prepare, run_search
+from search.pipeline import ModelProblem, prepare_model, run_search
 from search.progress import TerminalProgress
 
 _PATTERNS = ["mag:unstr-0.50", "unstr-0.50", "unstr-0.75", "unstr-0.90"]
@@ -80,7 +80,7 @@ def layer_errors(options: argparse.Namespace, reference: dict[str, Any]) -> None
             print(f"{layer.name:16} {made.level!s:16} {made.error:12.5f} {theirs:12.5f} {made.error / theirs - 1:10.1e}")
 
 
-def in_file_order(problem: Problem) -> StitchedScorer:
+def in_file_order(problem: ModelProblem) -> StitchedScorer:
     """A scorer on the reference's own batches: the calibration file from first to last."""
     config = problem.job.workload.data
     assert isinstance(config, NpzData)
@@ -96,7 +96,7 @@ def in_file_order(problem: Problem) -> StitchedScorer:
 
 def report(options: argparse.Namespace, speedup: float, algorithm: str) -> None:
     """Searches (or resumes) with every seed at one budget, exports each pick, and prints a row for it."""
-    with TerminalProgress() as progress, prepare(job(options, 1 / speedup, algorithm), progress) as problem:
+    with TerminalProgress() as progress, prepare_model(job(options, 1 / speedup, algorithm), progress) as problem:
         assert problem.job.store is not None
         scorer = in_file_order(problem)
         for result in run_search(problem, RunStore(problem.job.store), progress):

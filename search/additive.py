@@ -16,6 +16,8 @@ from compressors.errors import SpaceError
 from search.space import Candidate, SearchSpace
 
 BUCKETS = 10_000
+COARSE = 2_000
+"""Buckets where a dynamic program proposes one candidate of many: rounding is given back in any case."""
 _NODES = 200_000
 """Branch-and-bound nodes before HiGHS gives up with the best it has: a limit of time would make results depend on the machine."""
 
@@ -30,21 +32,24 @@ class Solution:
 
 
 def optimum(space: SearchSpace) -> Candidate:
-    """The feasible candidate of least additive error, proven by MILP. The dynamic programs run beside it: their result stands
+    """The feasible candidate of least additive error, proven by MILP. The dynamic program runs beside it: its result stands
     where the solver gives up, and where it is better within the solver's tolerance. `SearchSpace.optimum` keeps it."""
     if not space.budgets:
-        return tuple(int(i) for i in space.error_table.argmin(1))
-    found = [dynamic_program(space, space.error_table, b) for b in range(len(space.budgets))]
-    found = [candidate for candidate in found if space.feasible(candidate)]
-    return min([*found, milp(space).candidate], key=space.error)
+        return solve(space)
+    return min([solve(space), milp(space).candidate], key=space.error)
 
 
-def approximate(space: SearchSpace, errors: np.ndarray) -> Candidate:
+def solve(space: SearchSpace) -> Candidate:
+    """`approximate` for the space's own errors, with all buckets."""
+    return approximate(space, space.error_table, BUCKETS)
+
+
+def approximate(space: SearchSpace, errors: np.ndarray, buckets: int = COARSE) -> Candidate:
     """A feasible candidate that minimises `errors` [layers, most levels]: exact (up to buckets) for one budget; for several,
     the best of the optima under each one, repaired. Fast enough to be called for every candidate of a search."""
     if not space.budgets:
         return tuple(int(i) for i in errors.argmin(1))
-    found = [space.repair(dynamic_program(space, errors, b)) for b in range(len(space.budgets))]
+    found = [space.repair(dynamic_program(space, errors, b, buckets)) for b in range(len(space.budgets))]
     return min(found, key=lambda c: float(errors[np.arange(len(c)), list(c)].sum()))
 
 

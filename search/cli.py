@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from compressors.errors import ApportionError
+from compressors.errors import ApportionError, ConfigurationError
 from db.runs import RunStore
-from search.job import Job, json_schema
+from search.job import Job, json_schema, load_job, restore_job
 from search.progress import TerminalProgress
 
 _INTERRUPTED = 130
@@ -114,8 +114,8 @@ def _search(options: argparse.Namespace) -> None:
     from search.pipeline import prepare, run_search
     from search.report import league, starting_points
 
-    job = Job.load(options.job)
-    assert job.store is not None  # Job.load sets it
+    job = load_job(options.job)
+    assert job.store is not None  # load_job sets it
     store = RunStore(job.store)
     with TerminalProgress() as progress:
         problem = prepare(job, progress)
@@ -130,8 +130,10 @@ def _search(options: argparse.Namespace) -> None:
         columns = ("algorithm", "best", "median", "seeds", "evaluations", "scored", "seconds", "budgets_met", "run")
         _table(columns, rows)
         store_option = "" if job.store == _default_store() else f" --store {job.store}"
-        print(f"runs are in {job.store}; export the best one with")
-        print(f"  apportion export {min(rows, key=lambda row: row['best'])['run']} -o out/{store_option}")
+        best = min(rows, key=lambda row: row["best"])["run"]
+        verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
+        print(f"runs are in {job.store}; {verb} the best one with")
+        print(f"  apportion {verb} {best}{rest}{store_option}")
 
     _print(options, content, text)
 
@@ -167,10 +169,15 @@ def _show(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from search.export import export
+    from search.pipeline import ModelProblem
 
     store = _open_store(options)
     with TerminalProgress() as progress:
         problem, result = _load_run(store, options.run_id, progress)
+        if not isinstance(problem, ModelProblem):
+            raise ConfigurationError(
+                f"run {options.run_id!r} searched on a table: there is no model to export; see `apportion show`"
+            )
         with problem:
             exported = export(result, problem, options.out, progress)
     content = {"files": {name: str(path) for name, path in exported.files.items()}, **exported.content}
@@ -193,7 +200,7 @@ def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple
     from search.run import result_of
 
     run = store.run(run_id)
-    problem = prepare(Job.model_validate(store.job(run.job)), progress)
+    problem = prepare(restore_job(store.job(run.job)), progress)
     return problem, pick(result_of(run, store.trials(run.id)), problem, store, progress)
 
 

@@ -32,6 +32,11 @@ class Decisions:
             choices.append(tuple(tuple(levels[name] for levels in by_name) for name in names))
         return cls(tuple(tuple(group) for group in groups), tuple(choices))
 
+    @classmethod
+    def free(cls, space: SearchSpace) -> Decisions:
+        """Every layer decides alone among all of its levels."""
+        return cls.make(space, [range(count) for count in space.counts], [[layer] for layer in range(len(space.layers))])
+
     def expand(self, candidate: Candidate) -> Candidate:
         """Choice indices, one per decision -> level indices, one per layer."""
         levels = [0] * sum(map(len, self.members))

@@ -31,7 +31,7 @@ from db.files import write_atomically, write_json, write_text
 from db.profile import Profile, to_json, to_spdy
 from evaluators.data import Split
 from evaluators.workloads import Workload
-from search.pipeline import Problem
+from search.pipeline import ModelProblem
 from search.run import RunResult
 
 _AFTER = {"batchnorm": "retuned", "statistics": "statistics corrected", "bias": "bias corrected"}
@@ -47,7 +47,7 @@ class Exported:
     content: dict[str, Any]
 
 
-def export(result: RunResult, problem: Problem, out: str | Path, progress: Progress | None = None) -> Exported:
+def export(result: RunResult, problem: ModelProblem, out: str | Path, progress: Progress | None = None) -> Exported:
     """Stitch the picked profile of `result`, correct the model on the workload's training images as the job asks, measure the
     test accuracy (percent) dense, stitched and after each correction, and write all files to the folder `out`. Raises
     OutputError; then nothing is left behind."""
@@ -67,7 +67,7 @@ def export(result: RunResult, problem: Problem, out: str | Path, progress: Progr
             accuracy[after] = test_accuracy(model, workload.test, workload.batch_size, progress, f"test {after}")
         content = {
             "profile": to_json(profile),
-            "budgets": dict(problem.job.budgets),
+            "budgets": problem.bounds(),
             "costs": problem.ratios(result.pick.candidate),
             "fitness": {"name": problem.job.fitness, "batchnorm": problem.job.batchnorm, "value": result.pick.fitness},
             "accuracy": accuracy,
@@ -135,7 +135,7 @@ def _staging(out: Path) -> Iterator[Path]:
             shutil.rmtree(created, ignore_errors=True)
 
 
-def _provenance(result: RunResult, problem: Problem) -> dict[str, Any]:
+def _provenance(result: RunResult, problem: ModelProblem) -> dict[str, Any]:
     return {
         "job": problem.id,
         "problem": problem.key,

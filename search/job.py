@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from compressors.corrections import check_correction
 from compressors.errors import ApportionError, JobError, UnknownNameError
@@ -19,7 +19,7 @@ from compressors.levels import Level, expand_levels
 from compressors.obs import CompressionOptions
 from evaluators.augment import AugmentConfig
 from evaluators.batchnorm import check_mode
-from evaluators.costs import check_budget_ratio
+from evaluators.budgets import Budget, parse_budget
 from evaluators.fitness import criterion
 from evaluators.workloads import WorkloadConfig
 from search.algorithms.base import resolve
@@ -31,7 +31,10 @@ _PATHS = (
     ("workload", "data", "test"),
     ("workload", "data", "train"),
     ("workload", "data", "root"),
+    ("workload", "table"),
+    ("workload", "error"),
     ("database", "path"),
+    ("latency", "table"),
 )
 
 
@@ -160,14 +163,65 @@ class WorkersConfig(_Section):
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
 
 
-class Job(_Section):
+class LatencyConfig(_Section):
+    """Where the times of layers come from."""
+
+    table: Path = Field(description="SPDY's text format, or CSV with the columns layer, level, seconds.")
+    clean: bool = Field(True, description="Make times non-increasing in sparsity, by isotonic regression.")
+
+
+class _Search(_Section):
+    """What every job has."""
+
+    budgets: dict[str, float | str] = Field(
+        default_factory=dict,
+        description="Metric -> upper bound, as a share of the dense model (0.25, 25%, 4x) or an amount (1.2MiB, 2.5ms).",
+    )
+    search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
+    store: str | None = Field(None, description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job file.")
+
+    @field_validator("budgets")
+    @classmethod
+    def _budgets(cls, budgets: dict[str, float | str]) -> dict[str, float | str]:
+        with _explained():
+            metrics = [parse_budget(name, value).metric for name, value in budgets.items()]
+        if len(set(metrics)) < len(metrics):
+            raise ValueError("latency is bounded twice: as latency and as speedup")
+        return budgets
+
+    def bounds(self) -> list[Budget]:
+        return [parse_budget(name, value) for name, value in self.budgets.items()]
+
+
+class TableConfig(_Section):
+    """A workload without a model: a latency table and a prior of the error, to study algorithms on."""
+
+    table: Path = Field(description="Latency table: SPDY's text format, or CSV.")
+    error: str = Field(
+        "quadratic",
+        description="Additive error of a layer's levels: quadratic, (i / (n - 1))^2 from dense down, or a CSV file with the "
+        "columns layer, level, error.",
+    )
+    model: str | None = Field(None, description="A model whose layers have the table's names: gives the metric params.")
+    clean: bool = Field(False, description="Make times non-increasing in sparsity, by isotonic regression.")
+
+
+class TableJob(_Search):
+    """A search on a table: the fitness is the additive error."""
+
+    workload: TableConfig
+
+    @property
+    def fitness(self) -> str:
+        return "error"
+
+
+class Job(_Search):
     """One job: a search for the best profile of one workload within budgets."""
 
     workload: WorkloadConfig
     database: DatabaseConfig
-    budgets: dict[str, float] = Field(
-        default_factory=dict, description="Metric -> upper bound as a fraction of the dense model; all must hold."
-    )
+    latency: LatencyConfig | None = Field(None, description="Times of layers, for the metric latency.")
     errors: Literal["layer", "loss"] = Field(
         "layer",
         description="The additive table: layer (normalised squared layer error) or loss (measured, level by level).",
@@ -176,17 +230,13 @@ class Job(_Section):
     batchnorm: str = Field("batch", description="Batch-norm while scoring: running, batch or recalibrate.")
     corrections: CorrectionsConfig = Field(default_factory=lambda: CorrectionsConfig.model_validate({}))
     layers: LayersConfig = Field(default_factory=lambda: LayersConfig.model_validate({}))
-    search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
     workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig.model_validate({}))
-    store: str | None = Field(None, description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job file.")
 
-    @field_validator("budgets")
-    @classmethod
-    def _budgets(cls, budgets: dict[str, float]) -> dict[str, float]:
-        with _explained():
-            for metric, ratio in budgets.items():
-                check_budget_ratio(metric, ratio)
-        return budgets
+    @model_validator(mode="after")
+    def _has_times(self) -> Job:
+        if self.latency is None and any(budget.metric == "latency" for budget in self.bounds()):
+            raise ValueError("a latency budget needs times: latency: {table: FILE}")
+        return self
 
     @field_validator("fitness")
     @classmethod
@@ -204,35 +254,63 @@ class Job(_Section):
 
     @classmethod
     def load(cls, path: str | Path) -> Job:
-        """Read a job file (YAML, or JSON, which is YAML too); its paths are relative to it. Raises JobError."""
-        path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise JobError(path, "", error.strerror or str(error)) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise JobError(path, "", f"not readable as YAML: {error}") from error
-        return cls.parse(content, path)
+        """Read a job file (YAML, or JSON, which is YAML too); its paths are relative to it. Raises JobError, also where it is
+        a table job."""
+        job = load_job(path)
+        if not isinstance(job, cls):
+            raise JobError(path, "workload", "a model is needed here, and this job searches on a table")
+        return job
 
     @classmethod
     def parse(cls, content: object, path: str | Path = "job") -> Job:
         """Check a job that was read already; `path` is the file it stands for, whose folder its paths are relative to.
         Raises JobError, which names the field."""
-        path = Path(path)
-        if not isinstance(content, dict):
-            raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(cls.model_fields))
-        folder = path.absolute().parent
-        content = _resolve_paths(content, folder)
-        content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            raise _job_error(path, error) from error
+        return _parse(cls, content, Path(path))
+
+
+AnyJob = Job | TableJob
+_J = TypeVar("_J", bound=_Search)
+
+
+def load_job(path: str | Path) -> AnyJob:
+    """Read a job file of either kind. Raises JobError."""
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(path, "", error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(path, "", f"not readable as YAML: {error}") from error
+    return _parse(_kind(content), content, path)
+
+
+def restore_job(spec: dict[str, Any]) -> AnyJob:
+    """A job as the run store keeps it."""
+    return _kind(spec).model_validate(spec)
+
+
+def _kind(content: object) -> type[Job] | type[TableJob]:
+    workload = content.get("workload") if isinstance(content, dict) else None
+    return TableJob if isinstance(workload, dict) and "table" in workload else Job
+
+
+def _parse(kind: type[_J], content: object, path: Path) -> _J:
+    if not isinstance(content, dict):
+        raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(kind.model_fields))
+    folder = path.absolute().parent
+    content = _resolve_paths(content, folder)
+    content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _job_error(kind, path, error) from error
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the job file, for editors that complete it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Job.model_json_schema()}
+    """The JSON Schema of the job file, for editors that complete it: a job with a model, or one on a table."""
+    kinds = [kind.model_json_schema() for kind in (Job, TableJob)]
+    shared = {name: definition for kind in kinds for name, definition in kind.pop("$defs").items()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Job", "anyOf": kinds, "$defs": shared}
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -242,22 +320,22 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         for key in keys[:-1]:
             parent = parent.get(key) if isinstance(parent, dict) else None
         value = parent.get(keys[-1]) if isinstance(parent, dict) else None
-        if isinstance(value, str) and not (keys[-1] == "weights" and _names_an_enum(value)):
+        if isinstance(value, str) and not (keys[-1] in ("weights", "error") and _is_a_name(value)):
             parent[keys[-1]] = str(folder / Path(value).expanduser())
     return content
 
 
-def _names_an_enum(weights: str) -> bool:
-    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) are names; files have a suffix or a folder."""
-    return "/" not in weights and not Path(weights).suffix
+def _is_a_name(text: str) -> bool:
+    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a suffix or a folder."""
+    return "/" not in text and not Path(text).suffix
 
 
-def _job_error(path: Path, error: ValidationError) -> JobError:
+def _job_error(kind: type[BaseModel], path: Path, error: ValidationError) -> JobError:
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         key = str(first["loc"][-1])
-        valid = _valid_keys(first["loc"][:-1])
+        valid = _valid_keys(kind, first["loc"][:-1])
         return JobError(path, field, str(UnknownNameError("key", key, valid)))
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
@@ -265,9 +343,9 @@ def _job_error(path: Path, error: ValidationError) -> JobError:
     return JobError(path, field, f"{message} (got {first['input']!r})" if first["type"] != "missing" else message)
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+def _valid_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys that the job file's schema allows at `location`."""
-    schema = Job.model_json_schema()
+    schema = kind.model_json_schema()
     node: dict[str, Any] = schema
     for part in location:
         node = _deref(schema, node)

@@ -3,9 +3,10 @@ any Python program (docs/API.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,84 +15,50 @@ import torch
 
 from compressors.errors import ConfigurationError
 from compressors.layers import find_layers
-from compressors.levels import parse_level
 from compressors.progress import Progress
 from db import format
 from db.build import build_database
 from db.database import LayerDatabase
 from db.fanout import InProcess, RayWorkers
-from db.profile import Profile
 from db.runs import Run, RunStore
 from evaluators.augment import augmented
-from evaluators.costs import METRICS, cost_table
+from evaluators.budgets import Budget
+from evaluators.costs import cost_tables
+from evaluators.latency import LatencyTable, read_latency
 from evaluators.pool import LocalPool, Pool, RayPool
 from evaluators.sensitivity import measure_losses
 from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
 from search.algorithms.base import create
 from search.decisions import Decisions
-from search.job import Job
+from search.job import AnyJob, Job, TableJob
+from search.problem import Problem
 from search.run import RunResult, search
 from search.selection import select
 from search.space import SearchSpace
+from search.tables import prepare_table
+
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class Problem:
-    """A job with everything loaded: what its runs share. `whole` is the space of all layers and levels of the database, which
-    candidates index; `space` what algorithms see, the `decisions` that the job leaves open. `id` names the job, `key` what a
-    fitness depends on."""
+@dataclass(kw_only=True)
+class ModelProblem(Problem):
+    """A job with its workload and database loaded."""
 
     job: Job
     workload: Workload
     database: LayerDatabase
-    whole: SearchSpace
-    decisions: Decisions
-    key: str
-    id: str
-    _pool: tuple[str, Pool] | None = field(default=None, repr=False)
 
-    @cached_property
-    def space(self) -> SearchSpace:
-        return self.whole if self.decisions.is_free(self.whole) else self.decisions.reduce(self.whole)
+    def start_pool(self) -> Pool:
+        return make_pool(self.job, self.workload, self.database, self.job.fitness, self.job.batchnorm)
 
-    def pool(self) -> Pool:
-        """The job's workers, scoring its fitness; started when first asked for."""
-        return self._workers("search", lambda: (self.workload, self.job.fitness))
-
-    def selection_pool(self) -> Pool:
-        """The job's workers, scoring KL to the dense model on the workload's selection images in the job's batch-norm mode."""
-        assert self.workload.selection is not None
+    def start_selection_pool(self) -> Pool | None:
+        """KL to the dense model on the workload's selection images, in the job's batch-norm mode."""
         images = self.workload.selection
-        return self._workers("selection", lambda: (replace(self.workload, calibration=images.load(), selection=None), "kl"))
-
-    def _workers(self, purpose: str, task: Callable[[], tuple[Workload, str]]) -> Pool:
-        """One pool at a time: two would wait for each other's processors."""
-        if self._pool is None or self._pool[0] != purpose:
-            self.close()
-            workload, fitness = task()
-            self._pool = purpose, make_pool(self.job, workload, self.database, fitness, self.job.batchnorm)
-        return self._pool[1]
-
-    def close(self) -> None:
-        if self._pool is not None:
-            self._pool[1].close()
-            self._pool = None
-
-    def __enter__(self) -> Problem:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def profile(self, candidate: tuple[int, ...]) -> Profile:
-        """The candidate as layer -> level."""
-        names = zip(self.whole.layers, self.whole.levels, candidate, strict=True)
-        return {layer: parse_level(levels[index]) for layer, levels, index in names}
-
-    def ratios(self, candidate: tuple[int, ...]) -> dict[str, float]:
-        """Every metric of the candidate as a fraction of the dense model's."""
-        return {metric: self.whole.total(metric, candidate) / self.whole.dense[metric] for metric in self.whole.costs}
+        if images is None or self.job.search.picks == 1:
+            return None
+        unseen = replace(self.workload, calibration=images.load(), selection=None)
+        return make_pool(self.job, unseen, self.database, "kl", self.job.batchnorm)
 
 
 def build(job: Job, progress: Progress | None = None) -> tuple[Workload, LayerDatabase]:
@@ -128,7 +95,12 @@ def _calibration_fingerprint(job: Job, workload: Workload) -> str:
     return format.digest({"images": images, "seed": job.workload.seed, **job.database.augment.model_dump()})
 
 
-def prepare(job: Job, progress: Progress | None = None) -> Problem:
+def prepare(job: AnyJob, progress: Progress | None = None) -> Problem:
+    """The job's problem, ready to be searched. Raises ApportionError."""
+    return prepare_table(job) if isinstance(job, TableJob) else prepare_model(job, progress)
+
+
+def prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
     """Build what is missing, check the budgets, and measure the additive table where the job asks for it. Raises
     InfeasibleBudgetError before any evaluation, and whatever `build` raises."""
     workload, database = build(job, progress)
@@ -142,16 +114,25 @@ def prepare(job: Job, progress: Progress | None = None) -> Problem:
             **({"corrections": job.corrections.score} if job.corrections.score else {}),
         }
     )
-    whole = make_space(job.budgets, workload, database)
+    latency = read_latency(job.latency.table) if job.latency else None
+    if latency is not None and job.latency is not None and job.latency.clean:
+        latency = latency.cleaned()
+        if latency.moved:
+            log.info("%s: %d noisy times were smoothed", latency.source, latency.moved)
+    whole = make_space(job.bounds(), workload, database, latency=latency)
     decisions = Decisions.make(whole, job.layers.allowed(database.levels()), job.layers.tied(whole.layers))
     identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
     if not decisions.is_free(whole):
         identity["decisions"] = [decisions.members, decisions.choices]
-    problem = Problem(job, workload, database, whole, decisions, key, format.digest(identity)[:8])
+    if latency is not None:
+        identity["latency"] = [row.tolist() for row in whole.costs["latency"]]
+    problem = ModelProblem(
+        job=job, workload=workload, database=database, whole=whole, decisions=decisions, key=key, id=format.digest(identity)[:8]
+    )
     problem.space.check()
     if job.errors == "loss":
         try:
-            measured = make_space(job.budgets, workload, database, _measured(problem, progress))
+            measured = replace(whole, errors=_measured(problem, progress))
         except BaseException:
             problem.close()
             raise
@@ -160,24 +141,22 @@ def prepare(job: Job, progress: Progress | None = None) -> Problem:
 
 
 def make_space(
-    budgets: dict[str, float],
+    budgets: Sequence[Budget],
     workload: Workload,
     database: LayerDatabase,
-    errors: tuple[np.ndarray, ...] | None = None,
+    latency: LatencyTable | None = None,
 ) -> SearchSpace:
-    """The search space of a database: its levels, the costs of every metric, the budgets (fractions of the dense model), and
-    the additive errors (by default the normalised layer errors)."""
-    tables = {metric: cost_table(metric, workload.model, database) for metric in METRICS}
-    if errors is None:
-        errors = tuple(np.array([e.normalized_error for e in r.entries]) for r in database.layers.values())
+    """The search space of a database: its levels, the costs of every metric, the budgets, and the normalised layer errors as
+    additive errors."""
+    tables = cost_tables(workload.model, database, latency)
     return SearchSpace(
         layers=tuple(database.layers),
         levels=tuple(tuple(levels) for levels in database.levels().values()),
         costs={metric: table.levels for metric, table in tables.items()},
         base={metric: table.base for metric, table in tables.items()},
         dense={metric: table.dense for metric, table in tables.items()},
-        budgets={metric: ratio * tables[metric].dense for metric, ratio in budgets.items()},
-        errors=errors,
+        budgets={budget.metric: budget.bound(tables[budget.metric].dense) for budget in budgets},
+        errors=tuple(np.array([e.normalized_error for e in r.entries]) for r in database.layers.values()),
     )
 
 
@@ -206,11 +185,11 @@ def run_search(
 
 def pick(result: RunResult, problem: Problem, store: RunStore, progress: Progress | None = None) -> RunResult:
     """The run with its final pick: among the profiles near the best fitness, the one whose outputs on images that neither
-    database nor search saw are nearest to the dense model's (KL). A run that is not finished, and a workload without such
+    database nor search saw are nearest to the dense model's (KL). A run that is not finished, and a problem without such
     images, keep the best fitness."""
-    if problem.job.search.picks == 1 or problem.workload.selection is None or result.run.state != "finished":
+    if result.run.state != "finished" or (pool := problem.selection_pool()) is None:
         return result
-    return select(result, problem.job.search.picks, problem.selection_pool(), store, progress)
+    return select(result, problem.job.search.picks, pool, store, progress)
 
 
 def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, evaluations: float) -> Run:
@@ -237,7 +216,7 @@ def default_store(job_file: Path) -> str:
     return f"sqlite:///{job_file.absolute().parent / 'apportion.sqlite'}"
 
 
-def _measured(problem: Problem, progress: Progress | None) -> tuple[np.ndarray, ...]:
+def _measured(problem: ModelProblem, progress: Progress | None) -> tuple[np.ndarray, ...]:
     """Measured single-layer losses: with running statistics, and where the search scores otherwise the larger of that and the
     rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch statistics hide a shift of
     the mean, running statistics overstate it."""

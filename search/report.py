@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from db.runs import Run, RunStore
-from search.pipeline import Problem
+from search.problem import Problem
 from search.run import RunResult
 
 
@@ -75,7 +75,7 @@ def describe_pick(result: RunResult, problem: Problem) -> dict[str, Any]:
         "fitness": best.fitness,
         "best_fitness": result.best.fitness,
         "found_after": 1 + result.trials.index(best),
-        "budgets": dict(problem.job.budgets),
+        "budgets": problem.bounds(),
         "costs": problem.ratios(best.candidate),
         "additive_error": problem.whole.error(best.candidate),
         "profile": {layer: str(level) for layer, level in problem.profile(best.candidate).items()},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from search.additive import approximate
+from search.additive import solve
 from search.algorithms.base import Algorithm, Trial, register
 
 
@@ -12,5 +12,5 @@ class DynamicProgram(Algorithm):
     optima under each one, repaired: `milp` is exact there."""
 
     def propose(self) -> list[Trial]:
-        candidate = approximate(self.space, self.space.error_table)
+        candidate = solve(self.space)
         return [] if candidate in self.known else [Trial(candidate)]

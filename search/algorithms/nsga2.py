@@ -32,7 +32,7 @@ class Nsga2(Algorithm):
         *,
         cold: bool = False,
         metrics: list[str] | None = None,
-        population: int = 24,
+        population: int = 16,
         mutation: float = 0.1,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)

@@ -18,7 +18,7 @@ from search.algorithms.base import Algorithm, Trial, register
 from search.moves import step
 from search.space import Candidate, SearchSpace
 
-_TRIES = 25
+_TRIES = 8
 """Coefficient vectors tried for one candidate that is not known yet; many vectors give the same profile."""
 
 

@@ -41,6 +41,8 @@ class Surrogate(Algorithm):
         super().__init__(space, rng, evaluations, cold=cold)
         self._warm, self._batch, self._pool, self._most = warm, batch, pool, most
         self._features = _Features(space)
+        self._likeliest: list[tuple[tuple[float, float, float], float]] = []
+        self._judged = 0
 
     def propose(self) -> list[Trial]:
         asked: dict[Candidate, None] = {}
@@ -86,7 +88,13 @@ class Surrogate(Algorithm):
         fitness = np.array([self.known[candidate] for candidate in kept])
         highest = np.quantile(fitness, 0.9)  # the worst ones say little of the best, and unusable ones nothing
         fitness = np.minimum(fitness, max(highest, fitness[0] + 3 * (np.median(fitness) - fitness[0])))
-        return _Process.fit(self._features(kept), np.where(np.isfinite(fitness), fitness, highest))
+        fitness = np.where(np.isfinite(fitness), fitness, highest)
+        every = [(mixture, noise) for mixture in _MIXTURES for noise in _NOISES]
+        if len(self.known) >= 1.2 * self._judged:  # else the last choice will still do
+            self._judged, self._likeliest = len(self.known), every
+        model = _Process.fit(self._features(kept), fitness, self._likeliest)
+        self._likeliest = [(model.mixture, model.noise)]
+        return model
 
 
 class _Features:
@@ -112,6 +120,7 @@ class _Process:
 
     x: np.ndarray
     mixture: tuple[float, float, float]
+    noise: float
     norms: tuple[float, float, float]
     factor: np.ndarray
     alpha: np.ndarray
@@ -119,23 +128,22 @@ class _Process:
     line: np.ndarray
 
     @classmethod
-    def fit(cls, x: np.ndarray, y: np.ndarray) -> _Process:
-        """x [2, n, layers], y [n]."""
+    def fit(cls, x: np.ndarray, y: np.ndarray, choices: Sequence[tuple[tuple[float, float, float], float]]) -> _Process:
+        """x [2, n, layers], y [n]; the likeliest of the `choices` of mixture and noise."""
         total = x[0].sum(1)
         line = np.polyfit(total, y, 1) if np.ptp(total) > 0 else np.array([0.0, y.mean()])
         rest = y - np.polyval(line, total)
         parts = _parts(x, x)
         norms = tuple(float(max(np.diag(part).mean(), 1e-12)) for part in parts)
         best: tuple[float, _Process] | None = None
-        for mixture in _MIXTURES:
+        for mixture, noise in choices:
             kernel = sum(share * part / norm for share, part, norm in zip(mixture, parts, norms, strict=True))
-            for noise in _NOISES:
-                factor = cholesky(kernel + noise * np.eye(len(y)), lower=True)
-                alpha = cho_solve((factor, True), rest)
-                variance = max(float(rest @ alpha) / len(y), 1e-300)
-                unlikely = len(y) * np.log(variance) / 2 + np.log(np.diag(factor)).sum()
-                if best is None or unlikely < best[0]:
-                    best = unlikely, cls(x, mixture, norms, factor, alpha, variance, line)  # type: ignore[arg-type]
+            factor = cholesky(kernel + noise * np.eye(len(y)), lower=True)
+            alpha = cho_solve((factor, True), rest)
+            variance = max(float(rest @ alpha) / len(y), 1e-300)
+            unlikely = len(y) * np.log(variance) / 2 + np.log(np.diag(factor)).sum()
+            if best is None or unlikely < best[0]:
+                best = unlikely, cls(x, mixture, noise, norms, factor, alpha, variance, line)  # type: ignore[arg-type]
         assert best is not None
         return best[1]
 

@@ -59,16 +59,16 @@ def test_a_run_stopped_anywhere_ends_like_one_that_was_not(tmp_path: Path, name:
     assert resumed.trials == whole.trials
     assert resumed.best == whole.best
     assert resumed.run.state == "finished"
-    assert len(pool.scored) + len(rest.scored) == len({t.candidate for t in whole.trials})
+    assert len(pool.scored) + len(rest.scored) == len({(t.candidate, t.fidelity) for t in whole.trials})
 
 
 def test_no_candidate_is_scored_twice_across_algorithms_and_seeds(tmp_path: Path) -> None:
     store, pool = store_at(tmp_path / "s.sqlite"), Counting()
     results = [start(store, pool, name, seed) for name in names() for seed in (0, 1)]
-    assert len(pool.scored) == len(set(pool.scored))
     asked = [t for result in results for t in result.trials]
+    assert len(pool.scored) == len({(t.candidate, t.fidelity) for t in asked})
     assert sum(t.evaluated for t in asked) == len(pool.scored)
-    assert all(t.fitness == fitness(SPACE, t.candidate) for t in asked)
+    assert all(t.fitness == fitness(SPACE, t.candidate) + (1 - t.fidelity) for t in asked)
 
 
 def test_other_problems_share_nothing(tmp_path: Path) -> None:
@@ -91,8 +91,8 @@ def test_the_evaluation_budget_is_kept(tmp_path: Path, evaluations: int) -> None
     for name in names():
         result = start(store_at(tmp_path / f"{name}.sqlite"), Counting(), name, evaluations=evaluations)
         assert result.evaluations <= evaluations
-        if name != "dp":
-            assert result.evaluations == evaluations
+        if name not in ("dp", "greedy", "milp"):  # these ask for one profile
+            assert result.evaluations > evaluations - 1  # the last part may be less than the least that is asked
 
 
 class Partial(Algorithm):

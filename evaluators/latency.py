@@ -1,0 +1,149 @@
+"""Latency tables: seconds of every layer at every level, imported from SPDY's text files or from CSV.
+
+A level that a table does not name costs what dense costs; unstructured levels between two sparsities of a table are interpolated.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from compressors.errors import DataError, LevelError
+from compressors.levels import DENSE, Level, Sparsity, parse_level
+
+WHOLE = "*"
+"""In a CSV table, the layer name of the row with the whole dense model's time."""
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """`seconds[layer][level]`, dense among the levels of each; `whole`: of the whole dense model; `source`: the file. Lower is
+    faster. `moved`: entries that `cleaned` changed."""
+
+    seconds: dict[str, dict[Level, float]]
+    whole: float
+    source: str
+    moved: int = 0
+
+    @property
+    def base(self) -> float:
+        """What is not in any of the layers."""
+        return self.whole - sum(row[DENSE] for row in self.seconds.values())
+
+    def of(self, layer: str, levels: Sequence[Level]) -> np.ndarray:
+        """Seconds of a layer at `levels`. Raises DataError for a layer that the table lacks."""
+        if layer not in self.seconds:
+            raise DataError(self.source, f"has no layer {layer!r}; it has {', '.join(list(self.seconds)[:5])}, ...")
+        row = self.seconds[layer]
+        removed, times = _unstructured(row)
+        return np.array([row.get(level, self._between(level, removed, times, row[DENSE])) for level in levels])
+
+    def unknown(self, layer: str, levels: Sequence[Level]) -> list[Level]:
+        """The levels that nothing in the table speeds up: they cost what dense costs."""
+        return [level for level in levels if level not in self.seconds[layer] and not _is_unstructured(level)]
+
+    def cleaned(self) -> LatencyTable:
+        """The table with each layer's unstructured times made non-increasing in sparsity, by isotonic regression: a sparser
+        layer that measured slower was noise."""
+        rows, moved = {}, 0
+        for layer, row in self.seconds.items():
+            removed, times = _unstructured(row)
+            smooth = isotonic_regression(times, increasing=False).x
+            moved += int((~np.isclose(smooth, times, rtol=1e-9, atol=0)).sum())
+            by_share = dict(zip(removed.tolist(), smooth.tolist(), strict=True))
+            rows[layer] = {k: by_share[k.fraction_removed] if _is_unstructured(k) else v for k, v in row.items()}
+        return replace(self, seconds=rows, moved=moved)
+
+    @staticmethod
+    def _between(level: Level, removed: np.ndarray, times: np.ndarray, dense: float) -> float:
+        return float(np.interp(level.fraction_removed, removed, times)) if _is_unstructured(level) else dense
+
+
+def read_latency(path: str | Path) -> LatencyTable:
+    """Read a table: `.csv` with the columns layer, level, seconds (a row with layer `*` gives the whole model), anything else
+    as SPDY's text. Raises DataError, which names file and line."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(str(path), getattr(error, "strerror", None) or str(error)) from error
+    table = _read_csv(path, text) if path.suffix == ".csv" else _read_spdy(path, text)
+    for layer, row in table.seconds.items():
+        if DENSE not in row:
+            raise DataError(str(path), f"layer {layer!r} has no dense time")
+    if not table.seconds:
+        raise DataError(str(path), "has no layers")
+    if table.base < -1e-4 * table.whole:
+        raise DataError(str(path), f"the layers' dense times exceed the whole model's, {table.whole:g} s")
+    return table
+
+
+def _read_spdy(path: Path, text: str) -> LatencyTable:
+    """`base`, seconds, `prunable`, seconds; then a layer's name and its lines `seconds sparsity`."""
+    lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if len(lines) < 4 or lines[0][1] != ["base"] or lines[2][1] != ["prunable"]:
+        raise DataError(str(path), "not a latency table: expected `base`, seconds, `prunable`, seconds, then the layers")
+    rows: dict[str, dict[Level, float]] = {}
+    name = ""
+    for number, words in lines[4:]:
+        if len(words) == 1:
+            name = words[0]
+            rows[name] = {}
+        elif len(words) == 2 and name:
+            seconds, share = (_number(path, number, word) for word in words)
+            if not 0 <= share < 1:
+                raise DataError(f"{path}, line {number}", f"a sparsity lies in [0, 1), got {share:g}")
+            level = Level(Sparsity("unstr", round(share, 6))) if share else DENSE
+            rows[name][level] = seconds
+        else:
+            raise DataError(f"{path}, line {number}", "expected a layer's name, or seconds and sparsity")
+    whole, prunable = (_number(path, *(lines[i][0], lines[i][1][0])) for i in (1, 3))
+    summed = sum(row.get(DENSE, 0.0) for row in rows.values())
+    if abs(prunable - summed) > 1e-3 * whole:
+        raise DataError(str(path), f"`prunable` says {prunable:g} s, the layers' dense times add up to {summed:g} s")
+    # The published tables' own sum decides, so that budgets mean what they mean there.
+    return LatencyTable(rows, whole - prunable + summed, str(path))
+
+
+def _read_csv(path: Path, text: str) -> LatencyTable:
+    reader = csv.DictReader(text.splitlines())
+    if not {"layer", "level", "seconds"} <= set(reader.fieldnames or ()):
+        raise DataError(str(path), "expected the columns layer, level, seconds")
+    rows: dict[str, dict[Level, float]] = {}
+    whole: float | None = None
+    for row in reader:
+        seconds = _number(path, reader.line_num, row["seconds"])
+        if row["layer"] == WHOLE:
+            whole = seconds
+            continue
+        try:
+            rows.setdefault(row["layer"], {})[parse_level(row["level"])] = seconds
+        except LevelError as error:
+            raise DataError(f"{path}, line {reader.line_num}", str(error)) from error
+    total = sum(row.get(DENSE, 0.0) for row in rows.values())
+    return LatencyTable(rows, total if whole is None else whole, str(path))
+
+
+def _number(path: Path, line: int, word: str | None) -> float:
+    try:
+        number = float(word or "")
+    except ValueError:
+        number = float("nan")
+    if not (np.isfinite(number) and number >= 0):
+        raise DataError(f"{path}, line {line}", f"expected a number, 0 or above; got {word!r}")
+    return number
+
+
+def _is_unstructured(level: Level) -> bool:
+    return level.is_dense or (level.quantization is None and level.sparsity is not None and level.sparsity.kind == "unstr")
+
+
+def _unstructured(row: dict[Level, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Shares removed, ascending, and their seconds; dense is 0."""
+    pairs = sorted((level.fraction_removed, seconds) for level, seconds in row.items() if _is_unstructured(level))
+    return np.array([share for share, _ in pairs]), np.array([seconds for _, seconds in pairs])

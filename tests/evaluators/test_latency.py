@@ -1,0 +1,100 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from compressors.errors import DataError
+from compressors.levels import DENSE, Level, Sparsity, parse_level
+from evaluators.latency import LatencyTable, read_latency
+
+TEXT = """base
+1.0
+prunable
+0.8
+conv1
+0.3 0.0000
+0.2 0.5000
+0.25 0.9000
+fc
+0.5 0.0000
+0.1 0.9000
+"""
+
+
+def write(folder: Path, text: str, name: str = "table.txt") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_spdy_text_has_the_whole_and_what_is_left_of_it(tmp_path: Path) -> None:
+    table = read_latency(write(tmp_path, TEXT))
+    assert (table.whole, table.base) == (1.0, pytest.approx(0.2))
+    levels = [parse_level(text) for text in ("dense", "unstr-0.50", "unstr-0.70", "unstr-0.95", "w4", "unstr-0.50+w4")]
+    assert table.of("conv1", levels).tolist() == pytest.approx([0.3, 0.2, 0.225, 0.25, 0.3, 0.3])
+    assert [str(level) for level in table.unknown("conv1", levels)] == ["w4", "unstr-0.50+w4"]
+
+
+def test_csv_takes_any_level(tmp_path: Path) -> None:
+    text = "layer,level,seconds\n*,dense,2.0\nfc,dense,1.0\nfc,2:4,0.6\nfc,w8a8,0.3\n"
+    table = read_latency(write(tmp_path, text, "t.csv"))
+    assert table.base == 1.0
+    assert table.of("fc", [parse_level(t) for t in ("2:4", "w8a8", "w4")]).tolist() == [0.6, 0.3, 1.0]
+
+
+def test_noise_is_smoothed_and_counted(tmp_path: Path) -> None:
+    table = read_latency(write(tmp_path, TEXT))
+    clean = table.cleaned()
+    assert clean.moved == 2
+    assert clean.of("conv1", [DENSE, parse_level("unstr-0.50"), parse_level("unstr-0.90")]).tolist() == pytest.approx(
+        [0.3, 0.225, 0.225]
+    )
+    assert table.seconds["conv1"][parse_level("unstr-0.90")] == 0.25  # the raw values stay
+    assert clean.cleaned().moved == 0
+
+
+@given(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=12))
+def test_clean_times_never_rise_and_keep_their_sum(times: list[float]) -> None:
+    shares = np.linspace(0, 0.99, len(times)).round(4).tolist()
+    row = {Level(Sparsity("unstr", s)) if s else DENSE: t for s, t in zip(shares, times, strict=True)}
+    clean = LatencyTable({"a": row}, sum(times), "x").cleaned().seconds["a"]
+    smooth = list(clean.values())
+    assert all(a >= b - 1e-12 for a, b in itertools.pairwise(smooth))
+    assert sum(smooth) == pytest.approx(sum(times))
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("hello", "t.txt", "not a latency table"),
+        (TEXT.replace("0.8", "0.5"), "t.txt", "`prunable` says 0.5 s, the layers' dense times add up to 0.8 s"),
+        (TEXT.replace("0.2 0.5000", "fast 0.5"), "t.txt", "line 7.*expected a number"),
+        (TEXT.replace("0.9000", "1.0"), "t.txt", "a sparsity lies in"),
+        (TEXT.replace("0.5 0.0000\n", ""), "t.txt", "add up to|no dense time"),
+        ("a,b\n1,2\n", "t.csv", "expected the columns layer, level, seconds"),
+        ("layer,level,seconds\nfc,wat,1\n", "t.csv", "line 2.*wat"),
+        ("layer,level,seconds\nfc,2:4,1\n", "t.csv", "layer 'fc' has no dense time"),
+        ("layer,level,seconds\n", "t.csv", "no layers"),
+        ("layer,level,seconds\n*,dense,1\nfc,dense,2\n", "t.csv", "exceed the whole model's"),
+    ],
+)
+def test_bad_tables_name_file_and_line(tmp_path: Path, text: str, name: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_latency(write(tmp_path, text, name))
+
+
+def test_missing_files_and_layers(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        read_latency(tmp_path / "none.txt")
+    with pytest.raises(DataError, match="has no layer 'conv2'; it has conv1, fc"):
+        read_latency(write(tmp_path, TEXT)).of("conv2", [DENSE])
+
+
+def test_the_published_tables(shared_data: Path) -> None:
+    table = read_latency(shared_data / "timings" / "rn50_unstr.txt")
+    assert len(table.seconds) == 54
+    assert {len(row) for row in table.seconds.values()} == {42}
+    assert table.cleaned().moved > 0
