@@ -20,7 +20,7 @@ from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload
 from search.export import export
 from search.job import Job
-from search.pipeline import ModelProblem, prepare_model, run_search
+from search.pipeline import ModelProblem, prepare, run_search
 from search.progress import TerminalProgress
 
 _PATTERNS = ["mag:unstr-0.50", "unstr-0.50", "unstr-0.75", "unstr-0.90"]
@@ -96,7 +96,7 @@ def in_file_order(problem: ModelProblem) -> StitchedScorer:
 
 def report(options: argparse.Namespace, speedup: float, algorithm: str) -> None:
     """Searches (or resumes) with every seed at one budget, exports each pick, and prints a row for it."""
-    with TerminalProgress() as progress, prepare_model(job(options, 1 / speedup, algorithm), progress) as problem:
+    with TerminalProgress() as progress, prepare(job(options, 1 / speedup, algorithm), progress) as problem:
         assert problem.job.store is not None
         scorer = in_file_order(problem)
         for result in run_search(problem, RunStore(problem.job.store), progress):

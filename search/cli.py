@@ -65,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (build, search):
         sub.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
     runs = command("runs", _runs, "List the runs in a run store.", "apportion runs --store sqlite:///apportion.sqlite")
+    compare = command(
+        "compare",
+        _compare,
+        "Compare runs of one job: standings, anytime performance, and rank tests over their common seeds.",
+        "apportion compare spdy-s0-1a2b3c4d ga-s0-5e6f7a8b",
+    )
+    compare.add_argument("run_ids", metavar="RUN", nargs="*", help="runs of one job; default: all runs of the newest job")
     show = command("show", _show, "Show a run's final profile.", "apportion show spdy-s0-1a2b3c4d")
     export = command(
         "export",
@@ -75,12 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (show, export):
         sub.add_argument("run_id", metavar="RUN", help="a run's id, as `apportion runs` lists it")
     export.add_argument("-o", "--out", type=Path, required=True, help="folder to write to")
-    for sub in (runs, show, export):
+    for sub in (runs, compare, show, export):
         sub.add_argument(
             "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
         )
     command("schema", _schema, "Print the job file's JSON Schema.", "apportion schema > job.schema.json")
-    for sub in (build, search, runs, show, export):
+    for sub in (build, search, runs, compare, show, export):
         sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -112,7 +119,7 @@ def _build(options: argparse.Namespace) -> None:
 
 def _search(options: argparse.Namespace) -> None:
     from search.pipeline import prepare, run_search
-    from search.report import league, starting_points
+    from search.report import comparison, league, starting_points, table_agrees
 
     job = load_job(options.job)
     assert job.store is not None  # load_job sets it
@@ -122,13 +129,24 @@ def _search(options: argparse.Namespace) -> None:
         with problem:
             results = run_search(problem, store, progress)
     rows, points = league(results, problem), starting_points(results, problem)
-    content = {"job": problem.id, "store": job.store, "fitness": job.fitness, "starting_points": points, "league": rows}
+    agreement = table_agrees(results, problem)
+    content: dict[str, Any] = {
+        "job": problem.id,
+        "store": job.store,
+        "fitness": job.fitness,
+        "starting_points": points,
+        "league": rows,
+        "table_agrees": agreement,
+        "comparison": comparison(results),
+    }
 
     def text() -> None:
         for name, fitness in points.items():
             print(f"{name}: {job.fitness} {fitness:.5g}")
-        columns = ("algorithm", "best", "median", "seeds", "evaluations", "scored", "seconds", "budgets_met", "run")
-        _table(columns, rows)
+        columns = ("algorithm", "best", "median", "area", "to_best", "error_gap", "seeds", "evaluations", "scored", "seconds")
+        _table((*columns, "budgets_met", "run"), rows)
+        if agreement is not None:
+            print(f"rank correlation of additive error and {job.fitness}: {agreement:.3f} (near 1, `milp` alone would do)")
         store_option = "" if job.store == _default_store() else f" --store {job.store}"
         best = min(rows, key=lambda row: row["best"])["run"]
         verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
@@ -145,6 +163,33 @@ def _runs(options: argparse.Namespace) -> None:
     rows = [describe_run(run, store) for run in store.runs()]
     columns = ("run", "job", "algorithm", "seed", "state", "trials", "scored", "best", "seconds")
     _print(options, rows, lambda: _table(columns, rows))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from search.report import comparison, standings
+    from search.run import result_of
+
+    store = _open_store(options)
+    known = store.runs()
+    chosen = [store.run(name) for name in options.run_ids] or [run for run in known if run.job == known[-1].job]
+    if not chosen:
+        raise ConfigurationError(f"{store.url} holds no runs; `apportion search` makes them")
+    if len({run.job for run in chosen}) > 1:
+        jobs = ", ".join(f"{run.id} of job {run.job}" for run in chosen)
+        raise ConfigurationError(f"only runs of one job can be compared: {jobs}")
+    results = [result_of(run, store.trials(run.id)) for run in chosen]
+    rows, tests = standings(results), comparison(results)
+
+    def text() -> None:
+        _table(("algorithm", "best", "median", "q1", "q3", "area", "to_best", "wins", "seeds", "evaluations", "seconds"), rows)
+        if len(rows) > 1 and tests["seeds"]:
+            ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in sorted(tests["ranks"].items(), key=lambda item: item[1]))
+            print(f"mean ranks over seeds {tests['seeds']}: {ranks}; critical difference {tests['critical_difference']:.2f}")
+            _table(("better", "worse", "median_difference", "p"), sorted(tests["pairwise"], key=lambda test: test["p"]))
+            if len(tests["seeds"]) < 6:
+                print("with fewer than six common seeds no pair can differ at p < 0.05")
+
+    _print(options, {"standings": rows, "comparison": tests}, text)
 
 
 def _show(options: argparse.Namespace) -> None:

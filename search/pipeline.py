@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ from search.problem import Problem
 from search.run import RunResult, search
 from search.selection import select
 from search.space import SearchSpace
-from search.tables import prepare_table
+from search.tables import TableProblem, prepare_table
 
 log = logging.getLogger(__name__)
 
@@ -95,12 +95,16 @@ def _calibration_fingerprint(job: Job, workload: Workload) -> str:
     return format.digest({"images": images, "seed": job.workload.seed, **job.database.augment.model_dump()})
 
 
+@overload
+def prepare(job: Job, progress: Progress | None = None) -> ModelProblem: ...
+@overload
+def prepare(job: TableJob, progress: Progress | None = None) -> TableProblem: ...
 def prepare(job: AnyJob, progress: Progress | None = None) -> Problem:
     """The job's problem, ready to be searched. Raises ApportionError."""
-    return prepare_table(job) if isinstance(job, TableJob) else prepare_model(job, progress)
+    return prepare_table(job) if isinstance(job, TableJob) else _prepare_model(job, progress)
 
 
-def prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
+def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
     """Build what is missing, check the budgets, and measure the additive table where the job asks for it. Raises
     InfeasibleBudgetError before any evaluation, and whatever `build` raises."""
     workload, database = build(job, progress)

@@ -2,40 +2,119 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from scipy.stats import spearmanr
+
 from db.runs import Run, RunStore
 from search.problem import Problem
 from search.run import RunResult
+from search.statistics import Anytime, critical_difference, mean_ranks, pairwise
 
 
-def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any]]:
-    """One row per algorithm and parameter set, best median first. `best` and `median` (over seeds) are fitnesses, lower is
-    better; `evaluations` is the median asked per seed, `scored` how many of them were not answered from the store;
-    `seconds` is the median time of a run; `error_gap` how far the best profile's additive error lies above the optimum."""
-    groups: dict[tuple[str, str], list[RunResult]] = {}
-    for result in results:
-        groups.setdefault((result.run.algorithm, str(sorted(result.run.parameters.items()))), []).append(result)
+def standings(results: Sequence[RunResult]) -> list[dict[str, Any]]:
+    """One row per algorithm and parameter set, best median first; what the run store alone tells. `best`, `median` and the
+    quartiles `q1`, `q3` (over seeds) are fitnesses, `area` the median over seeds of the mean best-so-far fitness during a run,
+    all lower is better; `to_best`: evaluations until the best fitness of all these runs was reached within 1 %, median over
+    seeds, None where most seeds never did; `evaluations` is the median asked per seed, `scored` how many of them were not
+    answered from the store; `seconds` is the median time of a run; `wins`: how many others it is
+    better than, p < 0.05 after Holm."""
+    groups = _groups(results)
+    target = 1.01 * min(r.best.fitness for r in results) if min(r.best.fitness for r in results) > 0 else 0.0
+    tests = comparison(results)["pairwise"]
     rows = []
-    for (name, _), group in groups.items():
+    for name, group in groups.items():
+        finals = [r.best.fitness for r in group]
         best = min(group, key=lambda r: r.best.fitness)
+        curves = [Anytime.of([(t.fidelity, t.fitness) for t in r.trials], r.run.evaluations) for r in group]
+        reached = sorted(math.inf if (hit := curve.reached(target)) is None else hit for curve in curves)
+        middle = reached[(len(reached) - 1) // 2]
+        q1, median, q3 = np.quantile(finals, [0.25, 0.5, 0.75]).tolist()
         rows.append(
             {
                 "algorithm": name,
                 "parameters": best.run.parameters,
                 "best": best.best.fitness,
-                "median": statistics.median(r.best.fitness for r in group),
+                "median": median,
+                "q1": q1,
+                "q3": q3,
+                "area": statistics.median(curve.area for curve in curves),
+                "to_best": middle if math.isfinite(middle) else None,
+                "wins": sum(test["better"] == name and test["p"] < 0.05 for test in tests),
                 "seeds": len(group),
                 "evaluations": statistics.median(r.evaluations for r in group),
                 "scored": sum(t.evaluated for r in group for t in r.trials),
                 "seconds": statistics.median(r.run.spent for r in group),
-                "budgets_met": all(problem.whole.feasible(r.pick.candidate) for r in group),
                 "run": best.run.id,
             }
         )
-    return sorted(rows, key=lambda row: (row["median"], row["best"]))
+    return sorted(rows, key=lambda row: (row["median"], row["area"]))
+
+
+def comparison(results: Sequence[RunResult]) -> dict[str, Any]:
+    """Tests over the seeds that all algorithms have in common: `pairwise`, Wilcoxon's signed-rank p after Holm for every pair;
+    `ranks`, the mean rank of each; `critical_difference` of mean ranks at 5 % (Nemenyi)."""
+    groups = _groups(results)
+    seeds = sorted(set.intersection(*({r.run.seed for r in group} for group in groups.values())))
+    if not seeds:
+        return {"seeds": [], "pairwise": [], "ranks": {}, "critical_difference": None}
+    by_seed = {name: {r.run.seed: r.best.fitness for r in group} for name, group in groups.items()}
+    finals = {name: [own[seed] for seed in seeds] for name, own in by_seed.items()}
+    tests = []
+    for (a, b), p in pairwise(finals).items():
+        median = float(np.median(np.subtract(finals[a], finals[b])))
+        better, worse = (a, b) if median <= 0 else (b, a)
+        tests.append({"better": better, "worse": worse, "median_difference": abs(median), "p": p})
+    return {
+        "seeds": seeds,
+        "pairwise": tests,
+        "ranks": mean_ranks(finals),
+        "critical_difference": critical_difference(len(finals), len(seeds)),
+    }
+
+
+def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any]]:
+    """`standings` with what the problem adds: whether all picks meet the budgets, and `error_gap`, by which share the additive
+    error of the best profile lies above the proven optimum."""
+    groups = _groups(results)
+    optimum = problem.whole.error(problem.decisions.expand(problem.space.optimum))
+    rows = standings(results)
+    for row in rows:
+        group = groups[row["algorithm"]]
+        best = min(group, key=lambda r: r.best.fitness).best.candidate
+        row["budgets_met"] = all(problem.whole.feasible(r.pick.candidate) for r in group)
+        row["error_gap"] = problem.whole.error(best) / optimum - 1 if optimum > 0 else None
+    return rows
+
+
+def table_agrees(results: Sequence[RunResult], problem: Problem) -> float | None:
+    """Spearman's rank correlation between additive error and fitness over all profiles scored in full: near 1, the additive
+    optimum is all there is to find, and a search is hardly worth its evaluations. None with fewer than ten profiles."""
+    scored = {t.candidate: t.fitness for r in results for t in r.trials if t.fidelity == 1.0 and math.isfinite(t.fitness)}
+    if len(scored) < 10:
+        return None
+    correlation = spearmanr([problem.whole.error(candidate) for candidate in scored], list(scored.values())).statistic
+    return float(correlation) if math.isfinite(correlation) else None
+
+
+def _groups(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Results by algorithm; several parameter sets of one algorithm by name and parameters."""
+    sets: dict[str, set[str]] = {}
+    for result in results:
+        sets.setdefault(result.run.algorithm, set()).add(_parameters(result.run))
+    groups: dict[str, list[RunResult]] = {}
+    for result in results:
+        name = result.run.algorithm
+        groups.setdefault(f"{name} {_parameters(result.run)}" if len(sets[name]) > 1 else name, []).append(result)
+    return groups
+
+
+def _parameters(run: Run) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(run.parameters.items())) or "default"
 
 
 def starting_points(results: Sequence[RunResult], problem: Problem) -> dict[str, float]:

@@ -58,7 +58,11 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
     assert run in apportion("runs", "--store", store).stdout
 
     shown = json.loads(apportion("show", run, "--store", store, "--json").stdout)
-    assert shown["fitness"] == best
+    assert shown["best_fitness"] == best
+    compared = json.loads(apportion("compare", "--store", store, "--json").stdout)
+    assert {row["algorithm"] for row in compared["standings"]} == {"spdy", "dp", "ga", "random"}
+    assert len(compared["comparison"]["pairwise"]) == 6
+    assert "mean ranks over seeds [0]" in apportion("compare", "--store", store).stdout
     assert shown["costs"]["flops"] <= 0.25
     assert "flops" in apportion("show", run, "--store", store).stdout
 
@@ -220,7 +224,7 @@ def test_unknown_runs_and_stores(job_file: Callable[..., Path], tmp_path: Path, 
 
 
 def test_every_help_text_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ([], ["build"], ["search"], ["runs"], ["show"], ["export"], ["schema"]):
+    for command in ([], ["build"], ["search"], ["runs"], ["compare"], ["show"], ["export"], ["schema"]):
         with pytest.raises(SystemExit) as caught:
             main([*command, "--help"])
         assert caught.value.code == 0
