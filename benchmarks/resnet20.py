@@ -26,11 +26,6 @@ from search.progress import TerminalProgress
 _PATTERNS = ["mag:unstr-0.50", "unstr-0.50", "unstr-0.75", "unstr-0.90"]
 
 
-#: The table of each algorithm's dynamic program. dp needs the measured losses; spdy fits its own coefficients to the loss, and on
-#: this network starting from the layers' errors instead overfits the calibration images less.
-_ERRORS = {"spdy": "layer"}
-
-
 def job(options: argparse.Namespace, budget: float, algorithm: str = "dp") -> Job:
     """The job of the reference: 45 unstructured levels, one FLOPs budget, loss with the batch's statistics."""
     data = options.data.absolute()
@@ -49,7 +44,7 @@ def job(options: argparse.Namespace, budget: float, algorithm: str = "dp") -> Jo
             },
             "database": {"path": str(options.work.absolute() / "database"), "levels": ["dense", "unstr-0.10..0.99"]},
             "budgets": {"flops": budget},
-            "errors": _ERRORS.get(algorithm, "loss"),
+            "errors": options.errors,
             "fitness": "loss",
             "batchnorm": "batch",
             "search": {"algorithms": [algorithm], "evaluations": options.evaluations, "seeds": options.seeds},
@@ -118,6 +113,7 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=400)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--algorithms", nargs="+", default=["dp", "spdy"])
+    parser.add_argument("--errors", choices=["loss", "layer"], default="loss", help="the additive table")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

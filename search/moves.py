@@ -27,12 +27,18 @@ def draw(space: SearchSpace, rng: np.random.Generator) -> Candidate:
     return space.repair(rng.integers(space.counts).tolist())
 
 
+def begin(space: SearchSpace, rng: np.random.Generator) -> Candidate:
+    """A random profile to start from, that spends the budgets."""
+    return space.fill(draw(space, rng))
+
+
 def step(space: SearchSpace, rng: np.random.Generator, candidate: Candidate, pairs: int = 1) -> Candidate:
-    """`pairs` times: one layer some levels less compressed (a geometric number, mean two) and another one more; repaired."""
+    """`pairs` times: one layer some levels less compressed (a geometric number, mean two) and another one more; repaired,
+    and what that leaves of the budgets spent."""
     positions = encode(space, candidate)
     for _ in range(pairs):
         chosen = rng.choice(len(positions), min(2, len(positions)), replace=False)
         for layer, direction in zip(chosen, (-1, 1), strict=False):
             moved = positions[layer] + direction * rng.geometric(0.5)
             positions[layer] = np.clip(moved, 0, space.counts[layer] - 1)
-    return space.repair(decode(space, positions))
+    return space.fill(space.repair(decode(space, positions)))

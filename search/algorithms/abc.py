@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw, encode, nearest
+from search.moves import begin, encode, nearest
 from search.space import Candidate, SearchSpace
 
 
@@ -70,7 +70,7 @@ class BeeColony(Algorithm):
         return self.known.get(self._sources[k], np.inf)
 
     def _send(self, k: int, scout: bool) -> None:
-        candidate = self.fresh((lambda: draw(self.space, self.rng)) if scout else (lambda: self._neighbour(k)), self._asked)
+        candidate = self.fresh((lambda: begin(self.space, self.rng)) if scout else (lambda: self._neighbour(k)), self._asked)
         if candidate is not None:
             self._asked[candidate] = (k, scout)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw, step
+from search.moves import begin, step
 from search.space import Candidate, SearchSpace
 
 
@@ -37,7 +37,7 @@ class Annealing(Algorithm):
         asked: dict[Candidate, None] = {}
         start = self._current
         for _ in range(self._batch):
-            make = (lambda: draw(self.space, self.rng)) if start is None else (lambda: step(self.space, self.rng, start))
+            make = (lambda: begin(self.space, self.rng)) if start is None else (lambda: step(self.space, self.rng, start))
             if (candidate := self.fresh(make, asked)) is not None:
                 asked[candidate] = None
         return [Trial(candidate) for candidate in asked]

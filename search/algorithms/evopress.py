@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw, step
+from search.moves import begin, step
 from search.space import Candidate, SearchSpace
 
 
@@ -55,5 +55,5 @@ class EvoPress(Algorithm):
 
     def _mutant(self) -> Candidate:
         if not self.known:
-            return draw(self.space, self.rng)
+            return begin(self.space, self.rng)
         return step(self.space, self.rng, self.best(), int(self.rng.integers(1, 4, 2).min()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw, step
+from search.moves import begin, step
 from search.space import Candidate, SearchSpace
 
 
@@ -41,7 +41,7 @@ class LocalSearch(Algorithm):
             start, pairs, self._failures = self.best(), self._kick, 0
         for _ in range(self._pool):
             if start is None:
-                candidate = self.fresh(lambda: draw(self.space, self.rng), made)
+                candidate = self.fresh(lambda: begin(self.space, self.rng), made)
             else:
                 candidate = self.fresh(lambda: step(self.space, self.rng, start, pairs), made)
             if candidate is None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw, encode, nearest, step
+from search.moves import begin, encode, nearest, step
 from search.space import Candidate, SearchSpace
 
 
@@ -69,7 +69,7 @@ class ParticleSwarm(Algorithm):
         swarm = dict.fromkeys(sorted(self.known, key=self.known.__getitem__)[: self._count // 2])
         self._asked = {}
         while len(swarm) < self._count:
-            candidate = self.fresh(lambda: draw(self.space, self.rng), swarm)
+            candidate = self.fresh(lambda: begin(self.space, self.rng), swarm)
             if candidate is None:
                 break
             self._asked[candidate] = len(swarm)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw, step
+from search.moves import begin, step
 from search.space import Candidate, SearchSpace
 
 _MIXTURES = ((1.0, 0.1, 0.1), (1.0, 1.0, 0.1), (0.1, 1.0, 0.1), (1.0, 1.0, 1.0), (0.1, 0.1, 1.0))
@@ -49,7 +49,7 @@ class Surrogate(Algorithm):
         if len(self.known) < max(3, self._warm):
             for _ in range(self._batch):
                 # Without a first profile at random; then half near the best one, half anywhere.
-                make = self._mutant if self.known and len(asked) % 2 == 0 else lambda: draw(self.space, self.rng)
+                make = self._mutant if self.known and len(asked) % 2 == 0 else lambda: begin(self.space, self.rng)
                 if (candidate := self.fresh(make, asked)) is not None:
                     asked[candidate] = None
             return [Trial(candidate) for candidate in asked]
