@@ -30,7 +30,8 @@ class CostTable:
 
 
 def _flops(record: LayerRecord, entry: Entry) -> float:
-    return record.macs * entry.nonzeros / record.size
+    # Zeros that a quantizer or the training left are no pattern that anything could skip.
+    return record.macs * (entry.nonzeros / record.size if parse_level(entry.level).sparsity else 1.0)
 
 
 def _params(_record: LayerRecord, entry: Entry) -> float:

@@ -13,7 +13,7 @@ from db.runs import RunStore, StoredTrial
 from evaluators.pool import Pool
 from search.run import RunResult
 
-_WITHIN = 0.03
+_WITHIN = 0.02
 """Share of the best fitness by which a pick may be worse."""
 
 
@@ -34,7 +34,7 @@ def select(result: RunResult, count: int, pool: Pool, store: RunStore, progress:
 
 def shortlist(result: RunResult, count: int) -> list[StoredTrial]:
     """`count` different candidates, best first: the best one, and the others spread evenly over the ranks of all whose fitness
-    is within 3 % of it. Neighbours in rank are often near twins, so that the first `count` would hardly differ."""
+    is within 2 % of it. Neighbours in rank are often near twins, so that the first `count` would hardly differ."""
     limit = result.best.fitness + _WITHIN * abs(result.best.fitness)
     near: dict[tuple[int, ...], StoredTrial] = {}
     for trial in sorted((t for t in result.trials if t.fidelity == 1.0 and t.fitness <= limit), key=lambda t: t.fitness):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.job import Job
+from search.job import Job, TableJob, load_job
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,8 +32,12 @@ def test_the_jobs_in_the_documentation_are_valid(page: str, tmp_path: Path) -> N
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     jobs = [yaml.safe_load(block) for block in blocks]
-    for job in jobs:  # a section shown alone belongs into the page's first job
-        Job.parse({**jobs[0], **job}, tmp_path / "job.yaml")
+    for job in jobs:
+        if "table" in job.get("workload", {}):
+            (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+            assert isinstance(load_job(tmp_path / "job.yaml"), TableJob)
+        else:  # a section shown alone belongs into the page's first job
+            Job.parse({**jobs[0], **job}, tmp_path / "job.yaml")
 
 
 def test_every_file_the_documentation_names_is_there() -> None:

@@ -169,7 +169,7 @@ def _check_parameters(name: str, cls: type[Algorithm], parameters: dict[str, Any
             raise ConfigurationError(f"algorithm {name!r} has no parameter {key!r}{hint} (valid: {', '.join(sorted(valid))})")
         wanted = hints.get(key, object)
         if not _fits(value, wanted):
-            wanted_name = getattr(wanted, "__name__", str(wanted))
+            wanted_name = str(wanted) if typing.get_origin(wanted) else getattr(wanted, "__name__", str(wanted))
             raise ConfigurationError(f"algorithm {name!r}: parameter {key!r} must be {wanted_name}, got {value!r}")
 
 
@@ -179,6 +179,8 @@ def _fits(value: Any, wanted: Any) -> bool:
         return value in typing.get_args(wanted)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(wanted))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(wanted)[0]) for item in value)
     if wanted is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if wanted is int:

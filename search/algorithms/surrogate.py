@@ -24,7 +24,8 @@ class Surrogate(Algorithm):
     """Ours. A Gaussian process over the additive table: its mean is a + b (additive error), and its kernel adds corrections of
     every layer's errors (ridge regression on x_l = e_l), of their pairwise products, and of what near profiles have in
     common. After `warm` trials near the best, batches of `batch` are those of least lower confidence bound (Srinivas et al.
-    2010) among two generations of `pool` mutants of the best profiles. It learns from the `most` best trials."""
+    2010) among two generations of `pool` mutants, at most sixteen per layer, of the best profiles. It learns from the `most`
+    best trials."""
 
     def __init__(
         self,
@@ -39,7 +40,8 @@ class Surrogate(Algorithm):
         most: int = 250,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
-        self._warm, self._batch, self._pool, self._most = warm, batch, pool, most
+        self._warm, self._batch, self._most = warm, batch, most
+        self._pool = min(pool, 16 * len(space.layers))
         self._features = _Features(space)
         self._likeliest: list[tuple[tuple[float, float, float], float]] = []
         self._judged = 0
@@ -61,9 +63,11 @@ class Surrogate(Algorithm):
                 mean, deviation = model.predict(self._features(fresh))
                 made.update(zip(fresh, (mean - deviation).tolist(), strict=True))
             parents = sorted(made, key=made.__getitem__)[:8] or parents
-        if not made:
-            candidate = self.fresh(self._mutant)
-            return [Trial(candidate)] if candidate is not None else []
+        if not made:  # a small space, all but exhausted
+            for _ in range(self._batch):
+                if (candidate := self.fresh(self._mutant, asked)) is not None:
+                    asked[candidate] = None
+            return [Trial(candidate) for candidate in asked]
         every = list(made)
         mean, deviation = model.predict(self._features(every))
         for turn in range(min(self._batch, len(every))):
