@@ -47,7 +47,7 @@ class Rows:
         row = self._own[self.every, p] if self._shared is None else self._shared[p]
         if self.step:
             earlier = self.u[:, : self.step]
-            row = row - (earlier.mT @ earlier[self.every, :, p, None]).squeeze(2)
+            row = row - torch.bmm(earlier[self.every, :, p][:, None, :], earlier).squeeze(1)
         root = self.diagonal[self.every, p].sqrt()
         row = row * self.alive / root[:, None]
         if acting is not None:
