@@ -244,6 +244,7 @@ def test_magnitude_is_the_data_free_baseline() -> None:
 
 
 def test_groups_are_compressed_by_their_own_hessians() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 6, 2, groups=2))
     (spec,) = find_layers(model)
     x = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
