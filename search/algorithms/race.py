@@ -11,7 +11,7 @@ from compressors.errors import ConfigurationError
 from search.algorithms.base import Algorithm, Trial, create, register
 from search.space import SearchSpace
 
-_ENTRANTS = ("surrogate", "evopress", "spdy", "local", "ga", "aco", "anneal", "pso")
+_ENTRANTS = ("surrogate", "evopress", "spdy", "anneal")
 
 
 @register("race")
