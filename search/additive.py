@@ -66,29 +66,31 @@ def dynamic_program(space: SearchSpace, errors: np.ndarray, budget: int = 0, buc
     extra = loads - cheapest[:, None]
     unit = room / buckets if room > 0 else 0.0
     size = buckets + 1 + len(loads)
-    value = np.zeros(size)  # value[c]: least error of the layers so far at a cost of c steps or less
-    choices = []
+    values = np.empty((len(loads) + 1, size))  # least error of the first l layers at a cost of c steps or less
+    values[0] = 0.0
+    options = []
+    total = np.empty(size)
     promising = _promising(extra, errors, room) | (extra == 0)  # coarse steps may leave room for the cheapest levels alone
     for layer in range(len(loads)):
         levels, steps = _pareto(extra[layer], np.where(promising[layer], errors[layer], np.inf), unit, buckets)
-        best = np.full(size, np.inf)
-        choice = np.zeros(size, dtype=np.int16)
-        for level, step in zip(levels, steps, strict=True):
-            total = value[: size - step] + errors[layer, level]
-            better = total < best[step:]
-            np.copyto(best[step:], total, where=better)
-            choice[step:][better] = level
-        value = best
-        choices.append((choice, dict(zip(levels, steps, strict=True))))
+        options.append(list(zip(levels, steps, errors[layer, levels].tolist(), strict=True)))
+        best = values[layer + 1]
+        best[: steps[0]] = np.inf
+        np.add(values[layer, : size - steps[0]], errors[layer, levels[0]], out=best[steps[0] :])
+        for _, step, error in options[-1][1:]:
+            part = np.add(values[layer, : size - step], error, out=total[: size - step])
+            np.minimum(best[step:], part, out=best[step:])
     candidate = np.zeros(len(loads), dtype=np.int64)
     for most in range(size - 1, buckets - 1, -1):
-        if most > buckets and value[most - 1] == value[most]:
+        if most > buckets and values[-1, most - 1] == values[-1, most]:
             continue  # the same profile
         left = most
         for layer in range(len(loads) - 1, -1, -1):
-            choice, steps_of = choices[layer]
-            candidate[layer] = choice[left]
-            left -= steps_of[int(choice[left])]
+            for level, step, error in options[layer]:
+                if step <= left and values[layer, left - step] + error == values[layer + 1, left]:
+                    candidate[layer] = level
+                    left -= step
+                    break
         if most == buckets or loads[layers, candidate].sum() <= limit:
             break
     return _fill(loads, limit, errors, candidate)
@@ -123,7 +125,8 @@ def _promising(extra: np.ndarray, errors: np.ndarray, room: float) -> np.ndarray
     else:
         high = 0.0
     least = table.min(1)
-    gap = float(error[layers, chosen].sum() - (least.sum() - high * room))
+    feasible = np.array(_fill(cost, room, np.where(present, errors, np.inf), chosen))
+    gap = float(error[layers, feasible].sum() - (least.sum() - high * room))
     return present & (table - least[:, None] <= gap * (1 + 1e-9) + 1e-12 * np.abs(least).max())
 
 
