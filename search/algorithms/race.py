@@ -17,7 +17,7 @@ _ENTRANTS = ("surrogate", "evopress", "spdy", "anneal")
 @register("race")
 class Race(Algorithm):
     """Ours, after Jamieson & Talwalkar 2016: every round spends an equal part of the evaluations, shared equally among those
-    still in the race; then the half with the better profiles of their own goes on. All hear of every profile that is scored in
+    still in the race; then the half that lowered the best fitness by more goes on. All hear of every profile that is scored in
     full, so that each goes on from the best one. `earned`: by how much each algorithm lowered the best fitness."""
 
     def __init__(
@@ -74,8 +74,10 @@ class Race(Algorithm):
             self.earned[self._turn] += before - self._lowest
 
     def _halve(self) -> None:
-        """The better half by own best profile; the order of entry decides among equals."""
-        kept = sorted(self._running, key=self._own_best.__getitem__)[: math.ceil(len(self._running) / 2)]
+        """The half that lowered the best fitness by more: as all share the best profile, their own ones hardly differ, and say
+        little. Own best profiles decide among equals, then the order of entry."""
+        ranked = sorted(self._running, key=lambda name: (-self.earned[name], self._own_best[name]))
+        kept = ranked[: math.ceil(len(self._running) / 2)]
         self._running = [name for name in self._running if name in kept]
         self._deal()
 
