@@ -29,7 +29,7 @@ from compressors.levels import expand_levels
 from compressors.obs import compress_layer
 from search.progress import TerminalProgress
 
-_ROWS = {144: 128, 288: 64, 576: 64, 1152: 16, 2304: 4}  # beyond: 2
+_ROWS = {144: 128, 288: 64, 576: 64, 1152: 64, 2304: 4}  # beyond: 2
 
 _SHARE = {"2:4": 7 / 8}
 """Share of a whole elimination's flop."""

@@ -26,14 +26,16 @@ class TerminalProgress:
         self._name = ""
         self._task: TaskID | None = None
         self._began = self._printed = time.monotonic()
+        self._done = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         name = what.split(":")[0]
         # "compress layer1.0.conv1" and "compress layer1.0.conv2" are one task.
         name = name.split()[0] if name.startswith("compress") else name
-        if name != self._name:
+        if name != self._name or done < self._done:  # another task, or the next stage of one: its pace is its own
             self._name, self._task = name, None
             self._began = self._printed = time.monotonic()
+        self._done = done
         if self._bars is None:
             self._line(what, done, total)
             return
