@@ -23,7 +23,7 @@ _PROBLEMS = {
     "rn50 2x": ("rn50_unstr.txt", {"speedup": "2x"}, None),
     "rn50 3x": ("rn50_unstr.txt", {"speedup": "3x"}, None),
     "rn18 3x": ("rn18_unstr.txt", {"speedup": "3x"}, None),
-    "rn50 3x, params 0.15": ("rn50_unstr.txt", {"speedup": "3x", "params": 0.15}, "torchvision:resnet50"),
+    "rn50 3x, params 0.12": ("rn50_unstr.txt", {"speedup": "3x", "params": 0.12}, "torchvision:resnet50"),
 }
 _METAHEURISTICS = ("ga", "pso", "abc", "aco", "evopress", "anneal", "local", "nsga2")
 
