@@ -6,7 +6,7 @@ A level that a table does not name costs what dense costs; unstructured levels b
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,9 +43,10 @@ class LatencyTable:
         removed, times = _unstructured(row)
         return np.array([row.get(level, self._between(level, removed, times, row[DENSE])) for level in levels])
 
-    def unknown(self, layer: str, levels: Sequence[Level]) -> list[Level]:
+    def unknown(self, layer: str, levels: Iterable[Level]) -> list[Level]:
         """The levels that nothing in the table speeds up: they cost what dense costs."""
-        return [level for level in levels if level not in self.seconds[layer] and not _is_unstructured(level)]
+        row = self.seconds.get(layer, {})
+        return [level for level in levels if level not in row and not _is_unstructured(level)]
 
     def cleaned(self) -> LatencyTable:
         """The table with each layer's unstructured times made non-increasing in sparsity, by isotonic regression: a sparser

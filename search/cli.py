@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "Compare runs of one job: standings, anytime performance, and rank tests over their common seeds.",
         "apportion compare spdy-s0-1a2b3c4d ga-s0-5e6f7a8b",
     )
-    compare.add_argument("run_ids", metavar="RUN", nargs="*", help="runs of one job; default: all runs of the newest job")
+    compare.add_argument(
+        "run_ids", metavar="RUN", nargs="*", help="runs of one job; default: the finished runs of the newest job"
+    )
     show = command("show", _show, "Show a run's final profile.", "apportion show spdy-s0-1a2b3c4d")
     export = command(
         "export",
@@ -170,13 +172,20 @@ def _compare(options: argparse.Namespace) -> None:
     from search.run import result_of
 
     store = _open_store(options)
-    known = store.runs()
-    chosen = [store.run(name) for name in options.run_ids] or [run for run in known if run.job == known[-1].job]
+    chosen = [store.run(name) for name in options.run_ids]
     if not chosen:
-        raise ConfigurationError(f"{store.url} holds no runs; `apportion search` makes them")
-    if len({run.job for run in chosen}) > 1:
-        jobs = ", ".join(f"{run.id} of job {run.job}" for run in chosen)
-        raise ConfigurationError(f"only runs of one job can be compared: {jobs}")
+        finished = [run for run in store.runs() if run.state == "finished"]
+        chosen = [run for run in finished if (run.job, run.evaluations) == (finished[-1].job, finished[-1].evaluations)]
+    if not chosen:
+        raise ConfigurationError(f"{store.url} holds no finished runs; `apportion search` makes them")
+    for run in chosen:
+        if run.state != "finished":
+            raise ConfigurationError(f"run {run.id!r} is {run.state}: only finished runs can be compared")
+        if (run.job, run.evaluations) != (chosen[0].job, chosen[0].evaluations):
+            raise ConfigurationError(
+                f"only runs of one job with equal evaluations can be compared: {chosen[0].id!r} has {chosen[0].evaluations:g} "
+                f"on job {chosen[0].job}, {run.id!r} {run.evaluations:g} on job {run.job}"
+            )
     results = [result_of(run, store.trials(run.id)) for run in chosen]
     rows, tests = standings(results), comparison(results)
 

@@ -15,6 +15,7 @@ import torch
 
 from compressors.errors import ConfigurationError
 from compressors.layers import find_layers
+from compressors.levels import parse_level
 from compressors.progress import Progress
 from db import format
 from db.build import build_database
@@ -31,7 +32,7 @@ from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
 from search.algorithms.base import create
 from search.decisions import Decisions
-from search.job import AnyJob, Job, TableJob
+from search.job import AnyJob, Job, LatencyConfig, TableJob
 from search.problem import Problem
 from search.run import RunResult, search
 from search.selection import select
@@ -118,11 +119,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
             **({"corrections": job.corrections.score} if job.corrections.score else {}),
         }
     )
-    latency = read_latency(job.latency.table) if job.latency else None
-    if latency is not None and job.latency is not None and job.latency.clean:
-        latency = latency.cleaned()
-        if latency.moved:
-            log.info("%s: %d noisy times were smoothed", latency.source, latency.moved)
+    latency = _latency(job.latency, database) if job.latency else None
     whole = make_space(job.bounds(), workload, database, latency=latency)
     decisions = Decisions.make(whole, job.layers.allowed(database.levels()), job.layers.tied(whole.layers))
     identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
@@ -142,6 +139,19 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
             raise
         problem = replace(problem, whole=measured)
     return problem
+
+
+def _latency(config: LatencyConfig, database: LayerDatabase) -> LatencyTable:
+    """The job's table; warnings say how many times were smoothed, and which levels cost what dense costs."""
+    table = read_latency(config.table)
+    if config.clean:
+        table = table.cleaned()
+        if table.moved:
+            log.warning("%s: %d noisy times were smoothed", table.source, table.moved)
+    unknown = {level for name, levels in database.levels().items() for level in table.unknown(name, map(parse_level, levels))}
+    if unknown:
+        log.warning("%s: no times of %s; they cost what dense costs", table.source, ", ".join(sorted(map(str, unknown))))
+    return table
 
 
 def make_space(

@@ -24,7 +24,8 @@ def standings(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     answered from the store; `seconds` is the median time of a run; `wins`: how many others it is
     better than, p < 0.05 after Holm."""
     groups = _groups(results)
-    target = 1.01 * min(r.best.fitness for r in results) if min(r.best.fitness for r in results) > 0 else 0.0
+    lowest = min(r.best.fitness for r in results)
+    target = lowest + 0.01 * abs(lowest)
     tests = comparison(results)["pairwise"]
     rows = []
     for name, group in groups.items():

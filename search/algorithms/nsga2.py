@@ -22,7 +22,8 @@ from search.space import SearchSpace
 @register("nsga2")
 class Nsga2(Algorithm):
     """Deb et al. 2002: fitness and one or two `metrics` (by default the budgeted ones) are minimised together among profiles
-    that meet the budgets; `front` is the outcome. Genome and operators are those of `ga`."""
+    that meet the budgets. Its run's best is the best fitness; the front is among its trials. Genome and operators are those of
+    `ga`."""
 
     def __init__(
         self,

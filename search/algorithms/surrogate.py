@@ -90,9 +90,12 @@ class Surrogate(Algorithm):
     def _fit(self) -> _Process:
         kept = sorted(self.known, key=self.known.__getitem__)[: self._most]
         fitness = np.array([self.known[candidate] for candidate in kept])
-        highest = np.quantile(fitness, 0.9)  # the worst ones say little of the best, and unusable ones nothing
-        fitness = np.minimum(fitness, max(highest, fitness[0] + 3 * (np.median(fitness) - fitness[0])))
-        fitness = np.where(np.isfinite(fitness), fitness, highest)
+        finite = fitness[np.isfinite(fitness)]
+        if len(finite):  # the worst ones say little of the best; unusable ones are as bad as those
+            highest = max(np.quantile(finite, 0.9), finite[0] + 3 * (np.median(finite) - finite[0]))
+            fitness = np.minimum(fitness, highest)
+        else:
+            fitness = np.zeros(len(kept))
         every = [(mixture, noise) for mixture in _MIXTURES for noise in _NOISES]
         if len(self.known) >= 1.2 * self._judged:  # else the last choice will still do
             self._judged, self._likeliest = len(self.known), every
@@ -102,8 +105,8 @@ class Surrogate(Algorithm):
 
 
 class _Features:
-    """Candidates -> [n, layers]: each layer's additive error, in units in which the additive optimum's layers are 1 on the
-    average; followed by positions in units of a fifth of the ladder, [n, layers]."""
+    """n candidates -> [2, n, layers]: each layer's additive error, in units in which the additive optimum's layers are 1 on the
+    average; and its position, in units of a fifth of the ladder."""
 
     def __init__(self, space: SearchSpace) -> None:
         self._layers = np.arange(len(space.layers))
