@@ -63,6 +63,9 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
     assert {row["algorithm"] for row in compared["standings"]} == {"spdy", "dp", "ga", "random"}
     assert len(compared["comparison"]["pairwise"]) == 6
     assert "mean ranks over seeds [0]" in apportion("compare", "--store", store).stdout
+    more = league(job_file(search={"algorithms": ["random"], "evaluations": 21, "seeds": [0]}))["league"][0]["run"]
+    refused = apportion("compare", run, more, "--store", store)
+    assert "only runs of one job with equal evaluations can be compared" in refused.stderr
     assert shown["costs"]["flops"] <= 0.25
     assert "flops" in apportion("show", run, "--store", store).stdout
 
