@@ -32,8 +32,9 @@ class Rows:
         self._begin(d)
 
     def _begin(self, m: int) -> None:
-        """Start to collect U anew; a refresh is due after near 2 sqrt(m) steps, `extra` of them may come late."""
-        self.period, self.step = max(16, int(2 * math.sqrt(m))), 0
+        """Start to collect U anew; a refresh is due after near 2 sqrt(m) steps where memory is the limit, later where
+        products gain from a larger share; `extra` steps may come late."""
+        self.period, self.step = max(16, int((4 if self.w.device.type == "cpu" else 2) * math.sqrt(m))), 0
         self.u = self.w.new_zeros(len(self.w), self.period + self._extra, m)
 
     @property
@@ -69,11 +70,7 @@ class Rows:
         u = self.u[:, : self.step]
         if self._shared is not None or left <= 0.8 * m:
             keep = (~self.alive).to(torch.int8).argsort(dim=1, stable=True)[:, :left].sort(1).values
-            if self._shared is not None:
-                self._own, self._shared = self._shared[keep[:, :, None], keep[:, None, :]], None
-            else:
-                inner = self._own.gather(1, keep[:, :, None].expand(-1, -1, m))
-                self._own = inner.gather(2, keep[:, None, :].expand(-1, left, -1))
+            self._own, self._shared = _inner(self.base, keep), None
             u = u.gather(2, keep[:, None, :].expand(-1, self.step, -1))
             self.w, self.diagonal, self.alive, self.column = (
                 t.gather(1, keep) for t in (self.w, self.diagonal, self.alive, self.column)
@@ -81,6 +78,15 @@ class Rows:
         self._own.baddbmm_(u.mT, u, alpha=-1)
         self._begin(self.w.shape[1])
         return keep
+
+
+def _inner(base: Tensor, keep: Tensor) -> Tensor:
+    """Rows and columns keep [rows, left] of B, [d, d] or [rows, m, m], one choice a row: [rows, left, left]."""
+    every = base.expand(len(keep), -1, -1)
+    if base.device.type == "cpu":
+        return torch.stack([own[kept].index_select(1, kept) for own, kept in zip(every, keep, strict=True)])
+    inner = every.gather(1, keep[:, :, None].expand(-1, -1, base.shape[-1]))
+    return inner.gather(2, keep[:, None, :].expand(-1, keep.shape[1], -1))
 
 
 def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:

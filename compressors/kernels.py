@@ -4,7 +4,7 @@ seconds, and keeps the result on disk.
 After t removals H^-1_t = B - U^T U, with one row of U per removal since B was last refreshed (Schur complements add up: it is
 a pivoted Cholesky factorisation of H^-1 with the pruning score as the pivot rule). A step needs one row of it and O(d)
 updates of the weights and the diagonal. Every k steps one matrix product folds U into B, and the columns that are gone are
-dropped from all arrays as soon as they are a fifth. Until the first refresh B is the inverse that all rows share; afterwards
+dropped from all arrays as soon as they are a tenth. Until the first refresh B is the inverse that all rows share; afterwards
 a row's B keeps its lower triangle alone, so that a refresh costs half a product.
 
 Positions keep the order of the columns, so the first of equal scores is the lowest column. A column that is gone stays in
@@ -24,8 +24,8 @@ _TILE = 128
 
 @njit
 def _period(m: int) -> int:
-    """Steps between refreshes with m columns left: near 2 sqrt(m) a step's row and its share of the refresh cost the same."""
-    return max(16, int(2 * np.sqrt(m)))
+    """Steps between refreshes with m columns left: near 3 sqrt(m) a step's row and its share of the refresh cost the same."""
+    return max(16, int(3 * np.sqrt(m)))
 
 
 @njit
@@ -81,7 +81,7 @@ def _refresh(steps: int, m: int, shared: Any, own: Any, w: Any, diagonal: Any, p
     for i in range(m):
         alive += penalty[i] == 0
     left = m
-    if len(own) == 0 or alive <= 0.8 * m:
+    if len(own) == 0 or alive <= 0.9 * m:
         kept = np.empty(alive, np.int64)
         j = 0
         for i in range(m):
