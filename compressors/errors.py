@@ -144,11 +144,13 @@ class OutputError(ApportionError):
 
 
 class EvaluationError(ApportionError):
-    """A candidate failed on two workers. Carries `candidate` and the last `traceback`."""
+    """A candidate failed on two workers, or (the empty candidate) no worker can be made. Carries `candidate` and the last
+    `traceback`."""
 
     def __init__(self, candidate: Sequence[int], traceback: str) -> None:
         self.candidate, self.traceback = tuple(candidate), traceback
-        super().__init__(f"candidate {list(candidate)} failed twice; the last failure was:\n{traceback}")
+        what = f"candidate {list(candidate)} failed again" if candidate else "the workers cannot be started"
+        super().__init__(f"{what}; the last failure was:\n{traceback}")
 
 
 class ConfigurationError(ApportionError):

@@ -10,15 +10,15 @@ from compressors.errors import ConfigurationError
 
 class Session:
     """Connected from now until `close`, which stops what this session started, and only that. Raises ConfigurationError
-    without Ray, or where the cluster has less than `count` workers need."""
+    without Ray, or where the cluster has less than `at_least` workers need (default: all of `count`)."""
 
-    def __init__(self, count: int, cpus: float, gpus: float) -> None:
+    def __init__(self, count: int, cpus: float, gpus: float, at_least: int | None = None) -> None:
         self.ray = _import_ray()
         self._started = not self.ray.is_initialized()
         try:
             if self._started:
                 _start(self.ray, count * cpus, count * gpus)
-            _check_resources(self.ray, count, cpus, gpus)
+            _check_resources(self.ray, count if at_least is None else at_least, cpus, gpus)
         except BaseException:
             self.close()
             raise

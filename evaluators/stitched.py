@@ -23,6 +23,11 @@ from evaluators.workloads import Workload
 
 Candidate = tuple[int, ...]
 
+_REMEMBERED = 4096
+"""Candidates whose sums over single batches are kept."""
+_SLACK = 1e-6
+"""Share of a bound by which rounding may push a sum of terms that are not negative."""
+
 
 class StitchedScorer:
     """Scores candidates: vectors of level indices, one per layer of the database in its order.
@@ -62,6 +67,7 @@ class StitchedScorer:
         self._batches = [(x.to(self._device), y.to(self._device)) for x, y in workload.calibration.batches(workload.batch_size)]
         self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._weight_bytes = weight_bytes
+        self._sums: OrderedDict[Candidate, list[float]] = OrderedDict()
         self._placed: list[int | None] = [None] * len(self._names)
         self._dense_outputs = self._run_dense() if needs_dense_outputs(fitness) else [EMPTY] * len(self._batches)
         self._recorded: dict[str, Recorded] = {}
@@ -70,16 +76,26 @@ class StitchedScorer:
                 self._recorded = record(self._model, self._inputs_of_batches())
         self._cut_model(0 if self._corrections else prefix_bytes)
 
-    def score(self, candidate: Candidate, fidelity: float = 1.0) -> float:
+    def score(self, candidate: Candidate, fidelity: float = 1.0, bound: float = math.inf) -> float:
         """Fitness (lower is better; inf where the outputs are not finite) over the first `fidelity` of the calibration
-        batches, at least one. Raises ConfigurationError for a candidate that does not fit the database."""
+        batches, at least one; what an earlier score of the candidate on fewer of them computed is used again. With a `bound`,
+        inf as soon as the batches so far show that the fitness is above it. Raises ConfigurationError for a candidate that does
+        not fit the database."""
         self._check(candidate)
         used = max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
-        with torch.inference_mode(), self._corrected(candidate):
-            total = 0.0
-            for b, (_, labels) in enumerate(self._batches[:used]):
-                total += float(self._criterion(self._forward(b, candidate), labels, self._dense_outputs[b]).sum())
-        fitness = total / sum(len(labels) for _, labels in self._batches[:used])
+        samples = sum(len(labels) for _, labels in self._batches[:used])
+        limit = (bound + _SLACK * abs(bound)) * samples
+        sums = self._sums.pop(candidate, [])
+        if len(sums) < used and sum(sums[:used]) <= limit:
+            with torch.inference_mode(), self._corrected(candidate):
+                while len(sums) < used and sum(sums) <= limit:
+                    sums.append(self._sum(len(sums), candidate))
+        self._sums[candidate] = sums
+        if len(self._sums) > _REMEMBERED:
+            self._sums.popitem(last=False)
+        if len(sums) < used:
+            return math.inf
+        fitness = sum(sums[:used]) / samples
         return fitness if math.isfinite(fitness) else math.inf
 
     def accuracy(self, candidate: Candidate) -> float:
@@ -88,6 +104,10 @@ class StitchedScorer:
         with torch.inference_mode(), self._corrected(candidate):
             outputs = torch.cat([self._forward(b, candidate) for b in range(len(self._batches))])
         return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
+
+    def _sum(self, b: int, candidate: Candidate) -> float:
+        """Of the criterion over batch `b`."""
+        return float(self._criterion(self._forward(b, candidate), self._batches[b][1], self._dense_outputs[b]).sum())
 
     def _check(self, candidate: Candidate) -> None:
         if len(candidate) != len(self._names):

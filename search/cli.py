@@ -140,6 +140,7 @@ def _search(options: argparse.Namespace) -> None:
         "league": rows,
         "table_agrees": agreement,
         "comparison": comparison(results),
+        "workers_replaced": dict(problem.events),
     }
 
     def text() -> None:
@@ -149,6 +150,8 @@ def _search(options: argparse.Namespace) -> None:
         _table((*columns, "budgets_met", "run"), rows)
         if agreement is not None:
             print(f"rank correlation of additive error and {job.fitness}: {agreement:.3f} (near 1, `milp` alone would do)")
+        if problem.events:
+            print("workers replaced: " + ", ".join(f"{count} {what}" for what, count in problem.events.items()))
         store_option = "" if job.store == _default_store() else f" --store {job.store}"
         best = min(rows, key=lambda row: row["best"])["run"]
         verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")

@@ -21,6 +21,7 @@ from evaluators.augment import AugmentConfig
 from evaluators.batchnorm import check_mode
 from evaluators.budgets import Budget, parse_budget
 from evaluators.fitness import criterion
+from evaluators.pool import DEADLINE
 from evaluators.workloads import WorkloadConfig
 from search.algorithms.base import resolve
 from search.layers import LayersConfig
@@ -158,7 +159,13 @@ class CorrectionsConfig(_Section):
 class WorkersConfig(_Section):
     """Who scores the candidates."""
 
-    count: int = Field(0, ge=0, description="Ray actors; 0: in this process, without Ray.")
+    count: int = Field(0, ge=0, description="Ray actors, at most; 0: in this process, without Ray.")
+    at_least: int | None = Field(
+        None,
+        ge=1,
+        description="Actors that the cluster must have room for at the start; the others join when there is room. Default: all.",
+    )
+    deadline: float = Field(DEADLINE, gt=0, description="Seconds after which an actor that scores one candidate counts as hung.")
     cpus: int = Field(1, ge=1, description="CPU threads of each worker.")
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
 

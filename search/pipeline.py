@@ -26,7 +26,8 @@ from evaluators.augment import augmented
 from evaluators.budgets import Budget
 from evaluators.costs import cost_tables
 from evaluators.latency import LatencyTable, read_latency
-from evaluators.pool import LocalPool, Pool, RayPool
+from evaluators.pool import LocalPool, Pool
+from evaluators.ray_pool import RayPool
 from evaluators.sensitivity import measure_losses
 from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
@@ -219,7 +220,9 @@ def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: st
     device = "cuda" if workers.gpus else "cpu"
     make_scorer = partial(StitchedScorer, workload, database, fitness, batchnorm, corrections=corrections, device=device)
     if workers.count:
-        return RayPool(make_scorer, workers.count, workers.cpus, workers.gpus)
+        return RayPool(
+            make_scorer, workers.count, workers.cpus, workers.gpus, at_least=workers.at_least, deadline=workers.deadline
+        )
     if workers.gpus and not torch.cuda.is_available():
         raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")
     return LocalPool(make_scorer, workers.cpus)

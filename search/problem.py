@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,13 +18,15 @@ from search.space import Candidate, SearchSpace
 @dataclass(kw_only=True)
 class Problem(ABC):
     """`whole` is the space of all layers and levels, which candidates index; `space` what algorithms see, the `decisions` that
-    the job leaves open. `id` names the job, `key` what a fitness depends on. A context: leaving it stops the workers."""
+    the job leaves open. `id` names the job, `key` what a fitness depends on; `events` counts what befell the workers (lost,
+    hung), brought up to date when they stop. A context: leaving it stops the workers."""
 
     job: AnyJob
     whole: SearchSpace
     decisions: Decisions
     key: str
     id: str
+    events: Counter[str] = field(default_factory=Counter)
     _pool: tuple[str, Pool] | None = field(default=None, repr=False)
 
     @cached_property
@@ -62,6 +65,7 @@ class Problem(ABC):
 
     def close(self) -> None:
         if self._pool is not None:
+            self.events += self._pool[1].events
             self._pool[1].close()
             self._pool = None
 

@@ -6,6 +6,7 @@ log as long as that lasts; since algorithms draw from their own generator alone,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ def search(
             full = [replace(trial, candidate=expand(trial.candidate)) for trial in affordable]
             for trial, scored in zip(affordable, _answers(full, log, len(told), pool, store, run, problem), strict=True):
                 told.append(scored)
-                batch.append(replace(trial, fitness=scored.fitness))
+                batch.append(replace(trial, fitness=scored.fitness if scored.fitness <= trial.bound else math.inf))
                 if progress:
                     _report(progress, run, told)
             if len(affordable) < len(asked):
@@ -116,19 +117,27 @@ def _answers(
             )
         number += 1
         yield scored
-    rest = [(trial.candidate, trial.fidelity) for trial in asked[len(replayed) :]]
-    known = store.known_scores(problem, rest)
-    scores = pool.evaluate([key for key in dict.fromkeys(rest) if key not in known])
-    for key in rest:
+    rest = asked[len(replayed) :]
+    known = store.known_scores(problem, [_key(trial) for trial in rest])
+    missing = {_key(trial): trial.bound for trial in rest if _key(trial) not in known}
+    scores = pool.evaluate([key if math.isinf(bound) else (*key, bound) for key, bound in missing.items()])
+    for trial in rest:
+        key = _key(trial)
         if key in known:
             scored = StoredTrial(*key, known[key], False, 0.0)
         else:
             score = next(scores)
             known[key] = score.fitness
             scored = StoredTrial(*key, score.fitness, True, score.seconds)
-        store.append(run.id, problem, number, scored)
+        # A score that was stopped at its bound is nobody else's answer.
+        stopped = math.isinf(scored.fitness) and math.isfinite(trial.bound)
+        store.append(run.id, "" if stopped else problem, number, scored)
         number += 1
         yield scored
+
+
+def _key(trial: Trial) -> tuple[Candidate, float]:
+    return trial.candidate, trial.fidelity
 
 
 def _report(progress: Progress, run: Run, told: list[StoredTrial]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import math
 import types
 import typing
 from abc import ABC, abstractmethod
@@ -38,6 +39,7 @@ _BUILT_IN = (
 )
 _REGISTRY: dict[str, type[Algorithm]] = {}
 _ENTRY_POINTS = "apportion.algorithms"
+_NEAR = 0.05
 _TRIES = 25
 """Candidates made before an algorithm gives up to find a new one."""
 
@@ -45,11 +47,12 @@ _TRIES = 25
 @dataclass(frozen=True, slots=True)
 class Trial:
     """A candidate to score on the first `fidelity` of the calibration data, in (0, 1]; once told, with its fitness (lower is
-    better)."""
+    better). A fitness above `bound` is of no more interest: it is told as inf, and scoring stops when that is certain."""
 
     candidate: Candidate
     fidelity: float = 1.0
     fitness: float | None = None
+    bound: float = math.inf
 
 
 class Algorithm(ABC):
@@ -101,6 +104,11 @@ class Algorithm(ABC):
                 if (candidate := source()) not in self.known and candidate not in taken:
                     return candidate
         return None
+
+    def worth_knowing(self, fitness: float) -> float:
+        """The bound of a trial that matters only if it beats `fitness`: a little above, because the final pick is made among
+        what comes near the best."""
+        return fitness + _NEAR * abs(fitness)
 
     def best(self) -> Candidate:
         """The best candidate told so far; the earliest where several are equal."""

@@ -36,7 +36,8 @@ class EvoPress(Algorithm):
     def propose(self) -> list[Trial]:
         if self._chosen:
             chosen, self._chosen = self._chosen, []
-            return [Trial(candidate) for candidate in chosen]
+            bound = self.worth_knowing(self.known[self.best()])
+            return [Trial(candidate, bound=bound) for candidate in chosen]
         made: dict[Candidate, None] = {}
         for _ in range(self._offspring):
             candidate = self.fresh(self._mutant, {*made, *self._seen}) or self.fresh(self._mutant, made)

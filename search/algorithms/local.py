@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,9 +48,10 @@ class LocalSearch(Algorithm):
             if candidate is None:
                 break
             made[candidate] = None
+        bound = math.inf if start is None or pairs > 1 else self.worth_knowing(self.known[start])
         if pairs > 1 and made:
             self._current = None  # wherever the kick leads, the search goes on from there
-        return [Trial(candidate) for candidate in sorted(made, key=self.space.error)[: self._batch]]
+        return [Trial(candidate, bound=bound) for candidate in sorted(made, key=self.space.error)[: self._batch]]
 
     def learn(self, trials: Sequence[Trial]) -> None:
         if not trials:

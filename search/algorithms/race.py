@@ -62,7 +62,7 @@ class Race(Algorithm):
                 rival.tell(trials)
                 continue
             for trial in trials:
-                if trial.fidelity == 1.0:
+                if trial.fidelity == 1.0 and math.isfinite(self.known[trial.candidate]):  # inf may mean: above its bound
                     rival.inform(trial.candidate, self.known[trial.candidate])
         found = min((self.known[t.candidate] for t in trials if t.fidelity == 1.0), default=np.inf)
         before, self._lowest = self._lowest, min(self._lowest, found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from compressors.errors import ConfigurationError, EvaluationError
+from compressors.errors import EvaluationError
 from db.database import LayerDatabase
-from evaluators.pool import LocalPool, Pool, RayPool, Score, Scorer
+from evaluators.pool import LocalPool, Pool, Score, Scorer
+from evaluators.ray_pool import RayPool
 from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload
 
@@ -25,8 +24,7 @@ POOLS: dict[str, Callable[[Callable[[], Scorer]], Pool]] = {
 
 
 class Sum:
-    """Scores a candidate by its sum; slower for smaller ones, so that results arrive out of order. -1 fails always; -2 fails
-    until a file is there; -3 kills its process once."""
+    """Scores a candidate by its sum; slower for smaller ones, so that results arrive out of order. -1 fails always; -2 once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,8 +37,6 @@ class Sum:
             marker = self._folder / str(candidate[0])
             if not marker.exists():
                 marker.touch()
-                if candidate[0] == -3:
-                    os.kill(os.getpid(), signal.SIGKILL)
                 raise RuntimeError("only the first time")
         return sum(candidate) * fidelity
 
@@ -73,25 +69,6 @@ def test_a_candidate_that_fails_twice_fails_with_its_traceback(pool: Pool) -> No
         fitness(pool.evaluate([((1,), 1.0), ((-1,), 1.0)]))
     assert caught.value.candidate == (-1,)
     assert fitness(pool.evaluate([((4,), 1.0)])) == [4.0]
-
-
-def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="apportion[ray] is not installed")
-    with RayPool(partial(Sum, tmp_path), count=2, cpus=1) as pool:
-        requests = [((i,), 1.0) for i in (5, -3, 6, 7, 8)]
-        assert fitness(pool.evaluate(requests)) == [5.0, -3.0, 6.0, 7.0, 8.0]
-        assert pool.replaced == 1
-
-
-def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
-    ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
-    try:
-        with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
-            RayPool(partial(Sum, tmp_path), count=3, cpus=1)
-        assert ray.is_initialized()  # a Ray that was there before stays
-    finally:
-        ray.shutdown()
 
 
 def test_local_and_ray_agree_to_the_bit(digits: Workload, database: LayerDatabase) -> None:

@@ -71,6 +71,36 @@ def test_batch_mode_uses_the_batchs_own_statistics(digits: Workload, database: L
     assert StitchedScorer(digits, database, "loss", "batch").score(candidate) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("fitness", ["loss", "kl", "error"])
+def test_a_full_score_goes_on_from_the_partial_one(digits: Workload, database: LayerDatabase, fitness: str) -> None:
+    counted: list[int] = []
+
+    class Counting(StitchedScorer):
+        def _sum(self, b: int, candidate: tuple[int, ...]) -> float:
+            counted.append(b)
+            return super()._sum(b, candidate)
+
+    batches = -(-len(digits.calibration) // digits.batch_size)
+    assert batches > 2
+    for candidate in candidates(3, 4):
+        counting, plain = (kind(digits, database, fitness, "batch") for kind in (Counting, StitchedScorer))
+        assert counting.score(candidate, 0.5) == StitchedScorer(digits, database, fitness, "batch").score(candidate, 0.5)
+        assert counting.score(candidate) == plain.score(candidate)
+        assert counting.score(candidate, 0.5) == plain.score(candidate, 0.5)
+        assert counted == list(range(batches))  # no batch twice
+        counted.clear()
+
+
+def test_scoring_stops_when_the_bound_is_out_of_reach(digits: Workload, database: LayerDatabase) -> None:
+    scorer = StitchedScorer(digits, database, "loss", "batch")
+    for candidate in candidates(4, 6):
+        fitness = StitchedScorer(digits, database, "loss", "batch").score(candidate)
+        assert scorer.score(candidate, 1.0, fitness / 2) == float("inf")
+        assert len(scorer._sums[candidate]) < len(scorer._batches)
+        assert scorer.score(candidate, 1.0, fitness) == fitness  # at its bound, and after it was stopped once
+        assert scorer.score(candidate) == fitness
+
+
 def test_recalibrate_mode_re_tunes_for_every_candidate(digits: Workload, database: LayerDatabase) -> None:
     from compressors.corrections import retune_batchnorm
 

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -23,14 +24,28 @@ class Counting(Pool):
         self.space, self.most, self.scored = space, most, list[tuple[int, ...]]()
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
-        for candidate, fidelity in requests:
+        for candidate, fidelity, *bound in requests:
             if len(self.scored) == self.most:
                 raise KeyboardInterrupt
             self.scored.append(candidate)
-            yield Score(fitness(self.space, candidate) + (1 - fidelity), 0.01)
+            yield Score(self.fitness(candidate, fidelity, *bound), 0.01)
+
+    def fitness(self, candidate: tuple[int, ...], fidelity: float, bound: float = math.inf) -> float:  # noqa: ARG002
+        return fitness(self.space, candidate) + (1 - fidelity)
 
     def close(self) -> None:
         pass
+
+
+class Stopping(Counting):
+    """Scores inf what is above its bound, as a scorer that stops early does."""
+
+    stopped = 0
+
+    def fitness(self, candidate: tuple[int, ...], fidelity: float, bound: float = math.inf) -> float:
+        whole = super().fitness(candidate, fidelity)
+        self.stopped += whole > bound
+        return math.inf if whole > bound else whole
 
 
 def store_at(path: Path) -> RunStore:
@@ -69,6 +84,20 @@ def test_no_candidate_is_scored_twice_across_algorithms_and_seeds(tmp_path: Path
     assert len(pool.scored) == len({(t.candidate, t.fidelity) for t in asked})
     assert sum(t.evaluated for t in asked) == len(pool.scored)
     assert all(t.fitness == fitness(SPACE, t.candidate) + (1 - t.fidelity) for t in asked)
+
+
+@pytest.mark.parametrize("name", ["local", "evopress", "race"])
+def test_stopping_at_the_bound_changes_no_course(tmp_path: Path, name: str) -> None:
+    whole = start(store_at(tmp_path / "whole.sqlite"), Counting(), name, evaluations=120)
+    store, pool = store_at(tmp_path / "stopped.sqlite"), Stopping()
+    stopped = start(store, pool, name, evaluations=120)
+    assert pool.stopped > 2
+    assert [t.candidate for t in stopped.trials] == [t.candidate for t in whole.trials]
+    assert stopped.best == whole.best
+    scores = [(t.candidate, t.fidelity) for t in stopped.trials]
+    known = store.known_scores("p", scores)
+    assert all(math.isfinite(fitness) for fitness in known.values())  # what was stopped is nobody else's answer
+    assert len(known) < len(set(scores))
 
 
 def test_other_problems_share_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,217 @@
+"""RayPool: scores on Ray actors, one scorer each. The pool's results are what one process alone would give, whatever happens
+to the workers meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from compressors.errors import EvaluationError
+from db.cluster import Session
+from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, timed
+
+log = logging.getLogger(__name__)
+
+_LOST_AT_MOST = 4
+"""Workers that may be lost over one candidate: more, and the candidate is what kills them."""
+_IMPATIENT = 60.0
+"""Seconds without any worker after which the log says what is waited for."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One worker's place. `starting` is pending until its scorer is made (None then); `since`: when its work was given out;
+    `lost`: workers that were lost here one after the other while they started."""
+
+    actor: Any
+    starting: Any
+    since: float = 0.0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class _Tries:
+    failed: int = 0
+    lost: int = 0
+    why: str = ""
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one `evaluate` still has to do. `flying`: reference -> (slot, number of the request)."""
+
+    requests: Sequence[Request]
+    waiting: deque[int]
+    flying: dict[Any, tuple[_Slot, int]] = field(default_factory=dict)
+    tries: dict[int, _Tries] = field(default_factory=dict)
+    done: dict[int, Score] = field(default_factory=dict)
+
+
+class RayPool(Pool):
+    """Scores on up to `count` Ray actors with `cpus` and `gpus` each. Connects to a running cluster where RAY_ADDRESS names
+    one, otherwise starts Ray on this machine and stops it in `close`.
+
+    `at_least` workers (default: all) must fit the cluster now; the others are used as soon as it has room for them, and one
+    that is lost with its node comes back as soon as there is room again. A worker that dies, or scores one candidate for more
+    than `deadline` seconds, is replaced and its work given out again; `events` counts these. `evaluate` raises EvaluationError
+    for a candidate that fails or hangs twice, or that loses four workers; this raises ConfigurationError without Ray or room.
+    """
+
+    def __init__(
+        self,
+        make_scorer: Callable[[], Scorer],
+        count: int,
+        cpus: float,
+        gpus: float = 0,
+        *,
+        at_least: int | None = None,
+        deadline: float = DEADLINE,
+    ) -> None:
+        super().__init__()
+        self._deadline = deadline
+        self._slots: list[_Slot] = []
+        self._session = Session(count, cpus, gpus, at_least)
+        self._ray = self._session.ray
+        try:
+            self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
+            self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker)
+            self._threads = max(1, int(cpus))
+            self._slots = [self._new() for _ in range(count)]
+        except BaseException:
+            self.close()
+            raise
+
+    def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
+        work = _Work(requests, deque(range(len(requests))))
+        told = 0
+        try:
+            while told < len(requests):
+                self._give_out(work)
+                self._wait(work)
+                while told in work.done:
+                    yield work.done.pop(told)
+                    told += 1
+        finally:
+            for reference in work.flying:  # the caller stopped early, or a candidate failed for good
+                self._ray.cancel(reference)
+
+    def close(self) -> None:
+        for slot in self._slots:
+            self._ray.kill(slot.actor)
+        self._slots = []
+        self._session.close()
+
+    def _new(self) -> _Slot:
+        actor = self._actor.remote(self._threads)
+        return _Slot(actor, actor.prepare.remote(self._made))
+
+    def _replace(self, slot: _Slot) -> None:
+        self._ray.kill(slot.actor)  # it may be out of reach alone, and keep its place in the cluster
+        fresh = self._new()
+        slot.actor, slot.starting = fresh.actor, fresh.starting
+
+    def _give_out(self, work: _Work) -> None:
+        busy = {id(slot) for slot, _ in work.flying.values()}
+        for slot in self._slots:
+            if not work.waiting:
+                return
+            if slot.starting is None and id(slot) not in busy:
+                number = work.waiting.popleft()
+                slot.since = time.monotonic()
+                work.flying[slot.actor.score.remote(*work.requests[number])] = (slot, number)
+
+    def _wait(self, work: _Work) -> None:
+        """Until something is finished, has failed, or is overdue."""
+        starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
+        first = min((slot.since for slot, _ in work.flying.values()), default=time.monotonic())
+        patience = first + self._deadline - time.monotonic() if work.flying else _IMPATIENT
+        ready, _ = self._ray.wait([*work.flying, *starting], num_returns=1, timeout=max(0.0, patience))
+        if not ready:
+            if work.flying:
+                self._give_up_overdue(work)
+            else:
+                log.warning("no worker could be started for %g seconds: the cluster has no room for one", _IMPATIENT)
+            return
+        # What else is ready by now is taken in the same turn.
+        ready, _ = self._ray.wait([*work.flying, *starting], num_returns=len(work.flying) + len(starting), timeout=0)
+        for reference in ready:
+            if reference in starting:
+                self._started(starting[reference])
+            else:
+                self._finished(work, reference)
+
+    def _started(self, slot: _Slot) -> None:
+        errors = self._ray.exceptions
+        try:
+            self._ray.get(slot.starting)
+        except errors.RayTaskError as error:  # no other worker could make the scorer either
+            raise EvaluationError((), str(error)) from error
+        except errors.RayError as error:
+            slot.lost += 1
+            if slot.lost == _LOST_AT_MOST:
+                raise EvaluationError((), str(error)) from error
+            self._event("lost", f"a worker was lost while it started: {_first_line(error)}")
+            self._replace(slot)
+            return
+        slot.starting, slot.lost = None, 0
+
+    def _finished(self, work: _Work, reference: Any) -> None:
+        slot, number = work.flying.pop(reference)
+        errors = self._ray.exceptions
+        try:
+            fitness, seconds = self._ray.get(reference)
+            work.done[number] = Score(fitness, seconds)
+        except errors.RayTaskError as error:
+            self._again(work, number, str(error), failed=1)
+        except errors.RayError as error:
+            self._event("lost", f"a worker was lost: {_first_line(error)}")
+            self._replace(slot)
+            self._again(work, number, str(error), lost=1)
+
+    def _give_up_overdue(self, work: _Work) -> None:
+        limit = time.monotonic() - self._deadline
+        for reference, (slot, number) in list(work.flying.items()):
+            if slot.since <= limit:
+                del work.flying[reference]
+                self._event("hung", f"a worker hung for more than {self._deadline:g} seconds")
+                self._replace(slot)
+                self._again(work, number, f"its worker still scored it after {self._deadline:g} seconds", failed=1)
+
+    def _again(self, work: _Work, number: int, why: str, failed: int = 0, lost: int = 0) -> None:
+        """Give a request out once more, before all others, or give up."""
+        tries = work.tries.setdefault(number, _Tries())
+        tries.failed += failed
+        tries.lost += lost
+        if tries.failed == 2 or tries.lost == _LOST_AT_MOST:
+            raise EvaluationError(work.requests[number][0], why)
+        work.waiting.appendleft(number)
+
+    def _event(self, what: str, text: str) -> None:
+        self.events[what] += 1
+        log.warning("%s; it is replaced, and its work given out again", text)
+
+
+class _Worker:
+    """The actor: one scorer, made once."""
+
+    def __init__(self, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._scorer: Scorer | None = None
+
+    def prepare(self, make_scorer: Callable[[], Scorer]) -> None:
+        self._scorer = make_scorer()
+
+    def score(self, *request: Any) -> tuple[float, float]:
+        assert self._scorer is not None  # the pool waits for `prepare`
+        score = timed(self._scorer, *request)
+        return score.fitness, score.seconds
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

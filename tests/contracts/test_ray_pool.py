@@ -1,0 +1,137 @@
+"""What befalls Ray workers changes no result: real processes, several nodes on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compressors.errors import ConfigurationError, EvaluationError
+from evaluators.pool import Score
+
+ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from evaluators.ray_pool import RayPool  # noqa: E402
+
+STORE = 80 << 20
+
+
+class Fragile:
+    """Scores a candidate by its sum. -3 kills its process and -4 hangs, the first time; -5 kills its process always. Leaves a
+    note of the node that it runs on."""
+
+    def __init__(self, folder: Path, seconds: float = 0.02) -> None:
+        self._folder, self._seconds = folder, seconds
+        (folder / f"worker-{ray.get_runtime_context().get_node_id()}-{os.getpid()}").touch()
+
+    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+        first = candidate[0]
+        marker = self._folder / str(first)
+        if first == -5 or (first in (-3, -4) and not marker.exists()):
+            marker.touch()
+            if first == -4:
+                time.sleep(600)
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self._seconds)
+        return sum(candidate) * fidelity
+
+
+class Unmade:
+    def __init__(self) -> None:
+        raise RuntimeError("no such weights")
+
+    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+        return sum(candidate) * fidelity
+
+
+def fitness(scores: Iterator[Score]) -> list[float]:
+    return [score.fitness for score in scores]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without room for workers; the tests add nodes of one CPU. Stopped at the end, and only it."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False})
+    ray.init(address=made.address, log_to_driver=False)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+def add_node(cluster: Any) -> Any:
+    return cluster.add_node(num_cpus=1, object_store_memory=STORE)
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    with RayPool(partial(Fragile, tmp_path), count=2, cpus=1) as pool:
+        requests = [((i,), 1.0) for i in (5, -3, 6, 7, 8)]
+        assert fitness(pool.evaluate(requests)) == [5.0, -3.0, 6.0, 7.0, 8.0]
+        assert pool.events == {"lost": 1}
+        with pytest.raises(EvaluationError) as caught:
+            fitness(pool.evaluate([((1,), 1.0), ((-5,), 1.0)]))
+        assert caught.value.candidate == (-5,)
+        assert pool.events == {"lost": 5}
+        assert fitness(pool.evaluate([((9,), 1.0), ((10,), 0.5)])) == [9.0, 5.0]
+
+
+def test_a_hung_worker_is_replaced(tmp_path: Path) -> None:
+    with RayPool(partial(Fragile, tmp_path), count=2, cpus=1, deadline=2.0) as pool:
+        requests = [((i,), 1.0) for i in (5, -4, 6, 7)]
+        assert fitness(pool.evaluate(requests)) == [5.0, -4.0, 6.0, 7.0]
+        assert pool.events == {"hung": 1}
+
+
+def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:
+    with RayPool(Unmade, count=1, cpus=1) as pool, pytest.raises(EvaluationError, match="no such weights"):
+        fitness(pool.evaluate([((1,), 1.0)]))
+
+
+def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
+    ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
+            RayPool(partial(Fragile, tmp_path), count=3, cpus=1)
+        with RayPool(partial(Fragile, tmp_path), count=3, cpus=1, at_least=1) as pool:
+            assert fitness(pool.evaluate([((2,), 1.0), ((3,), 1.0)])) == [2.0, 3.0]
+        assert ray.is_initialized()  # a Ray that was there before stays
+    finally:
+        ray.shutdown()
+
+
+def test_a_node_is_removed_and_another_one_joins(cluster: Any, tmp_path: Path) -> None:
+    first, _ = add_node(cluster), add_node(cluster)
+    cluster.wait_for_nodes()
+    requests = [((i, 1), 1.0) for i in range(150)]
+    with RayPool(partial(Fragile, tmp_path, 0.1), count=2, cpus=1) as pool:
+        scores = pool.evaluate(requests)
+        found = [next(scores).fitness for _ in range(10)]
+        cluster.remove_node(first, allow_graceful=False)
+        found += [next(scores).fitness for _ in range(10)]
+        add_node(cluster)
+        found += fitness(scores)
+        assert pool.events["lost"] >= 1
+    assert found == [sum(candidate) for candidate, _ in requests]
+    nodes = {note.name.split("-")[1] for note in tmp_path.glob("worker-*")}
+    assert len(nodes) == 3  # the one that joined was used
+
+
+def test_workers_that_join_during_a_run_are_used(cluster: Any, tmp_path: Path) -> None:
+    add_node(cluster)
+    cluster.wait_for_nodes()
+    requests = [((i, 1), 1.0) for i in range(150)]
+    with RayPool(partial(Fragile, tmp_path, 0.1), count=3, cpus=1, at_least=1) as pool:
+        scores = pool.evaluate(requests)
+        found = [next(scores).fitness for _ in range(10)]
+        add_node(cluster)
+        assert found + fitness(scores) == [sum(candidate) for candidate, _ in requests]
+    nodes = {note.name.split("-")[1] for note in tmp_path.glob("worker-*")}
+    assert len(nodes) == 2
