@@ -19,6 +19,7 @@ from compressors.errors import (
     DatabaseUnfinishedError,
     ModelError,
 )
+from compressors.grids import Grid
 from compressors.levels import Level
 from compressors.progress import Progress
 from db import codec, format
@@ -87,6 +88,17 @@ class LayerDatabase:
         if codec.checksum(parts) != entry.checksum:
             raise DatabaseCorruptError(self.path, f"{self._files[layer]}: level {entry.level!r} was altered (checksum)")
         return codec.decode(entry.encoding, parts, self.layers[layer].shape)
+
+    def grid(self, layer: str, level: str | Level) -> Grid | None:
+        """The grid of a quantized weight; None for other levels, and where storing values took less than storing codes. Raises
+        DatabaseError."""
+        entry = self.entry(layer, level)
+        packing = entry.encoding.rpartition("+")[2]
+        if not packing.startswith("packed"):
+            return None
+        parts = self._parts(layer, entry)
+        scale, zero = (parts[name].float()[:, None] for name in ("scale", "zero"))
+        return Grid(scale, zero, int(packing.removeprefix("packed")))
 
     def verify(self, progress: Progress | None = None) -> None:
         """Read every entry and check it. Raises DatabaseCorruptError for the first one that is not as it was written."""

@@ -66,8 +66,8 @@ class LatencyTable:
 
 
 def read_latency(path: str | Path) -> LatencyTable:
-    """Read a table: `.csv` with the columns layer, level, seconds (a row with layer `*` gives the whole model), anything else
-    as SPDY's text. Raises DataError, which names file and line."""
+    """Read a table: `.csv` with the columns layer, level, seconds (a row with layer `*` gives the whole model; lines that begin
+    with # come before them), anything else as SPDY's text. Raises DataError, which names file and line."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -112,20 +112,23 @@ def _read_spdy(path: Path, text: str) -> LatencyTable:
 
 
 def _read_csv(path: Path, text: str) -> LatencyTable:
-    reader = csv.DictReader(text.splitlines())
+    lines = text.splitlines()
+    comments = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    reader = csv.DictReader(lines[comments:])
     if not {"layer", "level", "seconds"} <= set(reader.fieldnames or ()):
         raise DataError(str(path), "expected the columns layer, level, seconds")
     rows: dict[str, dict[Level, float]] = {}
     whole: float | None = None
     for row in reader:
-        seconds = _number(path, reader.line_num, row["seconds"])
+        line = comments + reader.line_num
+        seconds = _number(path, line, row["seconds"])
         if row["layer"] == WHOLE:
             whole = seconds
             continue
         try:
             rows.setdefault(row["layer"], {})[parse_level(row["level"])] = seconds
         except LevelError as error:
-            raise DataError(f"{path}, line {reader.line_num}", str(error)) from error
+            raise DataError(f"{path}, line {line}", str(error)) from error
     total = sum(row.get(DENSE, 0.0) for row in rows.values())
     return LatencyTable(rows, total if whole is None else whole, str(path))
 

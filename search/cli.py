@@ -12,12 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from compressors.errors import ApportionError, ConfigurationError
 from db.runs import RunStore
+from search import cli_evaluators
 from search.job import Job, json_schema, load_job, restore_job
+from search.printing import cell, show, table
 from search.progress import TerminalProgress
 
 _INTERRUPTED = 130
@@ -74,22 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "run_ids", metavar="RUN", nargs="*", help="runs of one job; default: the finished runs of the newest job"
     )
-    show = command("show", _show, "Show a run's final profile.", "apportion show spdy-s0-1a2b3c4d")
+    shown = command("show", _show, "Show a run's final profile.", "apportion show spdy-s0-1a2b3c4d")
     export = command(
         "export",
         _export,
         "Write a run's final profile and the stitched, re-tuned model, with its accuracies.",
         "apportion export spdy-s0-1a2b3c4d -o out/",
     )
-    for sub in (show, export):
+    for sub in (shown, export):
         sub.add_argument("run_id", metavar="RUN", help="a run's id, as `apportion runs` lists it")
     export.add_argument("-o", "--out", type=Path, required=True, help="folder to write to")
-    for sub in (runs, compare, show, export):
+    for sub in (runs, compare, shown, export):
         sub.add_argument(
             "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
         )
+    cli_evaluators.add_commands(command, commands)
     command("schema", _schema, "Print the job file's JSON Schema.", "apportion schema > job.schema.json")
-    for sub in (build, search, runs, compare, show, export):
+    for sub in (build, search, runs, compare, shown, export):
         sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -116,7 +116,7 @@ def _build(options: argparse.Namespace) -> None:
         for name, others in content["tied"].items():
             print(f"tied weights, one entry for all: {', '.join([name, *others])}")
 
-    _print(options, content, text)
+    show(options, content, text)
 
 
 def _search(options: argparse.Namespace) -> None:
@@ -147,7 +147,7 @@ def _search(options: argparse.Namespace) -> None:
         for name, fitness in points.items():
             print(f"{name}: {job.fitness} {fitness:.5g}")
         columns = ("algorithm", "best", "median", "area", "to_best", "error_gap", "seeds", "evaluations", "scored", "seconds")
-        _table((*columns, "budgets_met", "run"), rows)
+        table((*columns, "budgets_met", "run"), rows)
         if agreement is not None:
             print(f"rank correlation of additive error and {job.fitness}: {agreement:.3f} (near 1, `milp` alone would do)")
         if problem.events:
@@ -158,7 +158,7 @@ def _search(options: argparse.Namespace) -> None:
         print(f"runs are in {job.store}; {verb} the best one with")
         print(f"  apportion {verb} {best}{rest}{store_option}")
 
-    _print(options, content, text)
+    show(options, content, text)
 
 
 def _runs(options: argparse.Namespace) -> None:
@@ -167,7 +167,7 @@ def _runs(options: argparse.Namespace) -> None:
     store = _open_store(options)
     rows = [describe_run(run, store) for run in store.runs()]
     columns = ("run", "job", "algorithm", "seed", "state", "trials", "scored", "best", "seconds")
-    _print(options, rows, lambda: _table(columns, rows))
+    show(options, rows, lambda: table(columns, rows))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -193,15 +193,15 @@ def _compare(options: argparse.Namespace) -> None:
     rows, tests = standings(results), comparison(results)
 
     def text() -> None:
-        _table(("algorithm", "best", "median", "q1", "q3", "area", "to_best", "wins", "seeds", "evaluations", "seconds"), rows)
+        table(("algorithm", "best", "median", "q1", "q3", "area", "to_best", "wins", "seeds", "evaluations", "seconds"), rows)
         if len(rows) > 1 and tests["seeds"]:
             ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in sorted(tests["ranks"].items(), key=lambda item: item[1]))
             print(f"mean ranks over seeds {tests['seeds']}: {ranks}; critical difference {tests['critical_difference']:.2f}")
-            _table(("better", "worse", "median_difference", "p"), sorted(tests["pairwise"], key=lambda test: test["p"]))
+            table(("better", "worse", "median_difference", "p"), sorted(tests["pairwise"], key=lambda test: test["p"]))
             if len(tests["seeds"]) < 6:
                 print("with fewer than six common seeds no pair can differ at p < 0.05")
 
-    _print(options, {"standings": rows, "comparison": tests}, text)
+    show(options, {"standings": rows, "comparison": tests}, text)
 
 
 def _show(options: argparse.Namespace) -> None:
@@ -215,13 +215,13 @@ def _show(options: argparse.Namespace) -> None:
 
     def text() -> None:
         for key in ("run", "state", "evaluations", "fitness", "best_fitness", "found_after", "additive_error"):
-            print(f"{key.replace('_', ' ')}: {_cell(content[key])}")
+            print(f"{key.replace('_', ' ')}: {cell(content[key])}")
         for metric, ratio in content["costs"].items():
             budget = content["budgets"].get(metric)
             print(f"{metric}: {ratio:.4f} of dense" + (f" (budget {budget:g})" if budget else ""))
-        _table(("layer", "level"), [{"layer": k, "level": v} for k, v in content["profile"].items()])
+        table(("layer", "level"), [{"layer": k, "level": v} for k, v in content["profile"].items()])
 
-    _print(options, content, text)
+    show(options, content, text)
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -245,7 +245,7 @@ def _export(options: argparse.Namespace) -> None:
         for name, value in content["accuracy"].items():
             print(f"test accuracy, {name}: {value:.2f} %")
 
-    _print(options, content, text)
+    show(options, content, text)
 
 
 def _schema(_options: argparse.Namespace) -> None:
@@ -272,32 +272,6 @@ def _open_store(options: argparse.Namespace) -> RunStore:
 
 def _default_store() -> str:
     return f"sqlite:///{Path('apportion.sqlite').absolute()}"
-
-
-def _print(options: argparse.Namespace, content: Any, text: Callable[[], None]) -> None:
-    if options.json:
-        print(json.dumps(content, indent=1))
-    else:
-        text()
-
-
-def _table(columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(box=None, header_style="bold")
-    for column in columns:
-        numeric = bool(rows) and isinstance(rows[0][column], (int, float)) and not isinstance(rows[0][column], bool)
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_cell(row[column]) for column in columns))
-    width = None if sys.stdout.isatty() else 200
-    Console(width=width).print(table)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "NO"
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

