@@ -14,7 +14,7 @@ import torch
 
 from compressors.errors import EvaluationError
 from db.cluster import Session
-from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, timed
+from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, prefix_order, timed
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class RayPool(Pool):
             raise
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
-        work = _Work(requests, deque(range(len(requests))))
+        work = _Work(requests, deque(prefix_order(requests)))
         told = 0
         try:
             while told < len(requests):

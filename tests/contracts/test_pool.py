@@ -60,6 +60,21 @@ def test_scores_come_in_asked_order(pool: Pool) -> None:
     assert fitness(pool.evaluate([((3,), 1.0)])) == [3.0]
 
 
+def test_neighbours_are_scored_one_after_the_other() -> None:
+    scored: list[tuple[int, ...]] = []
+
+    class Noting:
+        def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+            scored.append(candidate)
+            return sum(candidate) * fidelity
+
+    requests = [((i % 3, i), 1.0) for i in range(20)]
+    with LocalPool(Noting, threads=1) as pool:
+        assert fitness(pool.evaluate(requests)) == [sum(c) for c, _ in requests]
+    assert scored[:16] == sorted(c for c, _ in requests[:16])
+    assert scored[16:] == sorted(c for c, _ in requests[16:])
+
+
 def test_a_candidate_that_fails_once_is_tried_again(pool: Pool) -> None:
     assert fitness(pool.evaluate([((1,), 1.0), ((-2,), 1.0), ((2,), 1.0)])) == [1.0, -2.0, 2.0]
 
