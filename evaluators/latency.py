@@ -1,4 +1,4 @@
-"""Latency tables: seconds of every layer at every level, imported from SPDY's text files or from CSV.
+"""Latency tables: seconds of every layer at every level, from SPDY's text files, from CSV, or from a user's own function.
 
 A level that a table does not name costs what dense costs; unstructured levels between two sparsities of a table are interpolated.
 """
@@ -6,14 +6,15 @@ A level that a table does not name costs what dense costs; unstructured levels b
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from compressors.errors import DataError, LevelError
+from compressors.errors import ConfigurationError, DataError, LevelError
 from compressors.levels import DENSE, Level, Sparsity, parse_level
 
 WHOLE = "*"
@@ -73,14 +74,33 @@ def read_latency(path: str | Path) -> LatencyTable:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), getattr(error, "strerror", None) or str(error)) from error
-    table = _read_csv(path, text) if path.suffix == ".csv" else _read_spdy(path, text)
+    return _checked(_read_csv(path, text) if path.suffix == ".csv" else _read_spdy(path, text))
+
+
+def ask_latency(name: str, levels: Mapping[str, Sequence[Level]]) -> LatencyTable:
+    """The table that a user's own function gives: `name` is module:function, called with (layer, level), both text, for seconds;
+    with ("*", "dense") for those of the whole dense model. Raises ConfigurationError, DataError."""
+    module, _, attribute = name.partition(":")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"latency.table {name!r} cannot be loaded: {error}") from error
+
+    def ask(layer: str, level: Level) -> float:
+        return _seconds(f"{name}({layer!r}, {str(level)!r})", function(layer, str(level)))
+
+    rows = {layer: {level: ask(layer, level) for level in own} for layer, own in levels.items()}
+    return _checked(LatencyTable(rows, ask(WHOLE, DENSE), name))
+
+
+def _checked(table: LatencyTable) -> LatencyTable:
     for layer, row in table.seconds.items():
         if DENSE not in row:
-            raise DataError(str(path), f"layer {layer!r} has no dense time")
+            raise DataError(table.source, f"layer {layer!r} has no dense time")
     if not table.seconds:
-        raise DataError(str(path), "has no layers")
+        raise DataError(table.source, "has no layers")
     if table.base < -1e-4 * table.whole:
-        raise DataError(str(path), f"the layers' dense times exceed the whole model's, {table.whole:g} s")
+        raise DataError(table.source, f"the layers' dense times exceed the whole model's, {table.whole:g} s")
     return table
 
 
@@ -134,12 +154,16 @@ def _read_csv(path: Path, text: str) -> LatencyTable:
 
 
 def _number(path: Path, line: int, word: str | None) -> float:
+    return _seconds(f"{path}, line {line}", word)
+
+
+def _seconds(where: str, value: object) -> float:
     try:
-        number = float(word or "")
-    except ValueError:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
         number = float("nan")
     if not (np.isfinite(number) and number >= 0):
-        raise DataError(f"{path}, line {line}", f"expected a number, 0 or above; got {word!r}")
+        raise DataError(where, f"expected a number, 0 or above; got {value!r}")
     return number
 
 

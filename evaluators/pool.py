@@ -9,11 +9,11 @@ from __future__ import annotations
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -84,34 +84,47 @@ class LocalPool(Pool):
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
         done: dict[int, Score] = {}
         told = 0
-        for number in prefix_order(requests):
+        waiting = deque(prefix_order(requests))
+        while waiting:
             before = torch.get_num_threads()
             torch.set_num_threads(self._threads)
             try:
-                done[number] = self._score(requests[number])
+                if self._scorer is None:
+                    self._scorer = self._make()
+                numbers = [waiting.popleft() for _ in range(min(width(self._scorer), len(waiting)))]
+                done.update(zip(numbers, self._score([requests[n] for n in numbers]), strict=True))
             finally:
                 torch.set_num_threads(before)
             while told in done:
                 yield done.pop(told)
                 told += 1
 
-    def _score(self, request: Request) -> Score:
+    def _score(self, requests: list[Request]) -> list[Score]:
         for attempt in (1, 2):
             try:
                 if self._scorer is None:
                     self._scorer = self._make()
-                return timed(self._scorer, *request)
+                return timed(self._scorer, requests)
             except Exception as error:
                 self._scorer = None  # its state is unknown now
+                if attempt == 2 and len(requests) == 1:
+                    raise EvaluationError(requests[0][0], traceback.format_exc()) from error
                 if attempt == 2:
-                    raise EvaluationError(request[0], traceback.format_exc()) from error
+                    return [score for request in requests for score in self._score([request])]  # which of them is it?
         raise AssertionError("unreachable")
 
     def close(self) -> None:
         self._scorer = None
 
 
-def timed(scorer: Scorer, *request: Any) -> Score:
-    """Score one request, and how long that took."""
+def width(scorer: Scorer) -> int:
+    """How many requests it is best given at once; more than 1 for scorers with a `width` and `score_many`."""
+    return int(getattr(scorer, "width", 1))
+
+
+def timed(scorer: Scorer, requests: Sequence[Request]) -> list[Score]:
+    """Score some requests, and how long that took, in equal shares."""
     start = time.perf_counter()
-    return Score(scorer.score(*request), time.perf_counter() - start)
+    found = scorer.score_many(requests) if width(scorer) > 1 else [scorer.score(*request) for request in requests]  # type: ignore[attr-defined]
+    seconds = (time.perf_counter() - start) / len(requests)
+    return [Score(fitness, seconds) for fitness in found]

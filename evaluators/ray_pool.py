@@ -14,7 +14,7 @@ import torch
 
 from compressors.errors import EvaluationError
 from db.cluster import Session
-from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, prefix_order, timed
+from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, prefix_order, timed, width
 
 log = logging.getLogger(__name__)
 
@@ -26,29 +26,38 @@ _IMPATIENT = 60.0
 
 @dataclass(slots=True)
 class _Slot:
-    """One worker's place. `starting` is pending until its scorer is made (None then); `since`: when its work was given out;
-    `lost`: workers that were lost here one after the other while they started."""
+    """One worker's place. `starting` is pending until its scorer is made (None then); `since`: when it began what it is doing;
+    `lost`: workers that were lost here one after the other while they started; `width`: requests that it takes at once."""
 
     actor: Any
     starting: Any
     since: float = 0.0
     lost: int = 0
+    width: int = 1
 
 
 @dataclass(slots=True)
 class _Tries:
     failed: int = 0
     lost: int = 0
-    why: str = ""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Requests that a worker has been given: their numbers, the place, and the actor that was there."""
+
+    slot: _Slot
+    actor: Any
+    numbers: list[int]
 
 
 @dataclass(slots=True)
 class _Work:
-    """What one `evaluate` still has to do. `flying`: reference -> (slot, number of the request)."""
+    """What one `evaluate` still has to do. `flying`: reference -> what was given out, the oldest first."""
 
     requests: Sequence[Request]
     waiting: deque[int]
-    flying: dict[Any, tuple[_Slot, int]] = field(default_factory=dict)
+    flying: dict[Any, _Flight] = field(default_factory=dict)
     tries: dict[int, _Tries] = field(default_factory=dict)
     done: dict[int, Score] = field(default_factory=dict)
 
@@ -101,6 +110,11 @@ class RayPool(Pool):
             for reference in work.flying:  # the caller stopped early, or a candidate failed for good
                 self._ray.cancel(reference)
 
+    @property
+    def there(self) -> int:
+        """Workers that have begun to take work."""
+        return sum(slot.starting is None for slot in self._slots)
+
     def close(self) -> None:
         for slot in self._slots:
             self._ray.kill(slot.actor)
@@ -117,39 +131,53 @@ class RayPool(Pool):
         slot.actor, slot.starting = fresh.actor, fresh.starting
 
     def _give_out(self, work: _Work) -> None:
-        busy = {id(slot) for slot, _ in work.flying.values()}
-        for slot in self._slots:
-            if not work.waiting:
-                return
-            if slot.starting is None and id(slot) not in busy:
-                number = work.waiting.popleft()
-                slot.since = time.monotonic()
-                work.flying[slot.actor.score.remote(*work.requests[number])] = (slot, number)
+        """To idle workers; and while there is plenty, each has the next one waiting when it finishes the first."""
+        there = [slot for slot in self._slots if slot.starting is None]
+        load = dict.fromkeys(map(id, there), 0)
+        for flight in work.flying.values():
+            load[id(flight.slot)] += 1
+        for most in (1, 2):
+            for slot in there:
+                if work.waiting and load[id(slot)] < most and (most == 1 or len(work.waiting) > len(self._slots)):
+                    if not load[id(slot)]:
+                        slot.since = time.monotonic()
+                    numbers = self._take(work, slot.width)
+                    reference = slot.actor.score.remote([work.requests[n] for n in numbers])
+                    work.flying[reference] = _Flight(slot, slot.actor, numbers)
+                    load[id(slot)] += 1
+
+    def _take(self, work: _Work, width: int) -> list[int]:
+        """The next requests for one worker: its fair share of what is left, and one alone that failed before."""
+        share = min(width, -(-len(work.waiting) // len(self._slots)))
+        numbers = [work.waiting.popleft()]
+        while len(numbers) < share and not {numbers[0], work.waiting[0]} & work.tries.keys():
+            numbers.append(work.waiting.popleft())
+        return numbers
 
     def _wait(self, work: _Work) -> None:
         """Until something is finished, has failed, or is overdue."""
         starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-        first = min((slot.since for slot, _ in work.flying.values()), default=time.monotonic())
+        first = min((flight.slot.since for flight in work.flying.values()), default=time.monotonic())
         patience = first + self._deadline - time.monotonic() if work.flying else _IMPATIENT
         ready, _ = self._ray.wait([*work.flying, *starting], num_returns=1, timeout=max(0.0, patience))
         if not ready:
             if work.flying:
                 self._give_up_overdue(work)
             else:
-                log.warning("no worker could be started for %g seconds: the cluster has no room for one", _IMPATIENT)
+                log.warning("no worker has started for %g seconds: the cluster has no room, or starting takes long", _IMPATIENT)
             return
         # What else is ready by now is taken in the same turn.
         ready, _ = self._ray.wait([*work.flying, *starting], num_returns=len(work.flying) + len(starting), timeout=0)
         for reference in ready:
             if reference in starting:
                 self._started(starting[reference])
-            else:
+            elif reference in work.flying:  # not given up with another one of its worker's
                 self._finished(work, reference)
 
     def _started(self, slot: _Slot) -> None:
         errors = self._ray.exceptions
         try:
-            self._ray.get(slot.starting)
+            slot.width = self._ray.get(slot.starting)
         except errors.RayTaskError as error:  # no other worker could make the scorer either
             raise EvaluationError((), str(error)) from error
         except errors.RayError as error:
@@ -162,35 +190,46 @@ class RayPool(Pool):
         slot.starting, slot.lost = None, 0
 
     def _finished(self, work: _Work, reference: Any) -> None:
-        slot, number = work.flying.pop(reference)
         errors = self._ray.exceptions
+        flight = work.flying[reference]
         try:
-            fitness, seconds = self._ray.get(reference)
-            work.done[number] = Score(fitness, seconds)
+            work.done.update(zip(flight.numbers, (Score(*score) for score in self._ray.get(reference)), strict=True))
         except errors.RayTaskError as error:
-            self._again(work, number, str(error), failed=1)
+            del work.flying[reference]
+            self._again(work, flight.numbers, str(error), failed=1)
         except errors.RayError as error:
             self._event("lost", f"a worker was lost: {_first_line(error)}")
-            self._replace(slot)
-            self._again(work, number, str(error), lost=1)
+            self._give_up(work, flight, str(error), lost=1)
+        else:
+            del work.flying[reference]
+        flight.slot.since = time.monotonic()
 
     def _give_up_overdue(self, work: _Work) -> None:
         limit = time.monotonic() - self._deadline
-        for reference, (slot, number) in list(work.flying.items()):
-            if slot.since <= limit:
-                del work.flying[reference]
+        for slot in self._slots:
+            flight = next((flight for flight in work.flying.values() if flight.slot is slot), None)
+            if flight and slot.since <= limit:
                 self._event("hung", f"a worker hung for more than {self._deadline:g} seconds")
-                self._replace(slot)
-                self._again(work, number, f"its worker still scored it after {self._deadline:g} seconds", failed=1)
+                self._give_up(work, flight, f"its worker still scored it after {self._deadline:g} seconds", failed=1)
 
-    def _again(self, work: _Work, number: int, why: str, failed: int = 0, lost: int = 0) -> None:
-        """Give a request out once more, before all others, or give up."""
-        tries = work.tries.setdefault(number, _Tries())
-        tries.failed += failed
-        tries.lost += lost
-        if tries.failed == 2 or tries.lost == _LOST_AT_MOST:
-            raise EvaluationError(work.requests[number][0], why)
-        work.waiting.appendleft(number)
+    def _give_up(self, work: _Work, flight: _Flight, why: str, failed: int = 0, lost: int = 0) -> None:
+        """Replace a worker. Of what it was given the oldest is to blame, the rest had to wait."""
+        mine = [reference for reference, other in work.flying.items() if other.actor is flight.actor]
+        self._replace(flight.slot)
+        oldest, *others = (work.flying.pop(reference) for reference in mine)
+        for other in others:
+            work.waiting.extendleft(reversed(other.numbers))
+        self._again(work, oldest.numbers, why, failed, lost)
+
+    def _again(self, work: _Work, numbers: list[int], why: str, failed: int = 0, lost: int = 0) -> None:
+        """Give requests out once more, one by one and before all others, or give up."""
+        for number in numbers:
+            tries = work.tries.setdefault(number, _Tries())
+            tries.failed += failed
+            tries.lost += lost
+            if len(numbers) == 1 and (tries.failed >= 2 or tries.lost >= _LOST_AT_MOST):
+                raise EvaluationError(work.requests[number][0], why)
+        work.waiting.extendleft(reversed(numbers))
 
     def _event(self, what: str, text: str) -> None:
         self.events[what] += 1
@@ -204,13 +243,14 @@ class _Worker:
         torch.set_num_threads(threads)
         self._scorer: Scorer | None = None
 
-    def prepare(self, make_scorer: Callable[[], Scorer]) -> None:
+    def prepare(self, make_scorer: Callable[[], Scorer]) -> int:
+        """Make the scorer; returns how many requests it takes at once."""
         self._scorer = make_scorer()
+        return width(self._scorer)
 
-    def score(self, *request: Any) -> tuple[float, float]:
+    def score(self, requests: list[Request]) -> list[tuple[float, float]]:
         assert self._scorer is not None  # the pool waits for `prepare`
-        score = timed(self._scorer, *request)
-        return score.fitness, score.seconds
+        return [(score.fitness, score.seconds) for score in timed(self._scorer, requests)]
 
 
 def _first_line(error: Exception) -> str:

@@ -8,21 +8,23 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compressors.activations import quantize_input
 from compressors.corrections import Recorded, check_correction, correct, kept, needs_dense, record
-from compressors.errors import ConfigurationError
+from compressors.errors import ConfigurationError, UnknownNameError
 from db.database import LayerDatabase
 from evaluators import batchnorm as bn
-from evaluators import segments
+from evaluators import segments, stacked
 from evaluators.fitness import EMPTY, accuracy, criterion, needs_dense_outputs
 from evaluators.workloads import Workload
 
 Candidate = tuple[int, ...]
 
+PRECISIONS = ("float32", "bf16")
 _REMEMBERED = 4096
 """Candidates whose sums over single batches are kept."""
 _SLACK = 1e-6
@@ -33,9 +35,9 @@ class StitchedScorer:
     """Scores candidates: vectors of level indices, one per layer of the database in its order.
 
     `corrections` are made for every candidate on the calibration data before it is scored (compressors.corrections).
-    `weight_bytes` bounds the decoded weights kept on the device, `prefix_bytes` the activations kept at the model's cuts;
-    0 turns prefix reuse off, and the scores are the same to the bit on the CPU. The workload's model is copied once and
-    left alone.
+    `precision`: float32, or bf16, which is autocast to bfloat16, with channels last on CUDA. `weight_bytes` bounds the decoded
+    weights kept on the device, `prefix_bytes` the activations kept at the model's cuts; 0 turns prefix reuse off, and the scores
+    are the same to the bit on the CPU. The workload's model is copied once and left alone.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class StitchedScorer:
         *,
         corrections: Sequence[str] = (),
         device: str = "cpu",
+        precision: str = "float32",
         weight_bytes: int = 1 << 30,
         prefix_bytes: int = 1 << 30,
     ) -> None:
@@ -58,13 +61,18 @@ class StitchedScorer:
         self._mode = batchnorm
         self._database = database
         self._device = torch.device(device)
+        self._half = check_precision(precision) == "bf16"
         self._levels = [[entry.level for entry in record.entries] for record in database.layers.values()]
         self._names = list(database.layers)
+        self._dense = [levels.index("dense") for levels in self._levels]
         self._model = copy.deepcopy(workload.model).eval().to(self._device)
         modules = dict(self._model.named_modules(remove_duplicate=False))
         self._modules = [[modules[n] for n in (name, *database.layers[name].aliases)] for name in self._names]
         self._grids = [[entry.activation for entry in record.entries] for record in database.layers.values()]
         self._batches = [(x.to(self._device), y.to(self._device)) for x, y in workload.calibration.batches(workload.batch_size)]
+        if self._half and self._device.type == "cuda":
+            self._model = self._model.to(memory_format=torch.channels_last)
+            self._batches = [(_channels_last(x), y) for x, y in self._batches]
         self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._weight_bytes = weight_bytes
         self._sums: OrderedDict[Candidate, list[float]] = OrderedDict()
@@ -75,6 +83,7 @@ class StitchedScorer:
             with torch.inference_mode(), self._in_mode():
                 self._recorded = record(self._model, self._inputs_of_batches())
         self._cut_model(0 if self._corrections else prefix_bytes)
+        self.width = self._choose_width()
 
     def score(self, candidate: Candidate, fidelity: float = 1.0, bound: float = math.inf) -> float:
         """Fitness (lower is better; inf where the outputs are not finite) over the first `fidelity` of the calibration
@@ -82,7 +91,7 @@ class StitchedScorer:
         inf as soon as the batches so far show that the fitness is above it. Raises ConfigurationError for a candidate that does
         not fit the database."""
         self._check(candidate)
-        used = max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
+        used = self._used(fidelity)
         samples = sum(len(labels) for _, labels in self._batches[:used])
         limit = (bound + _SLACK * abs(bound)) * samples
         sums = self._sums.pop(candidate, [])
@@ -98,12 +107,77 @@ class StitchedScorer:
         fitness = sum(sums[:used]) / samples
         return fitness if math.isfinite(fitness) else math.inf
 
+    def score_many(self, requests: Sequence[tuple[Any, ...]]) -> list[float]:
+        """The fitness of each request, the arguments of `score`. Where `width` is above 1, candidates of equal fidelity are run
+        so many at once, in stacks that are always full, so that a score depends on nothing but its candidate. Candidates that
+        quantize inputs cannot be stacked."""
+        found: dict[int, float] = {}
+        alike: dict[float, list[int]] = {}
+        for number, (candidate, fidelity, *_) in enumerate(requests):
+            self._check(candidate)
+            if self.width == 1 or self._quantizes_inputs(candidate):
+                found[number] = self.score(*requests[number])
+            else:
+                alike.setdefault(fidelity, []).append(number)
+        for fidelity, numbers in alike.items():
+            used = self._used(fidelity)
+            samples = sum(len(labels) for _, labels in self._batches[:used])
+            for start in range(0, len(numbers), self.width):
+                group = numbers[start : start + self.width]
+                full = [requests[group[i % len(group)]][0] for i in range(self.width)]
+                for number, total in zip(group, self._stacked_sums(full, used), strict=False):
+                    found[number] = total / samples if math.isfinite(total) else math.inf
+        return [found[number] for number in range(len(requests))]
+
     def accuracy(self, candidate: Candidate) -> float:
         """Accuracy in percent on the calibration data, in the same batch-norm mode."""
         self._check(candidate)
         with torch.inference_mode(), self._corrected(candidate):
             outputs = torch.cat([self._forward(b, candidate) for b in range(len(self._batches))])
         return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
+
+    def _used(self, fidelity: float) -> int:
+        """Batches that make up this share of the calibration data."""
+        return max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
+
+    def _stacked_sums(self, candidates: Sequence[Candidate], used: int) -> list[float]:
+        """Of the criterion over the first `used` batches, for each candidate."""
+        weights = {
+            f"{self._names[layer]}.weight": [self._weight(layer, candidate[layer]) for candidate in candidates]
+            for layer in range(len(self._names))
+        }
+        self._place(tuple(self._dense))  # so that no hook is left that quantizes an input
+        mode = stacked.without_running_statistics(self._model) if self._mode == "batch" else nullcontext()
+        totals = [0.0] * len(candidates)
+        with torch.inference_mode(), self._cast(), mode:
+            for b, (x, labels) in enumerate(self._batches[:used]):
+                for i, outputs in enumerate(stacked.run_stacked(self._model, weights, x)):
+                    totals[i] += float(self._criterion(outputs, labels, self._dense_outputs[b]).sum())
+        return totals
+
+    def _choose_width(self) -> int:
+        """Candidates to run at once: measured on a GPU; a CPU is busy with one."""
+        if self._device.type != "cuda" or self._corrections or any(record.aliases for record in self._database.layers.values()):
+            return 1
+        candidate = tuple(self._dense)
+
+        def single() -> None:
+            self._sums.clear()
+            self._forget()
+            self.score(candidate)
+
+        def together() -> None:
+            self._stacked_sums([candidate] * stacked.WIDTH, len(self._batches))
+
+        try:
+            better = stacked.pays(single, together, self._device)
+        except RuntimeError as error:  # what torch.func cannot transform, or what does not fit the device's memory
+            segments.log.warning("candidates are scored one by one: they cannot be stacked (%s)", str(error).splitlines()[0])
+            return 1
+        return stacked.WIDTH if better else 1
+
+    def _quantizes_inputs(self, candidate: Candidate) -> bool:
+        return any(self._grids[layer][index] is not None for layer, index in enumerate(candidate))
 
     def _sum(self, b: int, candidate: Candidate) -> float:
         """Of the criterion over batch `b`."""
@@ -129,8 +203,13 @@ class StitchedScorer:
                     correct(name, self._model, self._inputs_of_batches, self._recorded)
                 yield
 
-    def _in_mode(self) -> AbstractContextManager[None]:
-        return bn.batch_statistics(self._model) if self._mode == "batch" else nullcontext()
+    @contextmanager
+    def _in_mode(self) -> Iterator[None]:
+        with self._cast(), bn.batch_statistics(self._model) if self._mode == "batch" else nullcontext():
+            yield
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._half else nullcontext()
 
     def _inputs_of_batches(self) -> Iterator[Tensor]:
         return (x for x, _ in self._batches)
@@ -157,7 +236,7 @@ class StitchedScorer:
         return weight
 
     def _run_dense(self) -> list[Tensor]:
-        with torch.inference_mode():
+        with torch.inference_mode(), self._cast():
             return [self._model(x) for x, _ in self._batches]
 
     # Prefix reuse. For every batch: the candidate that its kept activations belong to, and the inputs of the kept parts.
@@ -169,9 +248,13 @@ class StitchedScorer:
             segments.log.warning("no prefix reuse: the traced model does not give the model's own outputs")
             self._segments = whole
         self._segment_of = [self._segments.where[name] for name in self._names]
+        self._forget()
+        self._keep = self._choose_cuts(prefix_bytes)
+
+    def _forget(self) -> None:
+        """All that is kept at the cuts."""
         self._seen: list[Candidate | None] = [None] * len(self._batches)
         self._inputs: list[dict[int, Tensor]] = [{} for _ in self._batches]
-        self._keep = self._choose_cuts(prefix_bytes)
 
     def _same_as_whole(self) -> bool:
         with torch.inference_mode():
@@ -211,6 +294,17 @@ class StitchedScorer:
             return 0
         changed = [s for s, old, new in zip(self._segment_of, seen, candidate, strict=True) if old != new]
         return min(changed, default=len(self._segments.parts) - 1)
+
+
+def check_precision(name: str) -> str:
+    """Raises UnknownNameError."""
+    if name not in PRECISIONS:
+        raise UnknownNameError("precision", name, PRECISIONS)
+    return name
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:

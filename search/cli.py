@@ -120,7 +120,7 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
-    from search.pipeline import prepare, run_search
+    from search.pipeline import ModelProblem, precision_agrees, prepare, run_search
     from search.report import comparison, league, starting_points, table_agrees
 
     job = load_job(options.job)
@@ -128,6 +128,9 @@ def _search(options: argparse.Namespace) -> None:
     store = RunStore(job.store)
     with TerminalProgress() as progress:
         problem = prepare(job, progress)
+        rho = None
+        if isinstance(problem, ModelProblem) and problem.job.workers.precision != "float32":
+            rho = precision_agrees(problem, progress)
         with problem:
             results = run_search(problem, store, progress)
     rows, points = league(results, problem), starting_points(results, problem)
@@ -141,6 +144,7 @@ def _search(options: argparse.Namespace) -> None:
         "table_agrees": agreement,
         "comparison": comparison(results),
         "workers_replaced": dict(problem.events),
+        "precision_agrees": rho,
     }
 
     def text() -> None:
@@ -150,6 +154,8 @@ def _search(options: argparse.Namespace) -> None:
         table((*columns, "budgets_met", "run"), rows)
         if agreement is not None:
             print(f"rank correlation of additive error and {job.fitness}: {agreement:.3f} (near 1, `milp` alone would do)")
+        if rho is not None:
+            print(f"rank correlation with float32 over 64 profiles: {rho:.4f}")
         if problem.events:
             print("workers replaced: " + ", ".join(f"{count} {what}" for what, count in problem.events.items()))
         store_option = "" if job.store == _default_store() else f" --store {job.store}"

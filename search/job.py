@@ -22,6 +22,7 @@ from evaluators.batchnorm import check_mode
 from evaluators.budgets import Budget, parse_budget
 from evaluators.fitness import criterion
 from evaluators.pool import DEADLINE
+from evaluators.stitched import check_precision
 from evaluators.workloads import WorkloadConfig
 from search.algorithms.base import resolve
 from search.layers import LayersConfig
@@ -168,12 +169,21 @@ class WorkersConfig(_Section):
     deadline: float = Field(DEADLINE, gt=0, description="Seconds after which an actor that scores one candidate counts as hung.")
     cpus: int = Field(1, ge=1, description="CPU threads of each worker.")
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
+    precision: str = Field("float32", description="float32, or bf16: faster on GPUs; the search says how far ranks agree.")
+
+    @field_validator("precision")
+    @classmethod
+    def _precision(cls, name: str) -> str:
+        with _explained():
+            return check_precision(name)
 
 
 class LatencyConfig(_Section):
     """Where the times of layers come from."""
 
-    table: Path = Field(description="SPDY's text format, or CSV with the columns layer, level, seconds.")
+    table: str = Field(
+        description="SPDY's text format, CSV with the columns layer, level, seconds, or package.module:function of your own."
+    )
     clean: bool = Field(True, description="Make times non-increasing in sparsity, by isotonic regression.")
 
 
@@ -327,14 +337,17 @@ def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
         for key in keys[:-1]:
             parent = parent.get(key) if isinstance(parent, dict) else None
         value = parent.get(keys[-1]) if isinstance(parent, dict) else None
-        if isinstance(value, str) and not (keys[-1] in ("weights", "error") and _is_a_name(value)):
+        if isinstance(value, str) and not _is_a_name(keys, value):
             parent[keys[-1]] = str(folder / Path(value).expanduser())
     return content
 
 
-def _is_a_name(text: str) -> bool:
-    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a suffix or a folder."""
-    return "/" not in text and not Path(text).suffix
+def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
+    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a suffix or a folder. A
+    latency table may be module:function."""
+    if keys == ("latency", "table"):
+        return ":" in text and "/" not in text
+    return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix
 
 
 def _job_error(kind: type[BaseModel], path: Path, error: ValidationError) -> JobError:

@@ -4,6 +4,7 @@ any Python program (docs/API.md)."""
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from compressors.errors import ConfigurationError
 from compressors.layers import find_layers
@@ -25,7 +27,7 @@ from db.runs import Run, RunStore
 from evaluators.augment import augmented
 from evaluators.budgets import Budget
 from evaluators.costs import cost_tables
-from evaluators.latency import LatencyTable, read_latency
+from evaluators.latency import LatencyTable, ask_latency, read_latency
 from evaluators.pool import LocalPool, Pool
 from evaluators.ray_pool import RayPool
 from evaluators.sensitivity import measure_losses
@@ -34,6 +36,7 @@ from evaluators.workloads import Workload, data_fingerprint, load_workload, mode
 from search.algorithms.base import create
 from search.decisions import Decisions
 from search.job import AnyJob, Job, LatencyConfig, TableJob
+from search.moves import begin
 from search.problem import Problem
 from search.run import RunResult, search
 from search.selection import select
@@ -41,6 +44,10 @@ from search.space import SearchSpace
 from search.tables import TableProblem, prepare_table
 
 log = logging.getLogger(__name__)
+
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_AGREEING = 64
+"""Candidates that two precisions are compared on."""
 
 
 @dataclass(kw_only=True)
@@ -118,6 +125,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
             "fitness": job.fitness,
             "batchnorm": job.batchnorm,
             **({"corrections": job.corrections.score} if job.corrections.score else {}),
+            **({"precision": job.workers.precision} if job.workers.precision != "float32" else {}),
         }
     )
     latency = _latency(job.latency, database) if job.latency else None
@@ -144,7 +152,11 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
 
 def _latency(config: LatencyConfig, database: LayerDatabase) -> LatencyTable:
     """The job's table; warnings say how many times were smoothed, and which levels cost what dense costs."""
-    table = read_latency(config.table)
+    if _FUNCTION.fullmatch(config.table):
+        levels = {name: [parse_level(text) for text in texts] for name, texts in database.levels().items()}
+        table = ask_latency(config.table, levels)
+    else:
+        table = read_latency(config.table)
     if config.clean:
         table = table.cleaned()
         if table.moved:
@@ -218,7 +230,16 @@ def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: st
     """The job's workers, scoring candidates of `database`. Raises ConfigurationError when the machine lacks what is asked."""
     workers, corrections = job.workers, job.corrections.score
     device = "cuda" if workers.gpus else "cpu"
-    make_scorer = partial(StitchedScorer, workload, database, fitness, batchnorm, corrections=corrections, device=device)
+    make_scorer = partial(
+        StitchedScorer,
+        workload,
+        database,
+        fitness,
+        batchnorm,
+        corrections=corrections,
+        device=device,
+        precision=workers.precision,
+    )
     if workers.count:
         return RayPool(
             make_scorer, workers.count, workers.cpus, workers.gpus, at_least=workers.at_least, deadline=workers.deadline
@@ -226,6 +247,26 @@ def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: st
     if workers.gpus and not torch.cuda.is_available():
         raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")
     return LocalPool(make_scorer, workers.cpus)
+
+
+def precision_agrees(problem: ModelProblem, progress: Progress | None = None) -> float:
+    """Spearman's rank correlation between the fitnesses of 64 random profiles within the budgets in the job's precision and in
+    float32. Below 0.99 or so, a lower precision changes which profile is found."""
+    rng = np.random.default_rng(0)
+    space = problem.space
+    drawn = dict.fromkeys(begin(space, rng) for _ in range(4 * _AGREEING))
+    requests = [(problem.decisions.expand(candidate), 1.0) for candidate in list(drawn)[:_AGREEING]]
+    found = []
+    for precision in (problem.job.workers.precision, "float32"):
+        job = problem.job.model_copy(update={"workers": problem.job.workers.model_copy(update={"precision": precision})})
+        with make_pool(job, problem.workload, problem.database, job.fitness, job.batchnorm) as pool:
+            scores = []
+            for done, score in enumerate(pool.evaluate(requests)):
+                scores.append(score.fitness)
+                if progress:
+                    progress(f"check ranks, {precision}", done + 1, len(requests))
+        found.append(scores)
+    return float(spearmanr(found[0], found[1]).statistic)
 
 
 def default_store(job_file: Path) -> str:

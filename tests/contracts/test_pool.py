@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,27 @@ def test_scores_come_in_asked_order(pool: Pool) -> None:
     assert fitness(pool.evaluate(requests)) == [sum(c) * f for c, f in requests]
     assert fitness(pool.evaluate([])) == []
     assert fitness(pool.evaluate([((3,), 1.0)])) == [3.0]
+
+
+class Wide(Sum):
+    """Takes three requests at once; one that fails takes the others with it."""
+
+    width = 3
+
+    def score_many(self, requests: list[tuple[Any, ...]]) -> list[float]:
+        assert len(requests) <= 3
+        return [self.score(*request) for request in requests]
+
+
+@pytest.mark.parametrize("name", list(POOLS))
+def test_scorers_that_take_several_at_once(name: str, tmp_path: Path) -> None:
+    requests = [((i % 7, i), 1.0 if i % 2 else 0.5) for i in range(17)]
+    with POOLS[name](partial(Wide, tmp_path)) as pool:
+        assert fitness(pool.evaluate(requests)) == [sum(c) * f for c, f in requests]
+        assert fitness(pool.evaluate([((1,), 1.0), ((-2,), 1.0), ((2,), 1.0)])) == [1.0, -2.0, 2.0]
+        with pytest.raises(EvaluationError, match="this candidate cannot be scored") as caught:
+            fitness(pool.evaluate([((1,), 1.0), ((-1,), 1.0), ((2,), 1.0)]))
+        assert caught.value.candidate == (-1,)
 
 
 def test_neighbours_are_scored_one_after_the_other() -> None:

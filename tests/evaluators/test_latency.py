@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressors.errors import DataError
+from compressors.errors import ConfigurationError, DataError
 from compressors.levels import DENSE, Level, Sparsity, parse_level
-from evaluators.latency import LatencyTable, read_latency
+from evaluators.latency import LatencyTable, ask_latency, read_latency
 
 TEXT = """base
 1.0
@@ -98,3 +98,18 @@ def test_the_published_tables(shared_data: Path) -> None:
     assert len(table.seconds) == 54
     assert {len(row) for row in table.seconds.values()} == {42}
     assert table.cleaned().moved > 0
+
+
+def seconds_of(layer: str, level: str) -> float:
+    return 10.0 if layer == "*" else {"dense": 2.0, "2:4": 1.5}.get(level, -1.0)
+
+
+def test_a_function_of_ones_own() -> None:
+    levels = {"a": [DENSE, parse_level("2:4")], "b": [DENSE]}
+    table = ask_latency(f"{__name__}:seconds_of", levels)
+    assert table.of("a", levels["a"]).tolist() == [2.0, 1.5]
+    assert (table.whole, table.base) == (10.0, 6.0)
+    with pytest.raises(DataError, match=r"seconds_of\('a', 'w4'\).*0 or above; got -1.0"):
+        ask_latency(f"{__name__}:seconds_of", {"a": [DENSE, parse_level("w4")]})
+    with pytest.raises(ConfigurationError, match="no_such_module:f"):
+        ask_latency("no_such_module:f", levels)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from compressors.corrections import correct, record
@@ -82,7 +83,7 @@ def test_a_full_score_goes_on_from_the_partial_one(digits: Workload, database: L
 
     batches = -(-len(digits.calibration) // digits.batch_size)
     assert batches > 2
-    for candidate in candidates(3, 4):
+    for candidate in set(candidates(3, 4)):
         counting, plain = (kind(digits, database, fitness, "batch") for kind in (Counting, StitchedScorer))
         assert counting.score(candidate, 0.5) == StitchedScorer(digits, database, fitness, "batch").score(candidate, 0.5)
         assert counting.score(candidate) == plain.score(candidate)
@@ -93,12 +94,41 @@ def test_a_full_score_goes_on_from_the_partial_one(digits: Workload, database: L
 
 def test_scoring_stops_when_the_bound_is_out_of_reach(digits: Workload, database: LayerDatabase) -> None:
     scorer = StitchedScorer(digits, database, "loss", "batch")
-    for candidate in candidates(4, 6):
+    for candidate in set(candidates(4, 6)):
         fitness = StitchedScorer(digits, database, "loss", "batch").score(candidate)
         assert scorer.score(candidate, 1.0, fitness / 2) == float("inf")
         assert len(scorer._sums[candidate]) < len(scorer._batches)
         assert scorer.score(candidate, 1.0, fitness) == fitness  # at its bound, and after it was stopped once
         assert scorer.score(candidate) == fitness
+
+
+@pytest.mark.parametrize("fitness", ["loss", "kl"])
+@pytest.mark.parametrize("mode", ["running", "batch"])
+def test_a_stack_scores_what_its_candidates_score_alone(
+    digits: Workload, database: LayerDatabase, fitness: str, mode: str
+) -> None:
+    alone, stack = (StitchedScorer(digits, database, fitness, mode) for _ in range(2))
+    stack.width = 4  # as a GPU's measurement may choose it
+    drawn = candidates(5, 6)
+    requests = [(c, 0.5) if i % 3 == 2 else (c, 1.0) for i, c in enumerate(drawn)]
+    scores = stack.score_many(requests)
+    assert scores == pytest.approx([alone.score(*request) for request in requests], rel=1e-5)
+    assert stack.score_many(requests[4:5]) == scores[4:5]  # whatever shares the stack
+    assert stack.score_many(requests[::-1]) == scores[::-1]
+    assert alone.score(drawn[0]) == stack.score(drawn[0])  # the model is as it was
+
+
+def test_bf16_ranks_candidates_as_float32_does(digits: Workload, database: LayerDatabase) -> None:
+    drawn = list(dict.fromkeys(candidates(6, 20)))
+    exact, coarse = (StitchedScorer(digits, database, "loss", "batch", precision=p) for p in ("float32", "bf16"))
+    pairs = [(exact.score(c), coarse.score(c)) for c in drawn]
+    assert any(a != b for a, b in pairs)
+    assert all(b == pytest.approx(a, rel=0.05) for a, b in pairs)
+    assert spearmanr([a for a, _ in pairs], [b for _, b in pairs]).statistic > 0.97
+    whole = StitchedScorer(digits, database, "loss", "batch", precision="bf16", prefix_bytes=0)
+    assert [whole.score(c) for c in drawn] == [b for _, b in pairs]
+    with pytest.raises(UnknownNameError, match="bf16"):
+        StitchedScorer(digits, database, "loss", "batch", precision="bf6")
 
 
 def test_recalibrate_mode_re_tunes_for_every_candidate(digits: Workload, database: LayerDatabase) -> None:
