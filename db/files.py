@@ -40,6 +40,11 @@ def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, for `write_atomically`."""
+    path.write_bytes(content)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. Raises OutputError."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"

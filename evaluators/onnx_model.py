@@ -108,6 +108,18 @@ def _import(name: str) -> Any:
         raise ConfigurationError(f"ONNX models need the package {name}: install apportion[onnx]") from error
 
 
+def stretched(grid: Grid, old: Tensor, new: Tensor) -> Grid:
+    """The grid of weights `new`, whose rows are those of `old` on `grid`, each times a number of its own. Rows that are turned
+    over have their codes mirrored."""
+    if torch.equal(old, new):
+        return grid
+    old, new = old.flatten(1), new.flatten(1)
+    factor = (old * new).sum(1, keepdim=True) / (old**2).sum(1, keepdim=True).clamp(min=1e-30)
+    factor = torch.where(factor == 0, 1.0, factor)
+    zero = torch.where(factor < 0, 2**grid.bits - 1 - grid.zero, grid.zero)
+    return Grid(grid.scale * factor.abs(), zero, grid.bits)
+
+
 def _folded(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, dict[str, Quantized]]:
     """Batch-norm folded into the convolutions before it, without which no runtime can keep them in integers. It stretches rows
     of weights, so that the grids stretch along: a row turned over has its codes mirrored."""
@@ -122,12 +134,7 @@ def _folded(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Mo
     for name, what in quantized.items():
         grid = what.weight
         if grid is not None:
-            old, new = (weights[f"{name}.weight"].detach().flatten(1) for weights in (before, after))
-            stretch = (old * new).sum(1, keepdim=True) / (old**2).sum(1, keepdim=True).clamp(min=1e-30)
-            stretch = torch.where(stretch == 0, 1.0, stretch)
-            if not torch.equal(old, new):
-                zero = torch.where(stretch < 0, 2**grid.bits - 1 - grid.zero, grid.zero)
-                grid = Grid(grid.scale * stretch.abs(), zero, grid.bits)
+            grid = stretched(grid, before[f"{name}.weight"], after[f"{name}.weight"].detach())
         made[name] = Quantized(grid, what.activation)
     return folded, made
 

@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (shown, export):
         sub.add_argument("run_id", metavar="RUN", help="a run's id, as `apportion runs` lists it")
     export.add_argument("-o", "--out", type=Path, required=True, help="folder to write to")
+    export.add_argument(
+        "--format", nargs="+", default=["safetensors"], metavar="FORMAT", help="safetensors (default), onnx, or both"
+    )
     for sub in (runs, compare, shown, export):
         sub.add_argument(
             "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
@@ -242,7 +245,7 @@ def _export(options: argparse.Namespace) -> None:
                 f"run {options.run_id!r} searched on a table: there is no model to export; see `apportion show`"
             )
         with problem:
-            exported = export(result, problem, options.out, progress)
+            exported = export(result, problem, options.out, progress, options.format)
     content = {"files": {name: str(path) for name, path in exported.files.items()}, **exported.content}
 
     def text() -> None:
