@@ -36,7 +36,7 @@ from evaluators.workloads import Workload, data_fingerprint, load_workload, mode
 from search.algorithms.base import create
 from search.decisions import Decisions
 from search.job import AnyJob, Job, LatencyConfig, TableJob
-from search.moves import begin
+from search.moves import draw
 from search.problem import Problem
 from search.run import RunResult, search
 from search.selection import select
@@ -254,7 +254,7 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
     float32. Below 0.99 or so, a lower precision changes which profile is found."""
     rng = np.random.default_rng(0)
     space = problem.space
-    drawn = dict.fromkeys(begin(space, rng) for _ in range(4 * _AGREEING))
+    drawn = dict.fromkeys(draw(space, rng) for _ in range(8 * _AGREEING))
     requests = [(problem.decisions.expand(candidate), 1.0) for candidate in list(drawn)[:_AGREEING]]
     found = []
     for precision in (problem.job.workers.precision, "float32"):

@@ -180,6 +180,14 @@ def test_two_ray_workers_find_what_one_process_finds(job_file: Callable[..., Pat
     assert trials(there) == alone
 
 
+def test_a_lower_precision_says_how_far_it_agrees(job_file: Callable[..., Path]) -> None:
+    workers = {"count": 0, "cpus": 1, "precision": "bf16"}
+    content = league(job_file(search={"algorithms": ["local"], "evaluations": 8}, workers=workers))
+    assert 0.95 < content["precision_agrees"] <= 1
+    assert content["workers_replaced"] == {}
+    assert league(job_file(search={"algorithms": ["local"], "evaluations": 8}))["precision_agrees"] is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
