@@ -6,6 +6,7 @@ the same, with the same number of threads.
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from abc import ABC, abstractmethod
@@ -30,8 +31,8 @@ _WINDOW = 16
 
 
 class Scorer(Protocol):
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
-        """A scorer that is given bounds takes them as a third argument."""
+    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf) -> float:
+        """Fitness, lower is better; inf is allowed for one that is above `bound`."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,11 +28,11 @@ Cost = tuple[tuple[np.ndarray, ...], float, float]
 
 @dataclass(frozen=True)
 class TableScorer:
-    """The additive error of a candidate; all of it at any fidelity."""
+    """The additive error of a candidate; all of it at any fidelity, and within any bound."""
 
     space: SearchSpace
 
-    def score(self, candidate: Candidate, fidelity: float = 1.0) -> float:  # noqa: ARG002 - there is no data to take a share of
+    def score(self, candidate: Candidate, fidelity: float = 1.0, bound: float = math.inf) -> float:  # noqa: ARG002
         return self.space.error(candidate)
 
 
