@@ -16,17 +16,18 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.utils import parametrize
 
 from compressors.activations import ActivationGrid, quantize_input
 from compressors.errors import ConfigurationError, ModelError
 from compressors.grids import Grid
 
 log = logging.getLogger(__name__)
-_CODES = ".weight_codes"
+_CODES = ".parametrizations.weight.original"
+"""What torch calls the codes of a layer whose weight is made from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,31 +41,24 @@ class Quantized:
 def to_onnx(model: nn.Module, example: Tensor, quantized: Mapping[str, Quantized], output: ActivationGrid | None = None) -> Any:
     """An onnx.ModelProto of `model` (eval mode, one tensor in and out, the batch dynamic), whose layers `quantized` names (by
     module name) are quantized. Their weights must lie on the grids given. `output`: quantizes the outputs too. Raises
-    ModelError for a model that torch.onnx cannot export or a layer that is not found in the graph, ConfigurationError where
-    onnx is missing."""
+    ModelError for a model that torch.onnx cannot export or a layer that it does not have, ConfigurationError where onnx is
+    missing."""
     onnx = _import("onnx")
     _import("onnxscript")
-    plain = copy.deepcopy(model).eval()
+    plain = copy.deepcopy(model).eval().requires_grad_(False)
     for module in plain.modules():
         quantize_input(module, None)
-    plain, quantized = _folded(plain, quantized)
-    proto = _exported(plain, example)
-    graph = _Graph(onnx, proto.graph)
-    weights = dict(plain.named_parameters())
+    plain, quantized = _folded(plain, _once(plain, quantized))
+    modules = dict(plain.named_modules(remove_duplicate=False))
+    codes: dict[int, Tensor] = {}  # of each weight that layers share, by its address
     for name, what in quantized.items():
-        if what.activation is not None and what.activation.bits > 8:
-            raise ModelError(f"layer {name!r}: ONNX's QuantizeLinear takes up to 8 bits, its input has {what.activation.bits}")
-        nodes = graph.users(f"{name}.weight")
-        if not nodes:
-            raise ModelError(f"layer {name!r}: its weight is not an input of the exported graph")
         if what.activation is not None:
-            for node in nodes:
-                graph.quantize_input(node, what.activation)
+            modules[name].register_forward_pre_hook(_InputPair(what.activation))
         if what.weight is not None:
-            graph.quantize_weight(f"{name}.weight", weights[f"{name}.weight"].detach(), what.weight)
+            _make_from_codes(name, modules[name], what.weight, codes)
     if output is not None:
-        graph.quantize_output(output)
-    graph.finish()
+        plain = nn.Sequential(plain, _Pair(output))
+    proto = _exported(plain, example)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -120,23 +114,42 @@ def stretched(grid: Grid, old: Tensor, new: Tensor) -> Grid:
     return Grid(grid.scale * factor.abs(), zero, grid.bits)
 
 
-def _folded(model: nn.Module, quantized: Mapping[str, Quantized]) -> tuple[nn.Module, dict[str, Quantized]]:
+def _once(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:
+    """`quantized` with each module under its first name, after a check of names and bits."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    first = {id(module): name for name, module in model.named_modules()}
+    found = {}
+    for name, what in quantized.items():
+        if name not in modules:
+            raise ModelError(f"layer {name!r}: the model has none of that name")
+        if what.activation is not None and what.activation.bits > 8:
+            raise ModelError(f"layer {name!r}: ONNX's QuantizeLinear takes up to 8 bits, its input has {what.activation.bits}")
+        found[first[id(modules[name])]] = what
+    return found
+
+
+def _folded(model: nn.Module, quantized: dict[str, Quantized]) -> tuple[nn.Module, dict[str, Quantized]]:
     """Batch-norm folded into the convolutions before it, without which no runtime can keep them in integers. It stretches rows
     of weights, so that the grids stretch along: a row turned over has its codes mirrored."""
-    before = {name: parameter.detach() for name, parameter in model.named_parameters()}
     try:
         folded = fuse(model)
     except Exception as error:  # a model that fx cannot trace keeps its batch-norm
         log.warning("batch-norm is not folded: the model cannot be traced (%s)", str(error).strip().splitlines()[0])
-        return model, dict(quantized)
-    after = dict(folded.named_parameters())
+        return model, quantized
+    before, after = dict(model.named_modules()), dict(folded.named_modules())
     made = {}
     for name, what in quantized.items():
-        grid = what.weight
-        if grid is not None:
-            grid = stretched(grid, before[f"{name}.weight"], after[f"{name}.weight"].detach())
-        made[name] = Quantized(grid, what.activation)
+        if name in after:  # else the model never calls it
+            grid = what.weight
+            if grid is not None:
+                grid = stretched(grid, _weight(before[name]), _weight(after[name]))
+            made[name] = Quantized(grid, what.activation)
     return folded, made
+
+
+def _weight(module: nn.Module) -> Tensor:
+    assert isinstance(module.weight, Tensor)
+    return module.weight.detach()
 
 
 def _exported(model: nn.Module, example: Tensor) -> Any:
@@ -159,83 +172,63 @@ def _exported(model: nn.Module, example: Tensor) -> Any:
     return proto
 
 
-_START, _END = object(), object()
+class _Pair(nn.Module):
+    """QuantizeLinear and DequantizeLinear on `grid`. One of fewer than 8 bits is clipped to its codes first."""
 
+    scale: Tensor
+    zero: Tensor
 
-class _Graph:
-    """Edits of one onnx graph."""
-
-    def __init__(self, onnx: Any, graph: Any) -> None:
-        self._onnx, self._graph = onnx, graph
-        self._made: list[tuple[Any, Any]] = []  # (node, the node that it stands before, or _START or _END)
-
-    def users(self, value: str) -> list[Any]:
-        return [
-            node for node in self._graph.node if value in node.input and node.op_type in ("Conv", "Gemm", "MatMul", "Transpose")
-        ]
-
-    def quantize_input(self, node: Any, grid: ActivationGrid) -> None:
-        source = node.input[0]
-        node.input[0] = self._on_grid(source, f"{source}_for_{node.name or node.output[0]}", grid, node)
-
-    def quantize_output(self, grid: ActivationGrid) -> None:
-        last = self._graph.node[-1]
-        result = last.output[0]
-        last.output[0] = f"{result}_full"
-        self._rename(self._on_grid(last.output[0], result, grid, _END), result)
-
-    def _on_grid(self, source: str, name: str, grid: ActivationGrid, node: Any) -> str:
-        scale = self._constant(f"{name}_scale", np.array(grid.scale, np.float32))
-        zero = self._constant(f"{name}_zero", np.array(grid.zero, np.uint8))
+    def __init__(self, grid: ActivationGrid) -> None:
+        super().__init__()
         top = 2**grid.bits - 1
-        inner = source
-        if grid.bits < 8:  # the grid of fewer bits: what lies beyond its codes is clipped first
-            low, high = (np.array(grid.scale * (code - grid.zero), np.float32) for code in (0, top))
-            inner = f"{name}_clipped"
-            bounds = [self._constant(f"{name}_low", low), self._constant(f"{name}_high", high)]
-            self._before(node, "Clip", [source, *bounds], inner)
-        self._before(node, "QuantizeLinear", [inner, scale, zero], f"{name}_codes")
-        self._before(node, "DequantizeLinear", [f"{name}_codes", scale, zero], f"{name}_dequantized")
-        return f"{name}_dequantized"
+        self._range = tuple(grid.scale * (code - grid.zero) for code in (0, top)) if grid.bits < 8 else None
+        self.register_buffer("scale", torch.tensor(grid.scale, dtype=torch.float32))
+        self.register_buffer("zero", torch.tensor(grid.zero, dtype=torch.uint8))
 
-    def _rename(self, old: str, new: str) -> None:
-        for node, _ in self._made:
-            node.output[:] = [new if value == old else value for value in node.output]
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        if self._range is not None:
+            x = x.clamp(*self._range)
+        codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.scale, self.zero), dtype=torch.uint8, shape=shape)
+        return torch.onnx.ops.symbolic("DequantizeLinear", (codes, self.scale, self.zero), dtype=torch.float32, shape=shape)
 
-    def quantize_weight(self, name: str, weight: Tensor, grid: Grid) -> None:
-        """Replace the initializer `name` by codes and a DequantizeLinear that gives `name`. Codes of symmetric grids are moved
-        to int8 about 0, which TensorRT needs."""
-        codes = grid.codes(weight.reshape(len(weight), -1))
-        if not torch.allclose(grid.values(codes).reshape(weight.shape), weight, rtol=1e-4, atol=1e-7):
-            raise ModelError(f"{name}: the weights do not lie on their grid")
-        symmetric = bool((grid.zero == 2 ** (grid.bits - 1)).all())
-        kind, offset = (np.int8, grid.zero[:1]) if symmetric else (np.uint8, torch.zeros(1))
-        stored = (codes - offset).reshape(weight.shape).numpy().astype(kind)
-        per_row = len(grid.scale) > 1
-        shape = (-1,) if per_row else ()
-        scale = self._constant(f"{name}_scale", grid.scale.numpy().reshape(shape).astype(np.float32))
-        zero = self._constant(f"{name}_zero", (grid.zero - offset).numpy().reshape(shape).astype(kind))
-        for initializer in [i for i in self._graph.initializer if i.name == name]:
-            self._graph.initializer.remove(initializer)
-        axis = {"axis": 0} if per_row else {}
-        self._before(
-            _START, "DequantizeLinear", [self._constant(name.removesuffix(".weight") + _CODES, stored), scale, zero], name, **axis
-        )
 
-    def finish(self) -> None:
-        """Put the new nodes where they belong."""
-        nodes = [new for new, place in self._made if place is _START]
-        for node in self._graph.node:
-            nodes += [new for new, place in self._made if place is node]
-            nodes.append(node)
-        nodes += [new for new, place in self._made if place is _END]
-        copies = [self._onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-        del self._graph.node[:]
-        self._graph.node.extend(copies)
+class _InputPair:
+    def __init__(self, grid: ActivationGrid) -> None:
+        self._pair = _Pair(grid)
 
-    def _before(self, place: Any, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
-        self._made.append((self._onnx.helper.make_node(kind, inputs, [output], name=f"{output}_{kind}", **attributes), place))
+    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (self._pair(inputs[0]), *inputs[1:])
 
-    def _constant(self, name: str, value: np.ndarray) -> str:
-        self._graph.initializer.append(self._onnx.numpy_helper.from_array(value, name))
-        return name
+
+class _FromCodes(nn.Module):
+    """Codes -> weight, by DequantizeLinear."""
+
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, scale: Tensor, zero: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        along = {"axis": 0} if self.scale.ndim else {}
+        inputs = (codes, self.scale, self.zero)
+        return torch.onnx.ops.symbolic("DequantizeLinear", inputs, along, dtype=torch.float32, shape=codes.shape)
+
+
+def _make_from_codes(name: str, module: nn.Module, grid: Grid, shared: dict[int, Tensor]) -> None:
+    """Let `module` make its weight from its codes. Codes of symmetric grids are moved to int8 about 0, which TensorRT needs."""
+    weight = _weight(module)
+    codes = grid.codes(weight.flatten(1))
+    if not torch.allclose(grid.values(codes).reshape(weight.shape), weight, rtol=1e-4, atol=1e-7):
+        raise ModelError(f"layer {name!r}: its weights do not lie on their grid")
+    symmetric = bool((grid.zero == 2 ** (grid.bits - 1)).all())
+    kind, offset = (torch.int8, grid.zero[:1]) if symmetric else (torch.uint8, torch.zeros(1))
+    shape = (-1,) if len(grid.scale) > 1 else ()
+    made = _FromCodes(grid.scale.reshape(shape).float(), (grid.zero - offset).reshape(shape).to(kind))
+    stored = shared.setdefault(weight.data_ptr(), (codes - offset).reshape(weight.shape).to(kind))
+    # torch would run `made` to see whether it gives a weight of that shape; it stands for an operator of ONNX and gives none
+    parametrize.register_parametrization(module, "weight", made, unsafe=True)
+    module.parametrizations.weight.original = nn.Parameter(stored, requires_grad=False)  # type: ignore[union-attr]

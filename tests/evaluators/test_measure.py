@@ -15,9 +15,8 @@ import torch
 import yaml
 from torch import nn
 
-from compressors.activations import ActivationGrid, quantize_input
-from compressors.errors import ConfigurationError, ModelError, UnknownNameError
-from compressors.grids import GridOptions, fit_grid
+from compressors.errors import ConfigurationError, UnknownNameError
+from compressors.grids import GridOptions
 from compressors.levels import DENSE, parse_level
 from compressors.obs import CompressionOptions
 from db.build import build_database
@@ -74,53 +73,6 @@ def test_onnx_runtime_gives_what_torch_gives(quantized: tuple[Workload, LayerDat
     assert kinds.count("QuantizeLinear") == steps
     assert kinds.count("DequantizeLinear") == steps + sum(q.weight is not None for q in what.values())
     assert b".py" not in proto.SerializeToString()  # no stack traces, which would name this machine's paths
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("per", ["channel", "tensor"])
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_folded_batchnorm_keeps_codes_even_of_rows_that_it_turns_over(symmetric: bool, per: Any, bits: int) -> None:
-    torch.manual_seed(bits)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).eval()
-    norm = model[1]
-    assert isinstance(norm, nn.BatchNorm2d)
-    norm.weight.data = torch.linspace(-2, 2, 8)
-    norm.running_mean, norm.running_var = torch.randn(8), torch.rand(8) + 0.1
-    what = {}
-    for name in ("0", "4"):
-        layer = model[int(name)]
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        flat = layer.weight.detach().flatten(1)
-        grid = fit_grid(flat, bits, GridOptions(per=per, symmetric=symmetric))
-        layer.weight.data = grid.values(grid.codes(flat)).reshape(layer.weight.shape)
-        what[name] = Quantized(grid)
-    inputs = torch.randn(4, 3, 4, 4)
-    proto = onnx_model.to_onnx(model, inputs, what)
-    assert "BatchNormalization" not in {node.op_type for node in proto.graph.node}
-    with torch.no_grad():
-        torch.testing.assert_close(onnx_model.run(onnx_model.session(proto, 1), inputs), model(inputs), rtol=1e-4, atol=1e-5)
-
-
-def test_what_onnx_cannot_say_is_an_error() -> None:
-    model = nn.Sequential(nn.Linear(4, 4)).eval()
-    with pytest.raises(ModelError, match="layer '0'.*up to 8 bits, its input has 12"):
-        onnx_model.to_onnx(model, torch.randn(2, 4), {"0": Quantized(activation=ActivationGrid(12, 0.1, 0))})
-    with pytest.raises(ModelError, match="layer 'no': its weight is not an input"):
-        onnx_model.to_onnx(model, torch.randn(2, 4), {"no": Quantized(activation=ActivationGrid(8, 0.1, 0))})
-    grid = fit_grid(torch.randn(4, 4), 2)
-    with pytest.raises(ModelError, match="do not lie on their grid"):
-        onnx_model.to_onnx(model, torch.randn(2, 4), {"0": Quantized(grid)})
-
-
-def test_activations_of_few_bits_are_clipped_to_their_grid() -> None:
-    layer = nn.Sequential(nn.Linear(1, 1, bias=False)).eval()
-    assert isinstance(layer[0], nn.Linear)
-    layer[0].weight.data = torch.ones(1, 1)
-    grid = ActivationGrid(3, 0.5, 2)  # -1.0, -0.5, ... 2.5
-    inputs = torch.tensor([[-9.0], [-0.6], [0.2], [9.0]])
-    ours = onnx_model.run(onnx_model.session(onnx_model.to_onnx(layer, inputs, {"0": Quantized(activation=grid)}), 1), inputs)
-    quantize_input(layer[0], grid)
-    assert ours.tolist() == layer(inputs).tolist() == [[-1.0], [-0.5], [0.0], [2.5]]
 
 
 def test_measured_times_make_a_table(tmp_path: Path) -> None:
