@@ -19,6 +19,7 @@ from compressors.corrections import correct, record
 from compressors.levels import parse_level
 from search.export import test_accuracy
 from search.job import Job
+from search.job_file import parse_model_job
 from search.pipeline import build
 from search.progress import TerminalProgress
 
@@ -40,7 +41,7 @@ ROWS = {
 
 def job(options: argparse.Namespace) -> Job:
     data = options.data.absolute()
-    return Job.parse(
+    return parse_model_job(
         {
             "workload": {
                 "model": "cifar_resnet20",

@@ -21,7 +21,7 @@ import ray
 from evaluators.pool import Pool, Request
 from evaluators.ray_pool import RayPool
 from evaluators.stitched import StitchedScorer
-from search.job import Job
+from search.job_file import parse_model_job
 from search.pipeline import build
 
 
@@ -60,7 +60,7 @@ def real(rounds: int, count: int) -> None:
             "workload": {"data": {"kind": "digits"}},
             "database": {"path": f"{folder}/db", "levels": ["dense", "mag:unstr-0.50", "mag:unstr-0.75"]},
         }
-        workload, database = build(Job.parse(content))
+        workload, database = build(parse_model_job(content))
         Weighed.folder = Path(folder)
         make = partial(Weighed, workload, database, "loss", "batch")
         rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload
 from search.export import export
 from search.job import Job
+from search.job_file import parse_model_job
 from search.pipeline import ModelProblem, prepare, run_search
 from search.progress import TerminalProgress
 
@@ -29,7 +30,7 @@ _PATTERNS = ["mag:unstr-0.50", "unstr-0.50", "unstr-0.75", "unstr-0.90"]
 def job(options: argparse.Namespace, budget: float, algorithm: str = "dp") -> Job:
     """The job of the reference: 45 unstructured levels, one FLOPs budget, loss with the batch's statistics."""
     data = options.data.absolute()
-    return Job.parse(
+    return parse_model_job(
         {
             "workload": {
                 "model": "cifar_resnet20",

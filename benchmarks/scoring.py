@@ -7,7 +7,7 @@
 
 The ResNet-20 with 1,024 images and the 45-level database of benchmarks/resnet20.py (built where it is not there). Streams: full,
 every layer differs from the candidate before; swaps, two layers differ; those of local, ga and evopress (recorded on the additive
-error); sensitivity, all levels of every layer alone. A ratio is the median over the rounds of (b)'s time over ours.
+error); sensitivity, every 11th level of every layer alone. A ratio is the median over the rounds of (b)'s time over ours.
 """
 
 from __future__ import annotations

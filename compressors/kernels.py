@@ -24,7 +24,8 @@ _TILE = 128
 
 @njit
 def _period(m: int) -> int:
-    """Steps between refreshes with m columns left: near 3 sqrt(m) a step's row and its share of the refresh cost the same."""
+    """Steps between refreshes with m columns left: 3 sqrt(m) was the fastest of those measured that keep layer errors
+    to 1e-4."""
     return max(16, int(3 * np.sqrt(m)))
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from compressors import elimination
 from compressors.elimination import Limits
-from compressors.work import Group, Work, one_thread
+from compressors.threads import torch_threads
+from compressors.work import Group, Work
 
 _AT_ONCE = 1 << 22
 """Values of the d x d factors that are solved in one batch."""
@@ -82,7 +83,7 @@ def _weights(weight: Tensor, hinv: Tensor, order: Tensor, size: int, counts: Ten
     parts = [slice(i, i + step) for i in range(0, len(weight), step)]
     counts = counts.to(weight.device)
     threads = max(1, min(limits.threads, limits.memory // (4 * weight.element_size() * step * d**2)))
-    with one_thread(), ThreadPoolExecutor(threads) as pool:
+    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
         solved = pool.map(lambda rows: _solve(weight[rows], hinv, sequence[rows], counts[rows]).float(), parts)
         return torch.cat(list(solved), 1)
 

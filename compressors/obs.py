@@ -21,7 +21,8 @@ from compressors.ladder import Ladder
 from compressors.layers import LayerSpec, from_matrix, to_matrix
 from compressors.levels import Level, Quantization, Sparsity
 from compressors.progress import Progress
-from compressors.work import Group, Mapper, Work, default_memory, one_thread, precision
+from compressors.threads import torch_threads
+from compressors.work import Group, Mapper, Work, default_memory, precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ def compress_layer(
     problem = _Problem(matrix, hessian.double(), spec, fitting, options, work)
     whole = 0.0
     for level in fitting:
-        with one_thread():  # the bits of a database do not depend on how many threads made it
+        with torch_threads(1):  # the bits of a database do not depend on how many threads made it
             whole = whole or layer_error(matrix, problem.hessian)
             stored, grid = problem.weights(level)
             error = layer_error(stored.double() - matrix.float().double(), problem.hessian)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,17 +54,6 @@ class Work:
             if self.progress and len(tasks) > 2:
                 self.progress(f"{self.title}, rows", done + 1, len(tasks))
             yield result
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """torch computes on one thread inside: how it shares sums among threads changes their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def precision(columns: int) -> torch.dtype:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -32,14 +33,29 @@ def layers(model: nn.Module) -> list[_BatchNorm]:
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Normalise by each batch's own statistics; running statistics, flags and counters are the old ones afterwards."""
+    # Momentum 0: running = 1 * running + 0 * batch, left as it is.
+    with _changed(model, training=True, momentum=0.0, num_batches_tracked=None):
+        yield
+
+
+@contextmanager
+def without_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch-norm by each batch's own statistics, and none kept: within a stack of models, none can be."""
+    with _changed(model, running_mean=None, running_var=None, track_running_stats=False):
+        yield
+
+
+@contextmanager
+def _changed(model: nn.Module, **attributes: Any) -> Iterator[None]:
+    """Other attributes in every batch-norm layer; the old ones afterwards."""
     changed = layers(model)
-    before = [(m.training, m.momentum, m.num_batches_tracked) for m in changed]
+    before = [{name: getattr(module, name) for name in attributes} for module in changed]
     try:
         for module in changed:
-            module.training = True
-            module.momentum = 0.0  # running = 1 * running + 0 * batch: left as it is
-            module.num_batches_tracked = None
+            for name, value in attributes.items():
+                setattr(module, name, value)
         yield
     finally:
-        for module, (training, momentum, tracked) in zip(changed, before, strict=True):
-            module.training, module.momentum, module.num_batches_tracked = training, momentum, tracked
+        for module, old in zip(changed, before, strict=True):
+            for name, value in old.items():
+                setattr(module, name, value)

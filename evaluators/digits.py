@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compressors.progress import Progress
+from compressors.threads import torch_threads
 from db.files import write_atomically
 from evaluators.data import Splits, TensorSplit
 
@@ -58,9 +59,7 @@ def train(model: nn.Module, progress: Progress | None = None) -> None:
     generator = torch.Generator().manual_seed(0)
     split = digits_splits().calibration
     inputs, labels = next(split.batches(len(split)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # another count may round differently, and the network is small
-    try:
+    with torch_threads(1):  # another count may round differently, and the network is small
         _initialise(model, generator)
         steps = _EPOCHS * -(-len(labels) // _BATCH)
         optimizer = torch.optim.SGD(model.parameters(), lr=_RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -75,9 +74,7 @@ def train(model: nn.Module, progress: Progress | None = None) -> None:
                 schedule.step()
             if progress:
                 progress("train digits_resnet", epoch + 1, _EPOCHS)
-    finally:
-        torch.set_num_threads(threads)
-        model.eval()
+    model.eval()
 
 
 def _initialise(model: nn.Module, generator: torch.Generator) -> None:

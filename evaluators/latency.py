@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +76,11 @@ def read_latency(path: str | Path) -> LatencyTable:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(str(path), getattr(error, "strerror", None) or str(error)) from error
     return _checked(_read_csv(path, text) if path.suffix == ".csv" else _read_spdy(path, text))
+
+
+def is_function(table: str) -> bool:
+    """Whether `latency.table` names a function instead of a file: package.module:function."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", table) is not None
 
 
 def ask_latency(name: str, levels: Mapping[str, Sequence[Level]]) -> LatencyTable:

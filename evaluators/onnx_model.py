@@ -213,7 +213,7 @@ class _FromCodes(nn.Module):
         self.register_buffer("zero", zero)
 
     def forward(self, codes: Tensor) -> Tensor:
-        along = {"axis": 0} if self.scale.ndim else {}
+        along: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}
         inputs = (codes, self.scale, self.zero)
         return torch.onnx.ops.symbolic("DequantizeLinear", inputs, along, dtype=torch.float32, shape=codes.shape)
 

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-import torch
-
 from compressors.errors import EvaluationError
+from compressors.threads import torch_threads
 
 Request = tuple[tuple[int, ...], float] | tuple[tuple[int, ...], float, float]
 """A candidate (level indices), its fidelity (share of the calibration data), and where there is one the bound at which a fitness
@@ -87,15 +86,11 @@ class LocalPool(Pool):
         told = 0
         waiting = deque(prefix_order(requests))
         while waiting:
-            before = torch.get_num_threads()
-            torch.set_num_threads(self._threads)
-            try:
+            with torch_threads(self._threads):
                 if self._scorer is None:
                     self._scorer = self._make()
                 numbers = [waiting.popleft() for _ in range(min(width(self._scorer), len(waiting)))]
                 done.update(zip(numbers, self._score([requests[n] for n in numbers]), strict=True))
-            finally:
-                torch.set_num_threads(before)
             while told in done:
                 yield done.pop(told)
                 told += 1

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-
-from evaluators.batchnorm import layers
 
 WIDTH = 8
 """Candidates in a stack. Fixed: kernels may round differently for another number of them."""
@@ -22,20 +19,6 @@ def run_stacked(model: nn.Module, weights: Mapping[str, Sequence[Tensor]], input
     """Outputs [k, n, ...] of `model` on `inputs` [n, ...] with k values for each parameter that `weights` names."""
     stacked = {name: torch.stack(list(values)) for name, values in weights.items()}
     return vmap(lambda own: functional_call(model, own, (inputs,)))(stacked)
-
-
-@contextmanager
-def without_running_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch-norm by each batch's own statistics, and none kept: what is kept cannot be changed within a stack."""
-    changed = layers(model)
-    before = [(m.running_mean, m.running_var, m.track_running_stats) for m in changed]
-    try:
-        for module in changed:
-            module.running_mean, module.running_var, module.track_running_stats = None, None, False
-        yield
-    finally:
-        for module, (mean, var, tracked) in zip(changed, before, strict=True):
-            module.running_mean, module.running_var, module.track_running_stats = mean, var, tracked
 
 
 def pays(single: Callable[[], object], stacked: Callable[[], object], device: torch.device) -> bool:

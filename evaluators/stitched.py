@@ -147,7 +147,7 @@ class StitchedScorer:
             for layer in range(len(self._names))
         }
         self._place(tuple(self._dense))  # so that no hook is left that quantizes an input
-        mode = stacked.without_running_statistics(self._model) if self._mode == "batch" else nullcontext()
+        mode = bn.without_running_statistics(self._model) if self._mode == "batch" else nullcontext()
         totals = [0.0] * len(candidates)
         with torch.inference_mode(), self._cast(), mode:
             for b, (x, labels) in enumerate(self._batches[:used]):

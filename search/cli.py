@@ -15,7 +15,8 @@ from typing import Any
 from compressors.errors import ApportionError, ConfigurationError
 from db.runs import RunStore
 from search import cli_evaluators
-from search.job import Job, json_schema, load_job, restore_job
+from search.job import Job
+from search.job_file import json_schema, load_job, load_model_job, restore_job
 from search.printing import cell, show, table
 from search.progress import TerminalProgress
 
@@ -32,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"apportion: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("apportion: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        kept = (
+            "nothing was written" if options.all_or_nothing else "what was finished is kept, the same command goes on from there"
+        )
+        print(f"apportion: interrupted; {kept}", file=sys.stderr)
         return _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `apportion runs | head`
@@ -51,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, all_or_nothing=False)
         return sub
 
     build = command("build", _build, "Build a job's layer database, or go on with it.", "apportion build job.yaml")
@@ -100,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(options: argparse.Namespace) -> None:
     from search.pipeline import build
 
-    job = Job.load(options.job)
+    job = load_model_job(options.job)
     with TerminalProgress() as progress:
         _, database = build(job, progress)
     entries = [entry for record in database.layers.values() for entry in record.entries]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from db.files import write_atomically, write_text
-from search.job import Job
+from search.job_file import load_model_job
 from search.printing import show, table
 from search.progress import TerminalProgress
 
@@ -47,27 +47,38 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], commands: Any)
         "apportion latency check job.yaml --table times.csv --runtime onnxruntime",
     )
     check.add_argument("--table", type=Path, required=True, help="a latency table")
-    check.add_argument("--profiles", type=int, default=12, help="profiles to time (default 12)")
-    check.add_argument("--seed", type=int, default=0, help="of the profiles' choice")
+    check.add_argument("--profiles", type=_at_least(2), default=12, help="profiles to time (default 12)")
+    check.add_argument("--seed", type=_at_least(0), default=0, help="of the profiles' choice")
     for sub in (measure, check):
         sub.add_argument("--runtime", default="torch", help="torch (default), cuda or onnxruntime")
-        sub.add_argument("--batch", type=int, default=1, help="images at once (default 1)")
-        sub.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        sub.add_argument("--batch", type=_at_least(1), default=1, help="images at once (default 1)")
+        sub.add_argument("--threads", type=_at_least(1), default=1, help="CPU threads (default 1)")
     for sub in (sensitivity, measure, check):
         sub.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
         sub.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """A whole number, `least` or above."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"a whole number, {least} or above, is needed; got {text!r}")
+        return int(text)
+
+    return parse
+
+
 def _part(parts: Any, name: str, run: Callable[[argparse.Namespace], None], text: str, example: str) -> argparse.ArgumentParser:
     sub: argparse.ArgumentParser = parts.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-    sub.set_defaults(run=run)
+    sub.set_defaults(run=run, all_or_nothing=True)
     return sub
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
     from search.pipeline import build, measured_errors
 
-    job = Job.load(options.job)
+    job = load_model_job(options.job)
     with TerminalProgress() as progress:
         workload, database = build(job, progress)
         rises = measured_errors(job, workload, database, progress)
@@ -94,13 +105,14 @@ def _sensitivity(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
+    from compressors.threads import torch_threads
     from evaluators.measure import measure_latency
     from search.pipeline import build
 
-    job = Job.load(options.job)
+    job = load_model_job(options.job)
     with TerminalProgress() as progress:
         workload, database = build(job, progress)
-        with _on(options.threads):
+        with torch_threads(options.threads):
             runtime, example = _runtime(options), _example(workload, options.batch)
             measured = measure_latency(workload.model, database, example, runtime, progress)
     text_of_table = measured.to_csv()
@@ -135,15 +147,16 @@ def _check(options: argparse.Namespace) -> None:
     from scipy.stats import spearmanr
 
     from compressors.levels import parse_level
+    from compressors.threads import torch_threads
     from evaluators.latency import read_latency
     from evaluators.measure import check_latency, sample_profiles
     from search.pipeline import build
 
-    job = Job.load(options.job)
+    job = load_model_job(options.job)
     times = read_latency(options.table)
     with TerminalProgress() as progress:
         workload, database = build(job, progress)
-        with _on(options.threads):
+        with torch_threads(options.threads):
             named = {level for row in times.seconds.values() for level in row if not level.is_dense}
             there = {parse_level(name) for names in database.levels().values() for name in names}
             profiles = sample_profiles(
@@ -177,21 +190,3 @@ def _runtime(options: argparse.Namespace) -> Any:
 
 def _example(workload: Any, batch: int) -> Any:
     return next(iter(workload.calibration.batches(batch)))[0]
-
-
-def _on(threads: int) -> Any:
-    """A context in which torch has so many threads."""
-    from contextlib import contextmanager
-
-    import torch
-
-    @contextmanager
-    def limited() -> Any:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
-
-    return limited()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from compressors.corrections import check_correction
-from compressors.errors import ApportionError, JobError, UnknownNameError
+from compressors.errors import ApportionError
 from compressors.grids import GridOptions
 from compressors.levels import Level, expand_levels
 from compressors.obs import CompressionOptions
@@ -26,18 +24,6 @@ from evaluators.stitched import check_precision
 from evaluators.workloads import WorkloadConfig
 from search.algorithms.base import resolve
 from search.layers import LayersConfig
-
-_PATHS = (
-    ("workload", "weights"),
-    ("workload", "data", "calibration"),
-    ("workload", "data", "test"),
-    ("workload", "data", "train"),
-    ("workload", "data", "root"),
-    ("workload", "table"),
-    ("workload", "error"),
-    ("database", "path"),
-    ("latency", "table"),
-)
 
 
 @contextmanager
@@ -171,6 +157,12 @@ class WorkersConfig(_Section):
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
     precision: str = Field("float32", description="float32, or bf16: faster on GPUs; the search says how far ranks agree.")
 
+    @model_validator(mode="after")
+    def _room(self) -> WorkersConfig:
+        if self.at_least is not None and self.at_least > self.count:
+            raise ValueError(f"at_least: {self.at_least} workers of the {self.count} that count allows")
+        return self
+
     @field_validator("precision")
     @classmethod
     def _precision(cls, name: str) -> str:
@@ -269,114 +261,5 @@ class Job(_Search):
             check_mode(mode)
         return mode
 
-    @classmethod
-    def load(cls, path: str | Path) -> Job:
-        """Read a job file (YAML, or JSON, which is YAML too); its paths are relative to it. Raises JobError, also where it is
-        a table job."""
-        job = load_job(path)
-        if not isinstance(job, cls):
-            raise JobError(path, "workload", "a model is needed here, and this job searches on a table")
-        return job
-
-    @classmethod
-    def parse(cls, content: object, path: str | Path = "job") -> Job:
-        """Check a job that was read already; `path` is the file it stands for, whose folder its paths are relative to.
-        Raises JobError, which names the field."""
-        return _parse(cls, content, Path(path))
-
 
 AnyJob = Job | TableJob
-_J = TypeVar("_J", bound=_Search)
-
-
-def load_job(path: str | Path) -> AnyJob:
-    """Read a job file of either kind. Raises JobError."""
-    path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(path, "", error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(path, "", f"not readable as YAML: {error}") from error
-    return _parse(_kind(content), content, path)
-
-
-def restore_job(spec: dict[str, Any]) -> AnyJob:
-    """A job as the run store keeps it."""
-    return _kind(spec).model_validate(spec)
-
-
-def _kind(content: object) -> type[Job] | type[TableJob]:
-    workload = content.get("workload") if isinstance(content, dict) else None
-    return TableJob if isinstance(workload, dict) and "table" in workload else Job
-
-
-def _parse(kind: type[_J], content: object, path: Path) -> _J:
-    if not isinstance(content, dict):
-        raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(kind.model_fields))
-    folder = path.absolute().parent
-    content = _resolve_paths(content, folder)
-    content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise _job_error(kind, path, error) from error
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema of the job file, for editors that complete it: a job with a model, or one on a table."""
-    kinds = [kind.model_json_schema() for kind in (Job, TableJob)]
-    shared = {name: definition for kind in kinds for name, definition in kind.pop("$defs").items()}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Job", "anyOf": kinds, "$defs": shared}
-
-
-def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    content = json.loads(json.dumps(content, default=str))  # a copy, so that the caller's stays as it was
-    for keys in _PATHS:
-        parent: Any = content
-        for key in keys[:-1]:
-            parent = parent.get(key) if isinstance(parent, dict) else None
-        value = parent.get(keys[-1]) if isinstance(parent, dict) else None
-        if isinstance(value, str) and not _is_a_name(keys, value):
-            parent[keys[-1]] = str(folder / Path(value).expanduser())
-    return content
-
-
-def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
-    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a suffix or a folder. A
-    latency table may be module:function."""
-    if keys == ("latency", "table"):
-        return ":" in text and "/" not in text
-    return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix
-
-
-def _job_error(kind: type[BaseModel], path: Path, error: ValidationError) -> JobError:
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        key = str(first["loc"][-1])
-        valid = _valid_keys(kind, first["loc"][:-1])
-        return JobError(path, field, str(UnknownNameError("key", key, valid)))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        message = "required key is missing"
-    return JobError(path, field, f"{message} (got {first['input']!r})" if first["type"] != "missing" else message)
-
-
-def _valid_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys that the job file's schema allows at `location`."""
-    schema = kind.model_json_schema()
-    node: dict[str, Any] = schema
-    for part in location:
-        node = _deref(schema, node)
-        options = [node, *(_deref(schema, option) for option in node.get("anyOf", []) + node.get("oneOf", []))]
-        following = [o["properties"][part] for o in options if part in o.get("properties", {})]
-        tagged = [o for o in options if o.get("properties", {}).get("kind", {}).get("const") == part]
-        node = (following or tagged or [node])[0]
-    return sorted(_deref(schema, node).get("properties", {}))
-
-
-def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    while "$ref" in node:
-        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-    return node

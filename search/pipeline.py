@@ -4,7 +4,6 @@ any Python program (docs/API.md)."""
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from db.runs import Run, RunStore
 from evaluators.augment import augmented
 from evaluators.budgets import Budget
 from evaluators.costs import cost_tables
-from evaluators.latency import LatencyTable, ask_latency, read_latency
+from evaluators.latency import LatencyTable, ask_latency, is_function, read_latency
 from evaluators.pool import LocalPool, Pool
 from evaluators.ray_pool import RayPool
 from evaluators.sensitivity import measure_losses
@@ -45,7 +44,6 @@ from search.tables import TableProblem, prepare_table
 
 log = logging.getLogger(__name__)
 
-_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _AGREEING = 64
 """Candidates that two precisions are compared on."""
 
@@ -152,7 +150,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
 
 def _latency(config: LatencyConfig, database: LayerDatabase) -> LatencyTable:
     """The job's table; warnings say how many times were smoothed, and which levels cost what dense costs."""
-    if _FUNCTION.fullmatch(config.table):
+    if is_function(config.table):
         levels = {name: [parse_level(text) for text in texts] for name, texts in database.levels().items()}
         table = ask_latency(config.table, levels)
     else:

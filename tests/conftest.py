@@ -13,7 +13,7 @@ import yaml
 
 from db.database import LayerDatabase
 from evaluators.workloads import Workload
-from search.job import Job
+from search.job_file import parse_model_job
 from search.pipeline import build
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
@@ -62,7 +62,7 @@ def content(database_path: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def built(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, LayerDatabase]:
     """The workload with its database, built once."""
-    return build(Job.parse(content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
+    return build(parse_model_job(content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
 
 
 @pytest.fixture

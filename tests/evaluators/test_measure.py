@@ -25,7 +25,7 @@ from evaluators.latency import read_latency
 from evaluators.measure import check_latency, measure_latency, sample_profiles
 from evaluators.runtimes import OnnxRuntime, TorchRuntime, open_runtime
 from evaluators.workloads import Workload
-from search.job import Job
+from search.job_file import parse_model_job
 from search.pipeline import build
 
 pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
@@ -51,7 +51,7 @@ def job_content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def quantized(job_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, LayerDatabase]:
-    return build(Job.parse(job_content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
+    return build(parse_model_job(job_content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
 
 
 @pytest.mark.parametrize("mixed", [["dense"], ["rtn:w4"], ["rtn:w8a8"], LEVELS])

@@ -12,7 +12,7 @@ import torch
 from compressors.errors import OutputError, UnknownNameError
 from db.runs import RunStore
 from search.export import export
-from search.job import Job
+from search.job_file import parse_model_job
 from search.pipeline import ModelProblem, prepare, run_search
 from search.run import RunResult
 
@@ -32,7 +32,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelProbl
         "search": {"algorithms": ["random"], "evaluations": 6},
         "corrections": {"export": ["batchnorm", "bias"]},
     }
-    job = Job.parse(content, folder / "job.yaml")
+    job = parse_model_job(content, folder / "job.yaml")
     assert job.store is not None
     with prepare(job) as problem:
         yield problem, run_search(problem, RunStore(job.store))[0]

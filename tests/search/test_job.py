@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from compressors.errors import JobError
-from search.job import Job, json_schema
+from search.job import Job
+from search.job_file import json_schema, load_model_job
 
 BASE: dict[str, Any] = {"workload": {"data": {"kind": "digits"}}, "database": {"path": "db"}}
 
@@ -22,7 +23,7 @@ def write(folder: Path, content: Any) -> Path:
 def test_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
     data = {"kind": "npz", "calibration": "a.npz", "test": "/abs/b.npz"}
     workload = {"model": "cifar_resnet20", "weights": "w.safetensors", "data": data}
-    job = Job.load(write(tmp_path, {"workload": workload, "database": {"path": "../db"}}))
+    job = load_model_job(write(tmp_path, {"workload": workload, "database": {"path": "../db"}}))
     assert job.workload.weights == str(tmp_path / "w.safetensors")
     assert str(job.workload.data.calibration) == str(tmp_path / "a.npz")  # type: ignore[union-attr]
     assert str(job.workload.data.test) == "/abs/b.npz"  # type: ignore[union-attr]
@@ -32,11 +33,11 @@ def test_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
 
 def test_torchvision_weight_enums_are_no_paths(tmp_path: Path) -> None:
     workload = {"model": "torchvision:resnet18", "weights": "IMAGENET1K_V1", "data": {"kind": "digits"}}
-    assert Job.load(write(tmp_path, {**BASE, "workload": workload})).workload.weights == "IMAGENET1K_V1"
+    assert load_model_job(write(tmp_path, {**BASE, "workload": workload})).workload.weights == "IMAGENET1K_V1"
 
 
 def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
-    job = Job.load(write(tmp_path, {**BASE, "search": {"algorithms": ["dp", {"ga": {"population": 8}}]}}))
+    job = load_model_job(write(tmp_path, {**BASE, "search": {"algorithms": ["dp", {"ga": {"population": 8}}]}}))
     assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json")))) == job
 
 
@@ -77,11 +78,12 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
         ({"search": {"evaluations": 0}}, "search.evaluations", "greater than or equal to 1"),
         ({"search": {"seeds": [0, 0]}}, "search.seeds", "different whole numbers"),
         ({"workers": {"count": -1}}, "workers.count", "greater than or equal to 0"),
+        ({"workers": {"count": 2, "at_least": 3}}, "workers", "3 workers of the 2"),
     ],
 )
 def test_bad_jobs_name_the_field(tmp_path: Path, change: dict[str, Any], field: str, message: str) -> None:
     with pytest.raises(JobError) as caught:
-        Job.load(write(tmp_path, {**BASE, **change}))
+        load_model_job(write(tmp_path, {**BASE, **change}))
     assert caught.value.field.startswith(field)
     assert message in str(caught.value)
     assert str(tmp_path / "job.yaml") in str(caught.value)
@@ -90,17 +92,17 @@ def test_bad_jobs_name_the_field(tmp_path: Path, change: dict[str, Any], field: 
 def test_unknown_keys_inside_a_kind_of_data_name_the_nearest(tmp_path: Path) -> None:
     data = {"kind": "npz", "calibration": "a", "test": "b", "trian": "c"}
     with pytest.raises(JobError, match="unknown key 'trian'; did you mean 'train'"):
-        Job.load(write(tmp_path, {**BASE, "workload": {"model": "cifar_resnet20", "data": data}}))
+        load_model_job(write(tmp_path, {**BASE, "workload": {"model": "cifar_resnet20", "data": data}}))
 
 
 def test_files_that_are_no_jobs(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="No such file"):
-        Job.load(tmp_path / "none.yaml")
+        load_model_job(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
     with pytest.raises(JobError, match="not readable as YAML"):
-        Job.load(tmp_path / "bad.yaml")
+        load_model_job(tmp_path / "bad.yaml")
     with pytest.raises(JobError, match="a job is a mapping"):
-        Job.load(write(tmp_path, ["a"]))
+        load_model_job(write(tmp_path, ["a"]))
 
 
 def test_the_published_schema_takes_what_load_takes(job_file: Callable[..., Path]) -> None:
@@ -110,7 +112,7 @@ def test_the_published_schema_takes_what_load_takes(job_file: Callable[..., Path
     for example in (Path(__file__).parents[2] / "examples").glob("*.yaml"):
         content = yaml.safe_load(example.read_text())
         jsonschema.validate(content, schema)
-        Job.load(example)
+        load_model_job(example)
     published = json.loads((Path(__file__).parents[2] / "docs" / "job.schema.json").read_text())
     assert published == schema, "docs/job.schema.json is not what `apportion schema` prints"
     with pytest.raises(jsonschema.ValidationError):

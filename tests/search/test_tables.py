@@ -13,7 +13,8 @@ from db.database import LayerDatabase
 from db.runs import RunStore
 from search.additive import milp, solve
 from search.algorithms.base import names
-from search.job import Job, TableJob, load_job, restore_job
+from search.job import TableJob
+from search.job_file import load_job, load_model_job, restore_job
 from search.pipeline import prepare, run_search
 from search.tables import prepare_table
 
@@ -100,7 +101,7 @@ def test_what_a_table_cannot_be_held_to(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="which torchvision:resnet18 lacks"):
         prepare(job(tmp_path, workload={"table": str(table(tmp_path)), "model": "torchvision:resnet18"}))
     with pytest.raises(JobError, match="a model is needed here"):
-        Job.load(tmp_path / "job.yaml")
+        load_model_job(tmp_path / "job.yaml")
 
 
 def test_a_model_is_held_to_a_latency_table(job_file: Callable[..., Path], tmp_path: Path, database: LayerDatabase) -> None:
@@ -108,15 +109,15 @@ def test_a_model_is_held_to_a_latency_table(job_file: Callable[..., Path], tmp_p
     for k, layer in enumerate(database.layers):
         rows += [f"{layer},dense,0.1", f"{layer},unstr-0.90,{0.02 + 0.001 * k}", f"{layer},unstr-0.95,0.03"]
     (tmp_path / "times.csv").write_text("\n".join(rows))
-    own = Job.load(job_file(latency={"table": "times.csv"}, budgets={"speedup": "2x", "bits": "40KiB"}))
+    own = load_model_job(job_file(latency={"table": "times.csv"}, budgets={"speedup": "2x", "bits": "40KiB"}))
     with prepare(own) as problem:
         (result,) = run_search(problem, RunStore(str(own.store)))[:1]
     assert all(problem.ratios(t.candidate)["latency"] <= 0.5 + 1e-9 for t in result.trials)
     assert all(problem.whole.total("bits", t.candidate) <= 40 * 8192 for t in result.trials)
     conv1 = problem.whole.costs["latency"][0]
     assert (np.diff(conv1) <= 1e-12).all()  # the slower 0.95 was noise
-    raw = Job.load(job_file(latency={"table": "times.csv", "clean": False}, budgets={"latency": "0.75s"}))
+    raw = load_model_job(job_file(latency={"table": "times.csv", "clean": False}, budgets={"latency": "0.75s"}))
     with prepare(raw) as problem:
         assert problem.whole.costs["latency"][0].tolist()[-1] == 0.03
     with pytest.raises(InfeasibleBudgetError, match="latency"):
-        prepare(Job.load(job_file(latency={"table": "times.csv"}, budgets={"latency": "10ms"})))
+        prepare(load_model_job(job_file(latency={"table": "times.csv"}, budgets={"latency": "10ms"})))
