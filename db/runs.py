@@ -7,65 +7,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DatabaseError as SqlError
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from compressors.errors import StoreError, UnknownNameError
+from db.claims import Claim, holder
+from db.schema import JOBS, RUNS, SELECTION, TRIALS, prepare
+from db.sql import Refused, SqlDatabase, hidden
 
-VERSION = 1
-_metadata = sa.MetaData()
-_schema = sa.Table("apportion_schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
-_jobs = sa.Table(
-    "jobs",
-    _metadata,
-    sa.Column("id", sa.String(16), primary_key=True),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("spec", sa.Text, nullable=False),
-)
-_runs = sa.Table(
-    "runs",
-    _metadata,
-    sa.Column("id", sa.String(80), primary_key=True),
-    sa.Column("job", sa.String(16), sa.ForeignKey("jobs.id"), nullable=False, index=True),
-    sa.Column("algorithm", sa.String(200), nullable=False),
-    sa.Column("parameters", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
-    sa.Column("evaluations", sa.Float, nullable=False),
-    sa.Column("state", sa.String(12), nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("spent", sa.Float, nullable=False),
-)
-_trials = sa.Table(
-    "trials",
-    _metadata,
-    sa.Column("run", sa.String(80), sa.ForeignKey("runs.id"), primary_key=True),
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("problem", sa.String(64), nullable=False),
-    sa.Column("candidate", sa.Text, nullable=False),
-    sa.Column("fidelity", sa.Float, nullable=False),
-    sa.Column("fitness", sa.Double, nullable=False),
-    sa.Column("evaluated", sa.Boolean, nullable=False),
-    sa.Column("seconds", sa.Float, nullable=False),
-    sa.Index("trials_by_candidate", "problem", "candidate"),
-)
-_selection = sa.Table(
-    "selection",
-    _metadata,
-    sa.Column("run", sa.String(80), sa.ForeignKey("runs.id"), primary_key=True),
-    sa.Column("candidate", sa.String(4000), primary_key=True),
-    sa.Column("score", sa.Double, nullable=False),
-)
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One algorithm x seed of a job. `state` is running, finished or failed; `spent` the seconds that its sessions took."""
+    """One algorithm x seed of a job. `state` is running, finished or failed; `spent` the seconds that its sessions took. Of its
+    trials: the number `told`, how many were `scored` for it, the evaluations `asked`, and the `best` fitness at full fidelity
+    (None before the first)."""
 
     id: str
     job: str
@@ -76,6 +37,10 @@ class Run:
     state: str = "running"
     created: float = 0.0
     spent: float = 0.0
+    told: int = 0
+    scored: int = 0
+    asked: float = 0.0
+    best: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,83 +56,82 @@ class StoredTrial:
 
 
 class RunStore:
-    """All methods raise StoreError when the database cannot be reached or refuses. Safe for several processes at once."""
+    """All methods raise StoreError when the database refuses or cannot be reached. Safe for several processes at once; a server
+    that restarts is waited for."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        try:
-            self._engine = sa.create_engine(url)
-            if self._engine.dialect.name == "sqlite":
-                sa.event.listen(self._engine, "connect", _tune_sqlite)
-            with self._engine.begin() as connection:
-                _metadata.create_all(connection)
-                version = connection.execute(sa.select(_schema.c.version)).scalar()
-                if version is None:
-                    connection.execute(_schema.insert().values(version=VERSION))
-        except (SQLAlchemyError, ImportError) as error:
-            raise StoreError(url, _reason(error)) from error
-        if version not in (None, VERSION):
-            raise StoreError(url, f"its schema has version {version}; this apportion reads version {VERSION}")
+        self._database = SqlDatabase(url, prepare)
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.close()
+
+    def claim(self, job: str) -> Claim:
+        """A context inside which no other process can claim the job. Entering raises StoreError, with who holds it."""
+        return Claim(self._database, job)
+
+    def holder(self, job: str) -> str | None:
+        """Who works on the job at present; None: nobody."""
+        return holder(self._database, job)
 
     def add_job(self, job: str, spec: dict[str, Any]) -> None:
         """Remember a job by its id. The spec of one that is there already is brought up to date: files may have moved."""
         text = json.dumps(spec)
-        if self._rows(sa.select(_jobs.c.id).where(_jobs.c.id == job)):
-            self._write(_jobs.update().where(_jobs.c.id == job).values(spec=text))
-            return
-        self._write(_jobs.insert().values(id=job, created=time.time(), spec=text), ignore_present=True)
+        try:
+            self._database.write(JOBS.insert().values(id=job, created=time.time(), spec=text))
+        except Refused:
+            self._database.write(JOBS.update().where(JOBS.c.id == job).values(spec=text))
 
     def job(self, job: str) -> dict[str, Any]:
-        rows = self._rows(sa.select(_jobs.c.spec).where(_jobs.c.id == job))
+        rows = self._database.rows(sa.select(JOBS.c.spec).where(JOBS.c.id == job))
         if not rows:
-            raise StoreError(self.url, f"no job {job!r}")
+            raise StoreError(hidden(self.url), f"no job {job!r}")
         spec: dict[str, Any] = json.loads(rows[0].spec)
         return spec
 
+    def jobs(self) -> list[str]:
+        """The ids of all jobs, oldest first."""
+        return [row.id for row in self._database.rows(sa.select(JOBS.c.id).order_by(JOBS.c.created, JOBS.c.id))]
+
     def add_run(self, run: Run) -> Run:
         """Add `run`, or return the one with its id that is there already."""
-        present = self._rows(sa.select(_runs).where(_runs.c.id == run.id))
-        if not present:
-            row = {
-                "id": run.id,
-                "job": run.job,
-                "algorithm": run.algorithm,
-                "parameters": json.dumps(run.parameters, sort_keys=True),
-                "seed": run.seed,
-                "evaluations": run.evaluations,
-                "state": run.state,
-                "created": time.time(),
-                "spent": 0.0,
-            }
-            self._write(_runs.insert().values(**row), ignore_present=True)
-            present = self._rows(sa.select(_runs).where(_runs.c.id == run.id))
-        return _run(present[0])
+        row = {
+            "id": run.id,
+            "job": run.job,
+            "algorithm": run.algorithm,
+            "parameters": json.dumps(run.parameters, sort_keys=True),
+            "seed": run.seed,
+            "evaluations": run.evaluations,
+            "state": run.state,
+            "created": time.time(),
+            "spent": 0.0,
+        }
+        with suppress(Refused):  # it may be there already
+            self._database.write(RUNS.insert().values(**row))
+        return self.run(run.id)
 
     def set_state(self, run: str, state: str, spent: float) -> None:
         """Set a run's state and add `spent` seconds to what its earlier sessions took."""
-        values = {"state": state, "spent": _runs.c.spent + spent}
-        self._write(_runs.update().where(_runs.c.id == run).values(**values))
+        values = {"state": state, "spent": RUNS.c.spent + spent}
+        self._database.write(RUNS.update().where(RUNS.c.id == run).values(**values))
 
     def runs(self, job: str | None = None) -> list[Run]:
         """All runs, or a job's, oldest first."""
-        query = sa.select(_runs).order_by(_runs.c.created, _runs.c.id)
-        return [_run(row) for row in self._rows(query if job is None else query.where(_runs.c.job == job))]
+        query = sa.select(RUNS).order_by(RUNS.c.created, RUNS.c.id)
+        return [_run(row) for row in self._database.rows(query if job is None else query.where(RUNS.c.job == job))]
 
     def run(self, run: str) -> Run:
         """Raises UnknownNameError when there is no such run."""
-        rows = self._rows(sa.select(_runs).where(_runs.c.id == run))
+        rows = self._database.rows(sa.select(RUNS).where(RUNS.c.id == run))
         if not rows:
-            raise UnknownNameError("run", run, [known.id for known in self.runs()], str(self.url))
+            raise UnknownNameError("run", run, [known.id for known in self.runs()], hidden(self.url))
         return _run(rows[0])
 
     def trials(self, run: str) -> list[StoredTrial]:
         """A run's trials in the order they were told."""
-        rows = self._rows(sa.select(_trials).where(_trials.c.run == run).order_by(_trials.c.number))
+        rows = self._database.rows(sa.select(TRIALS).where(TRIALS.c.run == run).order_by(TRIALS.c.number))
         if [row.number for row in rows] != list(range(len(rows))):
-            raise StoreError(self.url, f"run {run!r} has gaps in its trials; the store was altered")
+            raise StoreError(hidden(self.url), f"run {run!r} has gaps in its trials; the store was altered")
         return [_trial(row) for row in rows]
 
     def append(self, run: str, problem: str, number: int, trial: StoredTrial) -> None:
@@ -183,12 +147,20 @@ class RunStore:
             "evaluated": trial.evaluated,
             "seconds": trial.seconds,
         }
+        counts: dict[str, Any] = {
+            "told": RUNS.c.told + 1,
+            "scored": RUNS.c.scored + int(trial.evaluated),
+            "asked": RUNS.c.asked + trial.fidelity,
+        }
+        if trial.fidelity == 1.0:
+            lower = sa.or_(RUNS.c.best.is_(None), RUNS.c.best > trial.fitness)
+            counts["best"] = sa.case((lower, trial.fitness), else_=RUNS.c.best)
         try:
-            self._write(_trials.insert().values(**row))
-        except StoreError as error:
-            if isinstance(error.__cause__, IntegrityError):
-                raise StoreError(self.url, f"another process is working on run {run!r}") from error
-            raise
+            self._database.write(TRIALS.insert().values(**row), RUNS.update().where(RUNS.c.id == run).values(**counts))
+        except Refused as error:
+            there = self._database.rows(sa.select(TRIALS).where(TRIALS.c.run == run, TRIALS.c.number == number))
+            if not error.again or [dict(one._mapping) for one in there] != [row]:
+                raise StoreError(hidden(self.url), f"another process is working on run {run!r}") from error
 
     def known_scores(
         self, problem: str, asked: Iterable[tuple[tuple[int, ...], float]]
@@ -199,54 +171,22 @@ class RunStore:
         found: dict[tuple[tuple[int, ...], float], float] = {}
         for start in range(0, len(keys), _LOOKUP_CHUNK):
             chunk = keys[start : start + _LOOKUP_CHUNK]
-            query = sa.select(_trials.c.candidate, _trials.c.fidelity, _trials.c.fitness)
-            for row in self._rows(query.where(_trials.c.problem == problem, _trials.c.candidate.in_(chunk))):
+            query = sa.select(TRIALS.c.candidate, TRIALS.c.fidelity, TRIALS.c.fitness)
+            for row in self._database.rows(query.where(TRIALS.c.problem == problem, TRIALS.c.candidate.in_(chunk))):
                 if (row.candidate, row.fidelity) in wanted:
                     found[wanted[row.candidate, row.fidelity]] = row.fitness
         return found
 
     def selection(self, run: str) -> dict[tuple[int, ...], float]:
         """Candidate -> score on the selection images (lower is better), of those that the final pick of `run` is made among."""
-        rows = self._rows(sa.select(_selection).where(_selection.c.run == run))
+        rows = self._database.rows(sa.select(SELECTION).where(SELECTION.c.run == run))
         return {_candidate(row.candidate): row.score for row in rows}
 
     def add_selection(self, run: str, candidate: tuple[int, ...], score: float) -> None:
         """Keep a selection score; the one that is there already stays."""
         row = {"run": run, "candidate": _key(candidate), "score": score}
-        self._write(_selection.insert().values(**row), ignore_present=True)
-
-    def summary(self, run: str) -> tuple[int, int, float | None]:
-        """Number of trials told, number evaluated, best fitness at full fidelity (None before the first)."""
-        best = sa.select(sa.func.min(_trials.c.fitness)).where(_trials.c.run == run, _trials.c.fidelity == 1.0)
-        scored = sa.func.sum(sa.cast(_trials.c.evaluated, sa.Integer)).label("scored")
-        counts = sa.select(sa.func.count().label("told"), scored)
-        row = self._rows(counts.where(_trials.c.run == run))[0]
-        return row.told, row.scored or 0, self._rows(best)[0][0]
-
-    def _rows(self, query: Any) -> Sequence[sa.Row[Any]]:
-        try:
-            with self._engine.connect() as connection:
-                return list(connection.execute(query))
-        except SQLAlchemyError as error:
-            raise StoreError(self.url, _reason(error)) from error
-
-    def _write(self, statement: sa.Executable, ignore_present: bool = False) -> None:
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(statement)
-        except IntegrityError as error:
-            if not ignore_present:
-                raise StoreError(self.url, _reason(error)) from error
-        except SQLAlchemyError as error:
-            raise StoreError(self.url, _reason(error)) from error
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
-    cursor.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut at most the last commits
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()
+        with suppress(Refused):  # it may be there already
+            self._database.write(SELECTION.insert().values(**row))
 
 
 def _key(candidate: tuple[int, ...]) -> str:
@@ -264,9 +204,3 @@ def _trial(row: sa.Row[Any]) -> StoredTrial:
 def _run(row: sa.Row[Any]) -> Run:
     content = dict(row._mapping)
     return Run(**{**content, "parameters": json.loads(content["parameters"])})
-
-
-def _reason(error: Exception) -> str:
-    """The database's own words, without SQLAlchemy's statement dump."""
-    original = error.orig if isinstance(error, SqlError) and error.orig is not None else error
-    return str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__

@@ -5,4 +5,4 @@ import sys
 from db.runs import RunStore
 
 store = RunStore(f"sqlite:///{sys.argv[1]}")
-print(min((run for run in store.runs() if run.state == "finished"), key=lambda run: store.summary(run.id)[2]).id)
+print(min((run for run in store.runs() if run.state == "finished"), key=lambda run: run.best).id)

@@ -178,7 +178,7 @@ def _runs(options: argparse.Namespace) -> None:
     from search.report import describe_run
 
     store = _open_store(options)
-    rows = [describe_run(run, store) for run in store.runs()]
+    rows = [describe_run(run) for run in store.runs()]
     columns = ("run", "job", "algorithm", "seed", "state", "trials", "scored", "best", "seconds")
     show(options, rows, lambda: table(columns, rows))
 

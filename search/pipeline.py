@@ -189,23 +189,24 @@ def run_search(
     problem: Problem, store: RunStore, progress: Progress | None = None, started: Callable[[Run], None] | None = None
 ) -> list[RunResult]:
     """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any point, the same call goes on
-    where it stopped and ends with the same results."""
+    where it stopped and ends with the same results. Raises StoreError while another process works on the job."""
     job = problem.job
     # Names, parameters and budgets are checked for all runs before the first one spends an evaluation.
     for name, parameters in job.search.with_parameters():
         create(name, problem.space, np.random.default_rng(0), job.search.evaluations, parameters)
     store.add_job(problem.id, job.model_dump(mode="json"))
-    results = []
-    for name, parameters in job.search.with_parameters():
-        for seed in job.search.seeds:
-            run = store.add_run(make_run(problem.id, name, parameters, seed, job.search.evaluations))
-            if started:
-                started(run)
-            rng = np.random.default_rng(seed)
-            algorithm = create(name, problem.space, rng, job.search.evaluations, parameters)
-            expand = problem.decisions.expand
-            results.append(search(algorithm, problem.pool(), store, run, problem.key, progress, expand))
-    return [pick(result, problem, store, progress) for result in results]
+    with store.claim(problem.id):
+        results = []
+        for name, parameters in job.search.with_parameters():
+            for seed in job.search.seeds:
+                run = store.add_run(make_run(problem.id, name, parameters, seed, job.search.evaluations))
+                if started:
+                    started(run)
+                rng = np.random.default_rng(seed)
+                algorithm = create(name, problem.space, rng, job.search.evaluations, parameters)
+                expand = problem.decisions.expand
+                results.append(search(algorithm, problem.pool(), store, run, problem.key, progress, expand))
+        return [pick(result, problem, store, progress) for result in results]
 
 
 def pick(result: RunResult, problem: Problem, store: RunStore, progress: Progress | None = None) -> RunResult:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from db.runs import Run, RunStore
+from db.runs import Run
 from search.problem import Problem
 from search.run import RunResult
 from search.statistics import Anytime, critical_difference, mean_ranks, pairwise
@@ -126,18 +126,17 @@ def starting_points(results: Sequence[RunResult], problem: Problem) -> dict[str,
     return {name: known[candidate] for name, candidate in points.items() if candidate in known}
 
 
-def describe_run(run: Run, store: RunStore) -> dict[str, Any]:
+def describe_run(run: Run) -> dict[str, Any]:
     """A row of `apportion runs`."""
-    told, evaluated, best = store.summary(run.id)
     return {
         "run": run.id,
         "job": run.job,
         "algorithm": run.algorithm,
         "seed": run.seed,
         "state": run.state,
-        "trials": told,
-        "scored": evaluated,
-        "best": best,
+        "trials": run.told,
+        "scored": run.scored,
+        "best": run.best,
         "seconds": run.spent,
     }
 
