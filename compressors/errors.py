@@ -82,6 +82,10 @@ class DatabaseUnfinishedError(DatabaseError):
     """The database's build has not finished; building it again goes on where it stopped."""
 
 
+class DatabaseBusyError(DatabaseError):
+    """Another process is building the database."""
+
+
 class DatabaseMismatchError(DatabaseError):
     """The database belongs to another model, other calibration data or other options."""
 

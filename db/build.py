@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from compressors.activations import ActivationGrid, calibrate_activations, quantize_input
-from compressors.errors import ConfigurationError, DatabaseError, DatabaseMismatchError, OutputError
+from compressors.errors import ConfigurationError, DatabaseBusyError, DatabaseError, DatabaseMismatchError, OutputError
 from compressors.hessian import collect_hessians
 from compressors.layers import LayerSpec, count_macs, find_layers
 from compressors.levels import DENSE, Level
@@ -133,7 +133,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DatabaseError(path, "another process is building it") from None
+            raise DatabaseBusyError(path, "another process is building it") from None
         yield
     finally:
         os.close(handle)

@@ -6,19 +6,22 @@ import os
 from typing import Any
 
 from compressors.errors import ConfigurationError
+from db.shares import Share
 
 
 class Session:
     """Connected from now until `close`, which stops what this session started, and only that. Raises ConfigurationError
-    without Ray, or where the cluster has less than `at_least` workers need (default: all of `count`)."""
+    without Ray, or where the cluster has less than `at_least` workers need (default: all of `count`). `share.count()` says how
+    many of them the job may have now."""
 
     def __init__(self, count: int, cpus: float, gpus: float, at_least: int | None = None) -> None:
-        self.ray = _import_ray()
+        self.ray = import_ray()
         self._started = not self.ray.is_initialized()
         try:
             if self._started:
                 _start(self.ray, count * cpus, count * gpus)
             _check_resources(self.ray, count if at_least is None else at_least, cpus, gpus)
+            self.share = Share(self.ray, count, cpus, gpus)
         except BaseException:
             self.close()
             raise
@@ -29,7 +32,7 @@ class Session:
             self._started = False
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
     try:
         import ray
         import ray.exceptions

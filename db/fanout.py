@@ -84,7 +84,7 @@ class RayWorkers:
         flying: dict[Any, LayerTask] = {}
         try:
             for task in waiting:
-                while len(flying) >= self._count:
+                while len(flying) >= max(1, self._session.share.count()):
                     yield self._next(flying)
                 flying[self._task.remote(self._threads, _whole, (task,))] = task
             while flying:

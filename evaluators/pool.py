@@ -50,6 +50,11 @@ class Pool(ABC):
     def __init__(self) -> None:
         self.events: Counter[str] = Counter()
 
+    @property
+    def there(self) -> int:
+        """Workers that have begun to take work."""
+        return 1
+
     @abstractmethod
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
         """Raises EvaluationError when a request fails twice. A lost worker is replaced and its request given out again."""

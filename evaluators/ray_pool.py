@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _LOST_AT_MOST = 4
 """Workers that may be lost over one candidate: more, and the candidate is what kills them."""
+_LOOK_AGAIN = 2.0
+"""Seconds between looks at the share of a cluster that a job may have."""
 _IMPATIENT = 60.0
 """Seconds without any worker after which the log says what is waited for."""
 
@@ -91,7 +93,8 @@ class RayPool(Pool):
             self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
             self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker)
             self._threads = max(1, int(cpus))
-            self._slots = [self._new() for _ in range(count)]
+            self._count = count
+            self._follow_share()
         except BaseException:
             self.close()
             raise
@@ -101,6 +104,7 @@ class RayPool(Pool):
         told = 0
         try:
             while told < len(requests):
+                self._follow_share(work)
                 self._give_out(work)
                 self._wait(work)
                 while told in work.done:
@@ -121,6 +125,16 @@ class RayPool(Pool):
         self._slots = []
         self._session.close()
 
+    def _follow_share(self, work: _Work | None = None) -> None:
+        """As many workers as the job may have now. Those that are one too many are idle ones, or finish what they have."""
+        allowed = min(self._count, self._session.share.count())
+        busy = {id(flight.slot) for flight in work.flying.values()} if work else set()
+        for slot in [slot for slot in reversed(self._slots) if id(slot) not in busy][: max(0, len(self._slots) - allowed)]:
+            self._ray.kill(slot.actor)
+            self._slots.remove(slot)
+        self._allowed = allowed
+        self._slots += [self._new() for _ in range(allowed - len(self._slots))]
+
     def _new(self) -> _Slot:
         actor = self._actor.remote(self._threads)
         return _Slot(actor, actor.prepare.remote(self._made))
@@ -132,7 +146,7 @@ class RayPool(Pool):
 
     def _give_out(self, work: _Work) -> None:
         """To idle workers; and while there is plenty, each has the next one waiting when it finishes the first."""
-        there = [slot for slot in self._slots if slot.starting is None]
+        there = [slot for slot in self._slots if slot.starting is None][: self._allowed]
         load = dict.fromkeys(map(id, there), 0)
         for flight in work.flying.values():
             load[id(flight.slot)] += 1
@@ -159,8 +173,15 @@ class RayPool(Pool):
         starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
         first = min((flight.slot.since for flight in work.flying.values()), default=time.monotonic())
         patience = first + self._deadline - time.monotonic() if work.flying else _IMPATIENT
+        if self._session.share.shared:
+            patience = min(patience, _LOOK_AGAIN)
+        if not (work.flying or starting):
+            time.sleep(_LOOK_AGAIN)  # the job has no share at present
+            return
         ready, _ = self._ray.wait([*work.flying, *starting], num_returns=1, timeout=max(0.0, patience))
         if not ready:
+            if patience == _LOOK_AGAIN:
+                return
             if work.flying:
                 self._give_up_overdue(work)
             else:

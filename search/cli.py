@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ApportionError, ConfigurationError
+from compressors.errors import ApportionError, ConfigurationError, StoreError
 from db.runs import RunStore
-from search import cli_evaluators
-from search.job import Job
-from search.job_file import json_schema, load_job, load_model_job, restore_job
+from search import cli_evaluators, cli_service
 from search.printing import cell, show, table
 from search.progress import TerminalProgress
 
@@ -95,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
             "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
         )
     cli_evaluators.add_commands(command, commands)
+    cli_service.add_commands(command)
     command("schema", _schema, "Print the job file's JSON Schema.", "apportion schema > job.schema.json")
     for sub in (build, search, runs, compare, shown, export):
         sub.add_argument("--json", action="store_true", help="print JSON")
@@ -102,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
+    from search.job_file import load_model_job
     from search.pipeline import build
 
     job = load_model_job(options.job)
@@ -127,6 +127,8 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _search(options: argparse.Namespace) -> None:
+    from search.job import Job
+    from search.job_file import load_job
     from search.pipeline import ModelProblem, precision_agrees, prepare, run_search
     from search.report import comparison, league, starting_points, table_agrees
 
@@ -262,10 +264,13 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _schema(_options: argparse.Namespace) -> None:
+    from search.job_file import json_schema
+
     print(json.dumps(json_schema(), indent=1))
 
 
 def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple[Any, Any]:
+    from search.job_file import restore_job
     from search.pipeline import pick, prepare
     from search.run import result_of
 
@@ -277,8 +282,6 @@ def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple
 def _open_store(options: argparse.Namespace) -> RunStore:
     url = options.store or os.environ.get("APPORTION_STORE") or _default_store()
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        from compressors.errors import StoreError
-
         raise StoreError(url, "no such file; `apportion search` makes it beside the job file, name it with --store")
     return RunStore(url)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from db.files import write_atomically, write_text
-from search.job_file import load_model_job
 from search.printing import show, table
 from search.progress import TerminalProgress
 
@@ -76,6 +75,7 @@ def _part(parts: Any, name: str, run: Callable[[argparse.Namespace], None], text
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
+    from search.job_file import load_model_job
     from search.pipeline import build, measured_errors
 
     job = load_model_job(options.job)
@@ -107,6 +107,7 @@ def _sensitivity(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     from compressors.threads import torch_threads
     from evaluators.measure import measure_latency
+    from search.job_file import load_model_job
     from search.pipeline import build
 
     job = load_model_job(options.job)
@@ -150,6 +151,7 @@ def _check(options: argparse.Namespace) -> None:
     from compressors.threads import torch_threads
     from evaluators.latency import read_latency
     from evaluators.measure import check_latency, sample_profiles
+    from search.job_file import load_model_job
     from search.pipeline import build
 
     job = load_model_job(options.job)

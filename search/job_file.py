@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,18 @@ _PATHS = (
 
 def load_job(path: str | Path) -> AnyJob:
     """Read a job file of either kind. Raises JobError."""
+    return parse_job(read_content(path), path)
+
+
+def read_content(path: str | Path) -> Any:
+    """What a job file says, not checked yet. Raises JobError."""
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise JobError(path, "", error.strerror or str(error)) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise JobError(path, "", f"not readable as YAML: {error}") from error
-    return parse_job(content, path)
 
 
 def restore_job(spec: dict[str, Any]) -> AnyJob:
@@ -87,14 +92,19 @@ def json_schema() -> dict[str, Any]:
 
 
 def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
-    content = json.loads(json.dumps(content, default=str))  # a copy, so that the caller's stays as it was
+    return map_paths(content, lambda _, value: str(folder / Path(value).expanduser()))
+
+
+def map_paths(content: dict[str, Any], change: Callable[[tuple[str, ...], str], str]) -> dict[str, Any]:
+    """A copy of a job's content with `change(keys, path)` in place of every path that it names."""
+    content = json.loads(json.dumps(content, default=str))
     for keys in _PATHS:
         parent: Any = content
         for key in keys[:-1]:
             parent = parent.get(key) if isinstance(parent, dict) else None
         value = parent.get(keys[-1]) if isinstance(parent, dict) else None
         if isinstance(value, str) and not _is_a_name(keys, value):
-            parent[keys[-1]] = str(folder / Path(value).expanduser())
+            parent[keys[-1]] = change(keys, value)
     return content
 
 

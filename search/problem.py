@@ -63,6 +63,16 @@ class Problem(ABC):
         self.close()
         return None
 
+    @property
+    def workers(self) -> int:
+        """Workers that score at present."""
+        return self._pool[1].there if self._pool is not None else 0
+
+    @property
+    def replaced(self) -> Counter[str]:
+        """What befell the workers so far."""
+        return self.events + (self._pool[1].events if self._pool is not None else Counter())
+
     def close(self) -> None:
         if self._pool is not None:
             self.events += self._pool[1].events

@@ -13,7 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from compressors.errors import ConfigurationError, DatabaseError, DatabaseMismatchError, LayerError, OutputError
+from compressors.errors import (
+    ConfigurationError,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseMismatchError,
+    LayerError,
+    OutputError,
+)
 from compressors.hessian import collect_hessians
 from compressors.layers import find_layers
 from compressors.levels import expand_levels, parse_level
@@ -142,7 +149,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
 
 def test_a_second_build_of_the_same_folder_is_refused(tmp_path: Path) -> None:
     def meanwhile(*_: object) -> None:
-        with pytest.raises(DatabaseError, match="another process is building"):
+        with pytest.raises(DatabaseBusyError, match="another process is building"):
             make(tmp_path / "d")
 
     make(tmp_path / "d", progress=meanwhile)

@@ -1,0 +1,229 @@
+"""A submitted job's own process: python -m search.service.driver --storage FOLDER --job ID [--formats ...]
+
+Waits for its share of the cluster, builds, searches, exports the best profile, and keeps the job's state.json true meanwhile.
+Run again for the same job, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
+from db.cluster import import_ray
+from db.files import write_json
+from db.shares import Share
+from search.service.folder import ALLOW, MARK, JobFolder, JobState
+from search.service.package import JOB, code_names
+
+_WRITE_EVERY, _MARK_EVERY, _LINE_EVERY = 2.0, 5.0, 10.0
+
+
+class Reporter:
+    """A `Progress` callback that keeps the state file, and the log, up to date. `look` tells the runs."""
+
+    def __init__(self, folder: JobFolder, state: JobState) -> None:
+        self._folder, self.state = folder, state
+        self.look: Callable[[], None] = lambda: None
+        self._written = self._marked = self._lined = -_LINE_EVERY
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self.state.step = (what, done, total)
+        now = time.monotonic()
+        if now - self._lined > _LINE_EVERY:
+            self._lined = now
+            print(f"{what}  {done}/{total}", flush=True)
+        if now - self._written > _WRITE_EVERY:
+            self.look()
+            self.write()
+
+    def enter(self, state: str) -> None:
+        """Go on to the next state."""
+        self.state.state, self.state.step = state, None
+        print(state, flush=True)
+        self.look()
+        self.write(mark=True)
+
+    def write(self, mark: bool = False) -> None:
+        self._written = now = time.monotonic()
+        self._folder.write_state(self.state)
+        if mark or now - self._marked > _MARK_EVERY:
+            self._marked = now
+            print(MARK + json.dumps(self.state.to_json()), flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", type=Path, required=True)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--file", default="", help="name of the job file, as the user knows it")
+    parser.add_argument("--attempt", type=int, default=1)
+    parser.add_argument("--formats", nargs="+", default=["safetensors"])
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _interrupt)
+    folder = JobFolder(options.storage.expanduser().absolute(), options.job)
+    before = folder.read_state()
+    state = JobState(options.job, options.file, attempt=options.attempt)
+    if before is not None:
+        state.submitted, state.file = before.submitted, before.file
+    reporter = Reporter(folder, state)
+    try:
+        _run(folder, options, reporter)
+        return _finish(reporter, "finished", None)
+    except KeyboardInterrupt:
+        return _finish(reporter, "cancelled", None)
+    except ApportionError as error:
+        return _finish(reporter, "failed", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        return _finish(reporter, "failed", f"{type(error).__name__}: {error}")
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows must come to its end
+    raise KeyboardInterrupt
+
+
+def _finish(reporter: Reporter, state: str, error: str | None) -> int:
+    reporter.state.ended, reporter.state.error, reporter.state.left = time.time(), error, None
+    try:
+        reporter.enter(state)
+    except ApportionError as trouble:  # the store or the disk is what failed
+        print(f"apportion: {trouble}", file=sys.stderr)
+    if error:
+        print(f"apportion: {error}", file=sys.stderr)
+    return 0 if state == "finished" else 1
+
+
+def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter) -> None:
+    reporter.enter("queued")
+    _keep_package(folder)
+    content = json.loads((folder.package / JOB).read_text())
+    named = code_names(content)
+    if named and os.environ.get(ALLOW) != "1":
+        raise ConfigurationError(f"the job names code of its own ({', '.join(named)}); the operator allows that with {ALLOW}=1")
+    sys.path.insert(0, str(folder.package))
+    ray = import_ray()
+    ray.init(address="auto", log_to_driver=False, logging_level="warning", runtime_env=_environment(folder))
+    share = _wait_for_share(ray, content, reporter)
+    reporter.state.started = time.time()
+    try:
+        _work(folder, content, options, reporter)
+    finally:
+        share.leave()
+
+
+def _environment(folder: JobFolder) -> dict[str, Any] | None:
+    """Workers get the package's code, where it holds some and Ray has not brought it already."""
+    if (folder.package / "search").is_dir() and "working_dir" not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+        return {"working_dir": str(folder.package)}
+    return None
+
+
+def _keep_package(folder: JobFolder) -> None:
+    """What was submitted, out of the working folder that Ray removes one day, for a later resume."""
+    if folder.package.exists():
+        return
+    coming = folder.path / "package.coming"
+    shutil.rmtree(coming, ignore_errors=True)
+    shutil.copytree(Path.cwd(), coming)
+    coming.rename(folder.package)
+
+
+def _wait_for_share(ray: Any, content: dict[str, Any], reporter: Reporter) -> Share:
+    workers = content.get("workers") or {}
+    share = Share(ray, max(1, workers.get("count", 0)), workers.get("cpus", 1), workers.get("gpus", 0))
+    while share.count() < 1:
+        reporter("wait for a share of the cluster", 0, 1)
+        time.sleep(1.0)
+    return share
+
+
+def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespace, reporter: Reporter) -> None:
+    from db.runs import RunStore
+    from search.export import export
+    from search.pipeline import ModelProblem, prepare, run_search
+    from search.report import comparison, describe_pick, league
+
+    job = _placed(folder, content)
+    assert job.store is not None
+    reporter.state.store = job.store
+    store = RunStore(job.store)
+    reporter.enter("building")
+    with _patiently(lambda: prepare(job, reporter), reporter) as problem:
+        reporter.state.search = problem.id
+        started, before = time.monotonic(), sum(run.asked for run in store.runs(problem.id))
+        total = job.search.evaluations * len(job.search.seeds) * len(job.search.algorithms)
+
+        def look() -> None:
+            runs = store.runs(problem.id)
+            reporter.state.runs = [_row(run) for run in runs]
+            best = min((run for run in runs if run.best is not None), key=lambda run: run.best or 0.0, default=None)
+            reporter.state.best = {"run": best.id, "fitness": best.best} if best else None
+            reporter.state.workers = {"there": problem.workers, "replaced": dict(problem.replaced)}
+            asked = sum(run.asked for run in runs)
+            if asked > before and reporter.state.state == "searching":
+                reporter.state.rate = (asked - before) / (time.monotonic() - started)
+                reporter.state.left = max(0.0, total - asked) / reporter.state.rate
+
+        reporter.look = look
+        reporter.enter("searching")
+        results = run_search(problem, store, reporter)
+        reporter.enter("exporting")
+        folder.results.mkdir(parents=True, exist_ok=True)
+        standings = {"league": league(results, problem), "comparison": comparison(results)}
+        write_json(folder.results / "league.json", standings)
+        best = min(results, key=lambda result: result.pick.fitness)
+        if isinstance(problem, ModelProblem):
+            export(best, problem, folder.results / "best", reporter, options.formats)
+        else:
+            write_json(folder.results / "best.json", describe_pick(best, problem))
+
+
+def _placed(folder: JobFolder, content: dict[str, Any]) -> Any:
+    """The job with the places that the storage gives it."""
+    from search.job_file import parse_job
+
+    storage = folder.path.parent.parent
+    database, workers = content.get("database"), dict(content.get("workers") or {})
+    if database is not None:
+        workers["count"] = max(1, workers.get("count", 0))
+        content = content | {"workers": workers, "database": database | {"path": str(storage / "databases" / database["path"])}}
+    content.setdefault("store", f"sqlite:///{storage / 'runs.sqlite'}")
+    return parse_job(content, folder.package / JOB)
+
+
+def _patiently(work: Callable[[], Any], reporter: Reporter) -> Any:
+    """Another job may be building the same database: wait for it."""
+    while True:
+        try:
+            return work()
+        except DatabaseBusyError:
+            pass
+        reporter("wait for another job that builds the database", 0, 1)
+        time.sleep(1.0)
+
+
+def _row(run: Any) -> dict[str, Any]:
+    return {
+        "run": run.id,
+        "algorithm": run.algorithm,
+        "seed": run.seed,
+        "state": run.state,
+        "asked": run.asked,
+        "evaluations": run.evaluations,
+        "best": run.best,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

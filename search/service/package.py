@@ -1,0 +1,135 @@
+"""What a job needs on the cluster, in one folder: the job, the files it names as far as they are small, the project's code, and
+the user's own modules."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import ConfigurationError, JobError
+from db.files import write_json
+from search.job import AnyJob
+from search.job_file import load_job, map_paths, read_content
+
+JOB = "job.json"
+LIMIT = 64 << 20
+"""Bytes up to which a file or folder is uploaded. Ray takes 512 MiB in all."""
+_PROJECT = ("compressors", "db", "evaluators", "search")
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """The job as it was checked here, and what the user should know about its files."""
+
+    job: AnyJob
+    notes: tuple[str, ...]
+
+
+def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
+    """Check the job and fill the folder `target`. Without `upload` the job runs on this machine, and its files stay where they
+    are. Raises JobError, ConfigurationError."""
+    job = load_job(job_file)
+    notes: list[str] = []
+    content = read_content(job_file)
+    if upload:
+        _check_store(content, job_file)
+        files = _Files(job_file, target, notes)
+        content = map_paths(content, files.place)
+        for name in ("compressors", "db", "evaluators", "search"):
+            _copy_module(name, target)
+        for name in code_names(content):
+            _copy_module(name.partition(":")[0].partition(".")[0], target, own=True)
+    else:
+        folder = job_file.absolute().parent
+        content = map_paths(content, lambda _, path: str(folder / Path(path).expanduser()))
+        content["store"] = job.store
+    write_json(target / JOB, content)
+    return Packed(job, tuple(notes))
+
+
+def code_names(content: dict[str, Any]) -> list[str]:
+    """What a job's content names as module:function or module:Class, and so runs."""
+    workload, latency, search = (content.get(key) or {} for key in ("workload", "latency", "search"))
+    algorithms = [next(iter(a)) if isinstance(a, dict) else a for a in search.get("algorithms") or []]
+    named = [workload.get("model"), latency.get("table"), *algorithms]
+    return [str(name) for name in named if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)) and not _is_torchvision(name)]
+
+
+def _is_torchvision(name: object) -> bool:
+    return str(name).startswith("torchvision:")
+
+
+class _Files:
+    """Where each path of a job goes."""
+
+    def __init__(self, job_file: Path, target: Path, notes: list[str]) -> None:
+        self._job_file, self._target, self._notes = job_file, target, notes
+        self._number = 0
+
+    def place(self, keys: tuple[str, ...], text: str) -> str:
+        """The path that the job has on the cluster, relative to the package where it was uploaded."""
+        path = Path(text).expanduser()
+        if keys == ("database", "path"):
+            return str(path) if path.is_absolute() else path.name  # in the storage's own folder of databases
+        here = self._job_file.absolute().parent / path
+        field = ".".join(keys)
+        if not here.exists():
+            if path.is_absolute():
+                self._notes.append(f"{field}: {path} is not on this machine; the cluster's nodes must have it")
+                return str(path)
+            raise JobError(
+                self._job_file, field, f"no such file: {here} (one that is on the cluster is named by an absolute path)"
+            )
+        size = _size(here)
+        if size > LIMIT:
+            self._notes.append(
+                f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the cluster's nodes must have it"
+            )
+            return str(here)
+        self._number += 1
+        name = f"files/{self._number}-{here.name}"
+        copy = self._target / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if here.is_dir():
+            shutil.copytree(here, copy)
+        else:
+            shutil.copy2(here, copy)
+        return name
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def _check_store(content: dict[str, Any], job_file: Path) -> None:
+    store = content.get("store")
+    if store is not None and str(store).startswith("sqlite"):
+        raise JobError(
+            job_file,
+            "store",
+            f"{store} is a file on this machine; name a PostgreSQL server that the cluster reaches, or leave it out",
+        )
+
+
+def _copy_module(name: str, target: Path, *, own: bool = False) -> None:
+    """Copy the Python files of a top-level module. A user's `own` that is installed as a package is expected on the nodes."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(f"module {name!r} cannot be found: {error}") from error
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(f"module {name!r} cannot be found; is its folder in PYTHONPATH?")
+    origin = Path(spec.origin).resolve()
+    installed = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib")]
+    if own and any(origin.is_relative_to(folder) for folder in installed):
+        return
+    if origin.name != "__init__.py":
+        shutil.copy2(origin, target / origin.name)
+        return
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
+    shutil.copytree(origin.parent, target / name, ignore=ignored, dirs_exist_ok=True)

@@ -1,0 +1,44 @@
+"""Whether a cluster has what a job needs, before anything is queued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compressors.errors import ConfigurationError
+from search.job import AnyJob, Job
+
+
+def check_requirements(job: AnyJob, client: Any, address: str) -> None:
+    """Raises ConfigurationError where the job's workers do not fit the cluster as it is, and nothing adds nodes to it."""
+    if not isinstance(job, Job):
+        return
+    workers = job.workers
+    count = max(1, workers.count if workers.at_least is None else workers.at_least)
+    there = _resources(address)
+    missing = [
+        f"{count * needed:g} {label}, the cluster has {there.get(key, 0):g}"
+        for label, key, needed in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus))
+        if count * needed > there.get(key, 0)
+    ]
+    if missing and not _grows(client):
+        raise ConfigurationError(
+            f"workers: {count} of {workers.cpus} CPUs and {workers.gpus:g} GPUs each need {'; '.join(missing)}; "
+            "no autoscaler adds nodes to it (workers.at_least: fewer to begin with)"
+        )
+
+
+def _resources(address: str) -> dict[str, float]:
+    """Of all nodes that are alive."""
+    from ray.util.state import list_nodes
+
+    total: dict[str, float] = {}
+    for node in list_nodes(address=address, filters=[("state", "=", "ALIVE")]):
+        for name, amount in (node.resources_total or {}).items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def _grows(client: Any) -> bool:
+    """Whether an autoscaler reports to the cluster."""
+    answer = client._do_request("GET", "/api/cluster_status")
+    return bool(answer.ok and answer.json()["data"].get("autoscalingStatus"))
