@@ -94,7 +94,7 @@ def _row(state: Any) -> dict[str, Any]:
         "best": state.best["fitness"] if state.best else None,
         "per_second": state.rate,
         "left": _span(state.left),
-        "workers": state.workers.get("there"),
+        "workers": state.workers.get("there") if state.ended is None else None,
     }
 
 
@@ -109,7 +109,7 @@ def _print_job(state: Any) -> None:
         print(f"took: {_span((state.ended or time.time()) - state.started)}")
     if state.rate:
         print(f"evaluations a second: {state.rate:.3g}, left: {_span(state.left)}")
-    if state.workers:
+    if state.workers and state.ended is None:
         replaced = ", ".join(f"{count} {what}" for what, count in state.workers["replaced"].items())
         print(f"workers: {state.workers['there']}" + (f" (replaced: {replaced})" if replaced else ""))
     if state.best:

@@ -64,9 +64,7 @@ def export(
     folder `out`. An ONNX model is run in ONNX Runtime on the test images. Raises UnknownNameError, and OutputError, also for an
     ONNX model whose accuracy is another; then nothing is left behind."""
     out = Path(out)
-    for name in formats:
-        if name not in FORMATS:
-            raise UnknownNameError("export format", name, FORMATS)
+    check_formats(formats)
     profile = problem.profile(result.pick.candidate)
     workload = problem.workload
     with _staging(out) as folder:
@@ -108,6 +106,13 @@ def export(
         if "safetensors" in formats:
             write_atomically(folder / "model.safetensors", lambda path: save_model(model, str(path)))
     return Exported({name: out / name for name in FILES if (out / name).is_file()}, content)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises UnknownNameError."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UnknownNameError("export format", name, FORMATS)
 
 
 def _to_onnx(model: nn.Module, problem: ModelProblem, profile: Profile) -> Any:

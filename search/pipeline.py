@@ -4,7 +4,7 @@ any Python program (docs/API.md)."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -185,9 +185,7 @@ def make_space(
     )
 
 
-def run_search(
-    problem: Problem, store: RunStore, progress: Progress | None = None, started: Callable[[Run], None] | None = None
-) -> list[RunResult]:
+def run_search(problem: Problem, store: RunStore, progress: Progress | None = None) -> list[RunResult]:
     """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any point, the same call goes on
     where it stopped and ends with the same results. Raises StoreError while another process works on the job."""
     job = problem.job
@@ -197,15 +195,12 @@ def run_search(
     store.add_job(problem.id, job.model_dump(mode="json"))
     with store.claim(problem.id):
         results = []
-        for name, parameters in job.search.with_parameters():
-            for seed in job.search.seeds:
-                run = store.add_run(make_run(problem.id, name, parameters, seed, job.search.evaluations))
-                if started:
-                    started(run)
-                rng = np.random.default_rng(seed)
-                algorithm = create(name, problem.space, rng, job.search.evaluations, parameters)
-                expand = problem.decisions.expand
-                results.append(search(algorithm, problem.pool(), store, run, problem.key, progress, expand))
+        for wanted in job_runs(problem):
+            run = store.add_run(wanted)
+            rng = np.random.default_rng(run.seed)
+            algorithm = create(run.algorithm, problem.space, rng, job.search.evaluations, wanted.parameters)
+            expand = problem.decisions.expand
+            results.append(search(algorithm, problem.pool(), store, run, problem.key, progress, expand))
         return [pick(result, problem, store, progress) for result in results]
 
 
@@ -216,6 +211,16 @@ def pick(result: RunResult, problem: Problem, store: RunStore, progress: Progres
     if result.run.state != "finished" or (pool := problem.selection_pool()) is None:
         return result
     return select(result, problem.job.search.picks, pool, store, progress)
+
+
+def job_runs(problem: Problem) -> list[Run]:
+    """The runs that the job asks for, one per algorithm and seed, in its order."""
+    config = problem.job.search
+    return [
+        make_run(problem.id, name, parameters, seed, config.evaluations)
+        for name, parameters in config.with_parameters()
+        for seed in config.seeds
+    ]
 
 
 def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, evaluations: float) -> Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import os
 import secrets
 import shlex
@@ -50,9 +51,11 @@ class Service:
         """Check the job, upload what it needs, and start it; returns at once, with its id and what the user should know about its
         files. `storage`: a folder that all nodes see.
         Raises JobError, ConfigurationError, before anything is started."""
+        from search.export import check_formats
         from search.service.package import pack  # what these need takes seconds to import
         from search.service.requirements import check_requirements
 
+        check_formats(formats)
         with tempfile.TemporaryDirectory(prefix="apportion-") as folder:
             package = Path(folder)
             packed = pack(job_file, package, upload=self._remote)
@@ -158,6 +161,7 @@ class Service:
             ray = import_ray()
             from ray.job_submission import JobSubmissionClient
 
+            logging.getLogger("ray").setLevel(logging.WARNING)
             try:
                 self._client = JobSubmissionClient(address)
             except (ConnectionError, RuntimeError, getattr(ray.exceptions, "AuthenticationError", RuntimeError)) as error:

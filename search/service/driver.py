@@ -107,6 +107,7 @@ def _finish(reporter: Reporter, state: str, error: str | None) -> int:
 def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter) -> None:
     reporter.enter("queued")
     _keep_package(folder)
+    os.chdir(folder.package)  # Ray may remove the folder that it started us in
     content = json.loads((folder.package / JOB).read_text())
     named = code_names(content)
     if named and os.environ.get(ALLOW) != "1":
@@ -151,7 +152,7 @@ def _wait_for_share(ray: Any, content: dict[str, Any], reporter: Reporter) -> Sh
 def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespace, reporter: Reporter) -> None:
     from db.runs import RunStore
     from search.export import export
-    from search.pipeline import ModelProblem, prepare, run_search
+    from search.pipeline import ModelProblem, job_runs, prepare, run_search
     from search.report import comparison, describe_pick, league
 
     job = _placed(folder, content)
@@ -161,11 +162,11 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     reporter.enter("building")
     with _patiently(lambda: prepare(job, reporter), reporter) as problem:
         reporter.state.search = problem.id
-        started, before = time.monotonic(), sum(run.asked for run in store.runs(problem.id))
-        total = job.search.evaluations * len(job.search.seeds) * len(job.search.algorithms)
+        own = {run.id: run.evaluations for run in job_runs(problem)}
+        started, before = time.monotonic(), sum(run.asked for run in store.runs(problem.id) if run.id in own)
 
         def look() -> None:
-            runs = store.runs(problem.id)
+            runs = [run for run in store.runs(problem.id) if run.id in own]
             reporter.state.runs = [_row(run) for run in runs]
             best = min((run for run in runs if run.best is not None), key=lambda run: run.best or 0.0, default=None)
             reporter.state.best = {"run": best.id, "fitness": best.best} if best else None
@@ -173,7 +174,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
             asked = sum(run.asked for run in runs)
             if asked > before and reporter.state.state == "searching":
                 reporter.state.rate = (asked - before) / (time.monotonic() - started)
-                reporter.state.left = max(0.0, total - asked) / reporter.state.rate
+                reporter.state.left = max(0.0, sum(own.values()) - asked) / reporter.state.rate
 
         reporter.look = look
         reporter.enter("searching")

@@ -40,8 +40,8 @@ def running() -> str | None:
 
 
 def ensure() -> str:
-    """The address of the local Ray, started where there is none. Raises ConfigurationError."""
-    import_ray()
+    """The address of the local Ray, started where there is none. Raises ConfigurationError. Does not import Ray here: its token
+    may not be there yet."""
     home().mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + _STARTS_WITHIN
     keeper = None
@@ -70,6 +70,7 @@ def main() -> int:
         ray = import_ray()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         context = ray.init(
+            address="local",
             include_dashboard=True,
             dashboard_port=_free_port(),
             object_store_memory=512 << 20,

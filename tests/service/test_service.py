@@ -1,0 +1,173 @@
+"""Jobs on a real Ray cluster, through the command line, as their users submit them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from db.runs import RunStore
+from search.job_file import load_job
+from search.pipeline import prepare, run_search
+from tests.service.conftest import ServiceCluster, write_job
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run id -> its picked candidate, from one process without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    job = load_job(write_job(folder, search=_LONG, workers={"count": 0, "cpus": 1}))
+    assert job.store is not None
+    with prepare(job) as problem:
+        return {r.run.algorithm: (r.pick.candidate, len(r.trials)) for r in run_search(problem, RunStore(job.store))}
+
+
+_LONG = {"algorithms": ["random", "anneal"], "evaluations": 600, "seeds": [0]}
+
+
+def found(cluster: ServiceCluster, state: dict[str, Any]) -> dict[str, Any]:
+    """As `undisturbed`, of a job in the cluster's store."""
+    store = RunStore(f"sqlite:///{cluster.home}/apportion/runs.sqlite")
+    picked = {}
+    for row in state["runs"]:
+        trials = store.trials(row["run"])
+        scores = store.selection(row["run"])
+        best = min((t for t in trials if t.fidelity == 1.0), key=lambda t: t.fitness).candidate
+        picked[row["algorithm"]] = (min(scores, key=scores.__getitem__) if scores else best, len(trials))
+    store.close()
+    return picked
+
+
+def test_a_job_from_submit_to_fetch(cluster: ServiceCluster, tmp_path: Path) -> None:
+    job = cluster.submit(write_job(tmp_path, "small.yaml"), "--format", "safetensors", "onnx")
+    assert job.startswith("small-")
+    followed = cluster.apportion("logs", job, "-f").stdout.splitlines()
+    assert [line for line in followed if line in ("queued", "building", "searching", "exporting", "finished")] == [
+        "queued",
+        "building",
+        "searching",
+        "exporting",
+        "finished",
+    ]
+    state = cluster.state(job)
+    assert state["state"] == "finished"
+    assert [(run["asked"], run["evaluations"], run["state"]) for run in state["runs"]] == [(30, 30, "finished")] * 2
+    assert job in cluster.apportion("status").stdout
+    cluster.apportion("fetch", job, "-o", tmp_path / "out")
+    profile = json.loads((tmp_path / "out/best/profile.json").read_text())
+    assert profile["costs"]["flops"] <= 0.25
+    assert {"model.safetensors", "model.onnx"} <= {path.name for path in (tmp_path / "out/best").iterdir()}
+    assert {row["algorithm"] for row in json.loads((tmp_path / "out/league.json").read_text())["league"]} == {"spdy", "local"}
+
+
+def test_cancelled_killed_and_resumed_a_job_ends_as_if_nothing_had_happened(
+    cluster: ServiceCluster, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    job = cluster.submit(write_job(tmp_path, search=_LONG))
+    _until_trials(cluster, job, 20)
+    refused = cluster.apportion("resume", job, check=False)
+    assert refused.returncode == 1
+    assert "it cannot be resumed while it runs" in refused.stderr
+    cluster.apportion("cancel", job)
+    assert cluster.state(job)["state"] == "cancelled"
+    assert _actors(cluster) == 0
+    cluster.apportion("resume", job)
+    _until_trials(cluster, job, 60)
+    os.kill(_driver(job), signal.SIGKILL)
+    assert _wait_failed(cluster, job)["attempt"] == 2
+    cluster.apportion("resume", job)
+    state = cluster.wait(job, "finished")
+    assert state["attempt"] == 3
+    assert found(cluster, state) == undisturbed
+    again = cluster.apportion("resume", job, check=False)
+    assert "is finished: there is nothing to resume" in again.stderr
+
+
+def _until_trials(cluster: ServiceCluster, job: str, number: int) -> None:
+    for _ in range(200):
+        state = cluster.wait(job, "searching", "finished")
+        if sum(run["asked"] for run in state["runs"]) >= number:
+            assert state["state"] == "searching", "too late to stop it: the job is finished"
+            return
+    raise AssertionError(state)
+
+
+def _driver(job: str) -> int:
+    """The process of the job's own Python."""
+    listed = subprocess.run(["pgrep", "-f", f"search.service.driver .*--job {job}"], capture_output=True, text=True, check=True)
+    pids = [int(pid) for pid in listed.stdout.split()]
+    named = [pid for pid in pids if "python" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]]
+    assert len(named) == 1, named
+    return named[0]
+
+
+def _wait_failed(cluster: ServiceCluster, job: str) -> dict[str, Any]:
+    for _ in range(60):
+        state = cluster.state(job)
+        if state["state"] == "failed":
+            return state
+    raise AssertionError(state)
+
+
+def _actors(cluster: ServiceCluster) -> int:
+    """Evaluators that are alive."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "_Worker")])
+    return len(alive)
+
+
+def test_what_cannot_run_is_refused_before_anything_is_queued(cluster: ServiceCluster, tmp_path: Path) -> None:
+    before = cluster.apportion("status", "--json").stdout
+    for change, message in (
+        ({"workers": {"count": 4, "cpus": 1}}, "need 4 CPUs, the cluster has 2"),
+        ({"workers": {"count": 1, "gpus": 1}}, "need 1 GPUs, the cluster has 0"),
+        ({"budgets": {"flop": 0.5}}, "did you mean 'flops'"),
+        ({"workload": {"model": "digits_resnet", "data": {"kind": "npz", "calibration": "no.npz", "test": "no.npz"}}}, "no.npz"),
+        ({"store": "sqlite:///here.sqlite"}, "store: "),
+    ):
+        refused = cluster.apportion("submit", write_job(tmp_path, **change), check=False)
+        assert refused.returncode == 1
+        assert message in refused.stderr
+    assert cluster.apportion("status", "--json").stdout == before
+    refused = cluster.apportion("submit", write_job(tmp_path), "--format", "onx", check=False)
+    assert "unknown export format 'onx'; did you mean 'onnx'" in refused.stderr
+    unknown = cluster.apportion("status", "jb-1", check=False)
+    assert "unknown job 'jb-1'" in unknown.stderr
+
+
+def test_a_job_may_not_name_code_where_the_operator_has_not_allowed_it(cluster: ServiceCluster, tmp_path: Path) -> None:
+    job = cluster.submit(write_job(tmp_path, search={"algorithms": ["search.algorithms.local:LocalSearch"], "evaluations": 5}))
+    state = _wait_failed(cluster, job)
+    assert "the job names code of its own (search.algorithms.local:LocalSearch)" in state["error"]
+    assert "APPORTION_ALLOW_CODE=1" in state["error"]
+
+
+@pytest.mark.slow
+def test_twenty_jobs_at_once_finish_and_none_is_mixed(cluster: ServiceCluster, tmp_path: Path) -> None:
+    budgets = [0.9 - 0.03 * i for i in range(20)]
+    jobs = [cluster.submit(write_job(tmp_path, f"j{i}.yaml", budgets={"flops": b})) for i, b in enumerate(budgets)]
+    states = [cluster.wait(job, "finished", seconds=1200) for job in jobs]
+    assert len({state["search"] for state in states}) == 20
+    for job, state, budget in zip(jobs, states, budgets, strict=True):
+        assert [run["asked"] for run in state["runs"]] == [30, 30]
+        cluster.apportion("fetch", job, "-o", tmp_path / job)
+        profile = json.loads((tmp_path / job / "best/profile.json").read_text())
+        assert profile["costs"]["flops"] <= profile["budgets"]["flops"] == pytest.approx(budget)
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_and_another_that_comes_change_nothing(
+    cluster: ServiceCluster, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    node = cluster.add_node()
+    job = cluster.submit(write_job(tmp_path, search=_LONG, workers={"count": 3, "at_least": 1, "cpus": 1}))
+    _until_trials(cluster, job, 20)
+    cluster.remove(node)
+    cluster.add_node()
+    assert found(cluster, cluster.wait(job, "finished")) == undisturbed
