@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -26,7 +26,8 @@ _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit i
 class Run:
     """One algorithm x seed of a job. `state` is running, finished or failed; `spent` the seconds that its sessions took. Of its
     trials: the number `told`, how many were `scored` for it, the evaluations `asked`, and the `best` fitness at full fidelity
-    (None before the first)."""
+    (None before the first). Of the algorithm: the seconds that it `thought` between scores (None before its end), and what it
+    `notes` of itself."""
 
     id: str
     job: str
@@ -41,6 +42,8 @@ class Run:
     scored: int = 0
     asked: float = 0.0
     best: float | None = None
+    thought: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +77,14 @@ class RunStore:
         """Who works on the job at present; None: nobody."""
         return holder(self._database, job)
 
-    def add_job(self, job: str, spec: dict[str, Any]) -> None:
-        """Remember a job by its id. The spec of one that is there already is brought up to date: files may have moved."""
-        text = json.dumps(spec)
+    def add_job(self, job: str, spec: dict[str, Any], space: dict[str, Any] | None = None) -> None:
+        """Remember a job by its id, with what its candidates stand for. Those of one that is there already are brought up to
+        date: files may have moved."""
+        row = {"spec": json.dumps(spec), "space": json.dumps(space) if space else None}
         try:
-            self._database.write(JOBS.insert().values(id=job, created=time.time(), spec=text))
+            self._database.write(JOBS.insert().values(id=job, created=time.time(), **row))
         except Refused:
-            self._database.write(JOBS.update().where(JOBS.c.id == job).values(spec=text))
+            self._database.write(JOBS.update().where(JOBS.c.id == job).values(**row))
 
     def job(self, job: str) -> dict[str, Any]:
         rows = self._database.rows(sa.select(JOBS.c.spec).where(JOBS.c.id == job))
@@ -88,6 +92,11 @@ class RunStore:
             raise StoreError(hidden(self.url), f"no job {job!r}")
         spec: dict[str, Any] = json.loads(rows[0].spec)
         return spec
+
+    def space(self, job: str) -> dict[str, Any] | None:
+        """What the job's candidates stand for (Problem.describe); None of a job that was stored before that was kept."""
+        rows = self._database.rows(sa.select(JOBS.c.space).where(JOBS.c.id == job))
+        return json.loads(rows[0].space) if rows and rows[0].space else None
 
     def jobs(self) -> list[str]:
         """The ids of all jobs, oldest first."""
@@ -113,6 +122,11 @@ class RunStore:
     def set_state(self, run: str, state: str, spent: float) -> None:
         """Set a run's state and add `spent` seconds to what its earlier sessions took."""
         values = {"state": state, "spent": RUNS.c.spent + spent}
+        self._database.write(RUNS.update().where(RUNS.c.id == run).values(**values))
+
+    def end(self, run: str, thought: float, notes: dict[str, Any]) -> None:
+        """Keep what the algorithm of a finished run says of itself."""
+        values = {"thought": thought, "notes": json.dumps(notes)}
         self._database.write(RUNS.update().where(RUNS.c.id == run).values(**values))
 
     def runs(self, job: str | None = None) -> list[Run]:
@@ -203,4 +217,5 @@ def _trial(row: sa.Row[Any]) -> StoredTrial:
 
 def _run(row: sa.Row[Any]) -> Run:
     content = dict(row._mapping)
-    return Run(**{**content, "parameters": json.loads(content["parameters"])})
+    texts = {"parameters": json.loads(content["parameters"]), "notes": json.loads(content["notes"] or "{}")}
+    return Run(**content | texts)

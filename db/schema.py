@@ -15,6 +15,7 @@ JOBS = sa.Table(
     sa.Column("id", sa.String(16), primary_key=True),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("space", sa.Text),
 )
 RUNS = sa.Table(
     "runs",
@@ -33,6 +34,9 @@ RUNS = sa.Table(
     sa.Column("scored", sa.Integer, nullable=False, server_default="0"),
     sa.Column("asked", sa.Double, nullable=False, server_default="0"),
     sa.Column("best", sa.Double),
+    # What the algorithm says of itself in the end: the seconds that it thought, and notes as JSON.
+    sa.Column("thought", sa.Double),
+    sa.Column("notes", sa.Text),
 )
 TRIALS = sa.Table(
     "trials",
@@ -85,9 +89,10 @@ def prepare(engine: sa.Engine, url: str) -> None:
 
 def _count_trials(connection: sa.Connection) -> None:
     """1 -> 2: runs say themselves what their trials add up to. (The table of claims is new, and made already.)"""
-    for column in (RUNS.c.told, RUNS.c.scored, RUNS.c.asked, RUNS.c.best):
+    columns = (RUNS.c.told, RUNS.c.scored, RUNS.c.asked, RUNS.c.best, RUNS.c.thought, RUNS.c.notes, JOBS.c.space)
+    for column in columns:
         definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
-        connection.exec_driver_sql(f"ALTER TABLE {RUNS.name} ADD COLUMN {definition}")
+        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {definition}")
     own = TRIALS.c.run == RUNS.c.id
     counted = {
         "told": sa.select(sa.func.count()).where(own),

@@ -14,7 +14,7 @@ from typing import Any
 
 from compressors.errors import ApportionError, ConfigurationError, StoreError
 from db.runs import RunStore
-from search import cli_evaluators, cli_service
+from search import cli_evaluators, cli_service, cli_web
 from search.printing import cell, show, table
 from search.progress import TerminalProgress
 
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     cli_evaluators.add_commands(command, commands)
     cli_service.add_commands(command)
+    cli_web.add_commands(command, _store_url)
     command("schema", _schema, "Print the job file's JSON Schema.", "apportion schema > job.schema.json")
     for sub in (build, search, runs, compare, shown, export):
         sub.add_argument("--json", action="store_true", help="print JSON")
@@ -159,8 +160,11 @@ def _search(options: argparse.Namespace) -> None:
     def text() -> None:
         for name, fitness in points.items():
             print(f"{name}: {job.fitness} {fitness:.5g}")
-        columns = ("algorithm", "best", "median", "area", "to_best", "error_gap", "seeds", "evaluations", "scored", "seconds")
-        table((*columns, "budgets_met", "run"), rows)
+        columns = ("algorithm", "best", "median", "area", "to_optimum", "to_best", "error_gap", "seeds", "evaluations", "scored")
+        table((*columns, "seconds", "thinking", "budgets_met", "run"), rows)
+        for result in results:
+            if earned := result.run.notes.get("earned"):
+                print(f"{result.run.id}: {job.fitness} lowered by " + ", ".join(f"{n} {v:.3g}" for n, v in earned.items()))
         if agreement is not None:
             print(f"rank correlation of additive error and {job.fitness}: {agreement:.3f} (near 1, `milp` alone would do)")
         if rho is not None:
@@ -208,7 +212,10 @@ def _compare(options: argparse.Namespace) -> None:
     rows, tests = standings(results), comparison(results)
 
     def text() -> None:
-        table(("algorithm", "best", "median", "q1", "q3", "area", "to_best", "wins", "seeds", "evaluations", "seconds"), rows)
+        table(
+            ("algorithm", "best", "median", "q1", "q3", "area", "to_best", "wins", "seeds", "evaluations", "seconds", "thinking"),
+            rows,
+        )
         if len(rows) > 1 and tests["seeds"]:
             ranks = ", ".join(f"{name} {rank:.2f}" for name, rank in sorted(tests["ranks"].items(), key=lambda item: item[1]))
             print(f"mean ranks over seeds {tests['seeds']}: {ranks}; critical difference {tests['critical_difference']:.2f}")
@@ -280,10 +287,20 @@ def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple
 
 
 def _open_store(options: argparse.Namespace) -> RunStore:
-    url = options.store or os.environ.get("APPORTION_STORE") or _default_store()
+    url = _store_url(options)
+    if url is None:
+        raise StoreError(_default_store(), "no such file; `apportion search` makes it beside the job file, name it with --store")
+    return RunStore(url)
+
+
+def _store_url(options: argparse.Namespace) -> str | None:
+    """The run store that is asked for; None where none is, and there is none in the current folder."""
+    url = options.store or os.environ.get("APPORTION_STORE")
+    if url is None:
+        return _default_store() if Path("apportion.sqlite").is_file() else None
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
         raise StoreError(url, "no such file; `apportion search` makes it beside the job file, name it with --store")
-    return RunStore(url)
+    return str(url)
 
 
 def _default_store() -> str:

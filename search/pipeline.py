@@ -192,7 +192,7 @@ def run_search(problem: Problem, store: RunStore, progress: Progress | None = No
     # Names, parameters and budgets are checked for all runs before the first one spends an evaluation.
     for name, parameters in job.search.with_parameters():
         create(name, problem.space, np.random.default_rng(0), job.search.evaluations, parameters)
-    store.add_job(problem.id, job.model_dump(mode="json"))
+    store.add_job(problem.id, job.model_dump(mode="json"), problem.describe())
     with store.claim(problem.id):
         results = []
         for wanted in job_runs(problem):

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from compressors.levels import parse_level
 from db.profile import Profile
@@ -89,6 +90,21 @@ class Problem(ABC):
         """The candidate as layer -> level."""
         names = zip(self.whole.layers, self.whole.levels, candidate, strict=True)
         return {layer: parse_level(levels[index]) for layer, levels, index in names}
+
+    def describe(self) -> dict[str, Any]:
+        """All that a report needs to know what candidates stand for: layers, their levels, what those cost (shares of the dense
+        model) and their additive errors, the budgets, and the uniform profile and the additive optimum."""
+        whole, dense = self.whole, self.whole.dense
+        return {
+            "layers": list(whole.layers),
+            "levels": [list(levels) for levels in whole.levels],
+            "costs": {m: [(row / dense[m]).tolist() for row in rows] for m, rows in whole.costs.items()},
+            "base": {metric: base / dense[metric] for metric, base in whole.base.items()},
+            "errors": [row.tolist() for row in whole.errors],
+            "budgets": self.bounds(),
+            "uniform": list(self.decisions.expand(self.space.uniform())),
+            "optimum": list(self.decisions.expand(self.space.optimum)),
+        }
 
     def ratios(self, candidate: Candidate) -> dict[str, float]:
         """Every metric of the candidate as a fraction of the dense model's."""

@@ -21,7 +21,8 @@ def standings(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     quartiles `q1`, `q3` (over seeds) are fitnesses, `area` the median over seeds of the mean best-so-far fitness during a run,
     all lower is better; `to_best`: evaluations until the best fitness of all these runs was reached within 1 %, median over
     seeds, None where most seeds never did; `evaluations` is the median asked per seed, `scored` how many of them were not
-    answered from the store; `seconds` is the median time of a run; `wins`: how many others it is
+    answered from the store; `seconds` is the median time of a run, `thinking` what of it the
+    algorithm itself took; `wins`: how many others it is
     better than, p < 0.05 after Holm."""
     groups = _groups(results)
     lowest = min(r.best.fitness for r in results)
@@ -31,9 +32,6 @@ def standings(results: Sequence[RunResult]) -> list[dict[str, Any]]:
     for name, group in groups.items():
         finals = [r.best.fitness for r in group]
         best = min(group, key=lambda r: r.best.fitness)
-        curves = [Anytime.of([(t.fidelity, t.fitness) for t in r.trials], r.run.evaluations) for r in group]
-        reached = sorted(math.inf if (hit := curve.reached(target)) is None else hit for curve in curves)
-        middle = reached[(len(reached) - 1) // 2]
         q1, median, q3 = np.quantile(finals, [0.25, 0.5, 0.75]).tolist()
         rows.append(
             {
@@ -43,17 +41,29 @@ def standings(results: Sequence[RunResult]) -> list[dict[str, Any]]:
                 "median": median,
                 "q1": q1,
                 "q3": q3,
-                "area": statistics.median(curve.area for curve in curves),
-                "to_best": middle if math.isfinite(middle) else None,
+                "area": statistics.median(_curve(r).area for r in group),
+                "to_best": _median_reached(group, target),
                 "wins": sum(test["better"] == name and test["p"] < 0.05 for test in tests),
                 "seeds": len(group),
                 "evaluations": statistics.median(r.evaluations for r in group),
                 "scored": sum(t.evaluated for r in group for t in r.trials),
                 "seconds": statistics.median(r.run.spent for r in group),
+                "thinking": statistics.median(r.run.thought or 0.0 for r in group),
                 "run": best.run.id,
             }
         )
     return sorted(rows, key=lambda row: (row["median"], row["area"]))
+
+
+def _curve(result: RunResult) -> Anytime:
+    return Anytime.of([(t.fidelity, t.fitness) for t in result.trials], result.run.evaluations)
+
+
+def _median_reached(group: Sequence[RunResult], target: float) -> float | None:
+    """Evaluations until `target`, median over the runs; None where most never reached it."""
+    reached = sorted(math.inf if (hit := _curve(result).reached(target)) is None else hit for result in group)
+    middle = reached[(len(reached) - 1) // 2]
+    return middle if math.isfinite(middle) else None
 
 
 def comparison(results: Sequence[RunResult]) -> dict[str, Any]:
@@ -79,14 +89,17 @@ def comparison(results: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any]]:
-    """`standings` with what the problem adds: whether all picks meet the budgets, and `error_gap`, by which share the additive
-    error of the best profile lies above the proven optimum."""
+    """`standings` with what the problem adds: whether all picks meet the budgets; `error_gap`, by which share the additive
+    error of the best profile lies above the proven optimum; `to_optimum`, evaluations until a fitness below that optimum's was
+    found, median over seeds, None where most seeds never did."""
     groups = _groups(results)
     optimum = problem.whole.error(problem.decisions.expand(problem.space.optimum))
     rows = standings(results)
+    reference = starting_points(results, problem).get("additive optimum", -math.inf)
     for row in rows:
         group = groups[row["algorithm"]]
         best = min(group, key=lambda r: r.best.fitness).best.candidate
+        row["to_optimum"] = _median_reached(group, np.nextafter(reference, -math.inf))
         row["budgets_met"] = all(problem.whole.feasible(r.pick.candidate) for r in group)
         row["error_gap"] = problem.whole.error(best) / optimum - 1 if optimum > 0 else None
     return rows
@@ -156,6 +169,7 @@ def describe_pick(result: RunResult, problem: Problem) -> dict[str, Any]:
         "found_after": 1 + result.trials.index(best),
         "budgets": problem.bounds(),
         "costs": problem.ratios(best.candidate),
+        "notes": result.run.notes,
         "additive_error": problem.whole.error(best.candidate),
         "profile": {layer: str(level) for layer, level in problem.profile(best.candidate).items()},
     }

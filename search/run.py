@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from compressors.errors import StoreError
 from compressors.progress import Progress
@@ -18,6 +20,7 @@ from evaluators.pool import Pool
 from search.algorithms.base import Algorithm, Trial
 from search.space import Candidate
 
+_T = TypeVar("_T")
 _ROUNDING = 1e-9
 """Fidelities are fractions: their sum may miss the evaluation budget by rounding alone."""
 
@@ -61,8 +64,9 @@ def search(
     store.set_state(run.id, "running", 0.0)
     told: list[StoredTrial] = []
     state = "failed"
+    thinking = _Stopwatch()
     try:
-        while asked := algorithm.ask():
+        while asked := thinking.time(algorithm.ask):
             affordable = _affordable(asked, run.evaluations - sum(t.fidelity for t in told))
             batch: list[Trial] = []
             full = [replace(trial, candidate=expand(trial.candidate)) for trial in affordable]
@@ -73,8 +77,9 @@ def search(
                     _report(progress, run, told)
             if len(affordable) < len(asked):
                 break  # the budget ends within what was asked: nothing is left to tell it for
-            algorithm.tell(batch)
+            thinking.time(partial(algorithm.tell, batch))
         state = "finished"
+        store.end(run.id, thinking.seconds, algorithm.notes())
     except KeyboardInterrupt:
         state = "running"
         raise
@@ -83,6 +88,20 @@ def search(
     if progress:
         progress(_title(run, told), 1, 1)
     return result_of(replace(store.run(run.id)), told)
+
+
+class _Stopwatch:
+    """Adds up the seconds that calls take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def time(self, call: Callable[[], _T]) -> _T:
+        start = time.perf_counter()
+        try:
+            return call()
+        finally:
+            self.seconds += time.perf_counter() - start
 
 
 def result_of(run: Run, trials: Sequence[StoredTrial]) -> RunResult:

@@ -96,6 +96,10 @@ class Algorithm(ABC):
         """Hear of a candidate that another algorithm had scored in full; algorithms that go on from `best` go on from it."""
         self.known.setdefault(candidate, fitness)
 
+    def notes(self) -> dict[str, Any]:
+        """What the algorithm has to say of its own course when it has ended, for reports; JSON."""
+        return {}
+
     def fresh(self, make: Callable[[], Candidate], taken: Container[Candidate] = ()) -> Candidate | None:
         """The first candidate of `make` that is neither known nor `taken`; a random one where it keeps making such; None in a
         space that is all but exhausted."""

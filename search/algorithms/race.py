@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ _ENTRANTS = ("surrogate", "evopress", "spdy", "anneal")
 class Race(Algorithm):
     """Ours, after Jamieson & Talwalkar 2016: every round spends an equal part of the evaluations, shared equally among those
     still in the race; then the half that lowered the best fitness by more goes on. All hear of every profile that is scored in
-    full, so that each goes on from the best one. `earned`: by how much each algorithm lowered the best fitness."""
+    full, so that each goes on from the best one. `earned`, in the notes: by how much each algorithm lowered the best
+    fitness."""
 
     def __init__(
         self,
@@ -72,6 +74,9 @@ class Race(Algorithm):
         self._own_best[self._turn] = min(self._own_best[self._turn], found)
         if np.isfinite(before):
             self.earned[self._turn] += before - self._lowest
+
+    def notes(self) -> dict[str, Any]:
+        return {"earned": self.earned}
 
     def _halve(self) -> None:
         """The half that lowered the best fitness by more: as all share the best profile, their own ones hardly differ, and say

@@ -1,4 +1,4 @@
-"""Makes kuberay.json, which the manifests under examples/clusters are checked against, from the KubeRay operator's custom resource
+"""Makes kuberay.json, which the manifests in examples/clusters are checked against, from the KubeRay operator's custom resource
 definitions (Apache-2.0; helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml and ray.io_rayjobs.yaml of its repository):
 
     python tests/data/reduce_crds.py FOLDER > tests/data/kuberay.json

@@ -1,0 +1,162 @@
+"""The web page's server: reads run stores and job folders, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from compressors.errors import ApportionError
+from db.runs import RunStore
+from search.service.folder import JobFolder, JobState, job_folders
+from search.web.figures import job_figures, job_summary
+from search.web.report import page
+
+_LOOK_EVERY = 1.0
+_COOKIE = "apportion_token"
+
+
+class Jobs:
+    """The jobs of a run store, and those of the service's storage, each with its own store."""
+
+    def __init__(self, store: str | None, storage: Path) -> None:
+        self._store, self._storage = store, storage
+        self._open: dict[str, RunStore] = {}
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Of all jobs, the newest first."""
+        service = self._service_jobs()
+        rows = {(url, job): self._named(job_summary(self._opened(url), job), state) for (url, job), state in service.items()}
+        if self._store is not None:
+            for job in self._opened(self._store).jobs():
+                rows.setdefault((self._store, job), job_summary(self._opened(self._store), job))
+        return list(reversed(rows.values()))
+
+    def figures(self, job: str) -> dict[str, Any]:
+        """Raises KeyError for a job that is not there."""
+        url, state = self._find(job)
+        found = job_figures(self._opened(url), job)
+        found["summary"] = self._named(found["summary"], state)
+        found["files"] = [str(path) for path in self._files(state)]
+        return found
+
+    def file(self, job: str, name: str) -> Path:
+        """One of the job's result files. Raises KeyError."""
+        _, state = self._find(job)
+        if state is None or Path(name) not in self._files(state):  # only what is listed, so nothing outside the folder
+            raise KeyError(name)
+        return JobFolder(self._storage, state.job).results / name
+
+    def _files(self, state: JobState | None) -> list[Path]:
+        if state is None:
+            return []
+        results = JobFolder(self._storage, state.job).results
+        return sorted(path.relative_to(results) for path in results.rglob("*") if path.is_file() and not path.is_symlink())
+
+    def _find(self, job: str) -> tuple[str, JobState | None]:
+        for (url, own), state in self._service_jobs().items():
+            if own == job:
+                return url, state
+        if self._store is not None and job in self._opened(self._store).jobs():
+            return self._store, None
+        raise KeyError(job)
+
+    def _service_jobs(self) -> dict[tuple[str, str], JobState]:
+        """(store, job in it) -> state, of the storage's jobs that have begun to search; the latest where several are one."""
+        states = [state for folder in job_folders(self._storage) if (state := folder.read_state()) is not None]
+        return {(state.store, state.search): state for state in states if state.store and state.search}
+
+    @staticmethod
+    def _named(summary: dict[str, Any], state: JobState | None) -> dict[str, Any]:
+        return summary if state is None else summary | {"name": state.job, "state": state.state}
+
+    def _opened(self, url: str) -> RunStore:
+        if url not in self._open:
+            self._open[url] = RunStore(url)
+        return self._open[url]
+
+
+def make_app(jobs: Jobs, token: str | None = None) -> FastAPI:
+    """The application; with a `token`, only for who has it: as `Authorization: Bearer`, or once as ?token=, then a cookie."""
+    app = FastAPI(title="apportion", docs_url=None, redoc_url=None, openapi_url=None)
+    text = page()
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
+        given = request.query_params.get("token")
+        if token is not None:
+            bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+            offered = (given, bearer, request.cookies.get(_COOKIE))
+            if not any(one and secrets.compare_digest(one.encode(), token.encode()) for one in offered):
+                return JSONResponse({"detail": "a token is needed: ?token=... or Authorization: Bearer"}, 401)
+        response: Response = await call_next(request)
+        if token is not None and given:
+            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
+        response.headers["Content-Security-Policy"] = (
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        )
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    @app.get("/")
+    async def root() -> HTMLResponse:
+        return HTMLResponse(text)
+
+    @app.get("/api/jobs")
+    async def all_jobs() -> Any:
+        return await _answer(jobs.summaries)
+
+    @app.get("/api/events")
+    async def all_events(request: Request) -> StreamingResponse:
+        return _events(request, jobs.summaries)
+
+    @app.get("/api/jobs/{job}")
+    async def one_job(job: str) -> Any:
+        return await _answer(lambda: jobs.figures(job))
+
+    @app.get("/api/jobs/{job}/events")
+    async def job_events(job: str, request: Request) -> StreamingResponse:
+        return _events(request, lambda: jobs.figures(job))
+
+    @app.get("/api/jobs/{job}/files/{name:path}")
+    async def job_file(job: str, name: str) -> FileResponse:
+        path = await _answer(lambda: jobs.file(job, name))
+        return FileResponse(path, filename=path.name)
+
+    return app
+
+
+async def _answer(read: Callable[[], Any]) -> Any:
+    try:
+        return await run_in_threadpool(read)
+    except KeyError as error:
+        raise HTTPException(404, f"there is no {error.args[0]!r}") from error
+    except ApportionError as error:
+        raise HTTPException(503, str(error)) from error
+
+
+def _events(request: Request, read: Callable[[], Any]) -> StreamingResponse:
+    """Server-sent events: what `read` gives, whenever it has changed."""
+
+    async def stream() -> AsyncIterator[str]:
+        before = None
+        while not await request.is_disconnected():
+            content = json.dumps(await _answer(read), allow_nan=False)
+            if (now := hashlib.sha256(content.encode()).digest()) != before:
+                if before is not None:
+                    yield f"data: {content}\n\n"
+                else:
+                    yield ": the page has this already\n\n"
+                before = now
+            await asyncio.sleep(_LOOK_EVERY)
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
