@@ -39,6 +39,8 @@ def _resources(address: str) -> dict[str, float]:
 
 
 def _grows(client: Any) -> bool:
-    """Whether an autoscaler reports to the cluster."""
+    """Whether an autoscaler adds nodes to the cluster. One that only watches calls each node's type after the node."""
     answer = client._do_request("GET", "/api/cluster_status")
-    return bool(answer.ok and answer.json()["data"].get("autoscalingStatus"))
+    status = answer.json()["data"].get("clusterStatus") or {} if answer.ok else {}
+    types = ((status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}).items()
+    return any(name != f"node_{node}" for node, name in types)

@@ -47,21 +47,21 @@ function scale(low, high, from, to, log) {
   return (value) => from + (f(value) - a) / (b - a) * (to - from);
 }
 function ticks(low, high, count = 6) {
-  if (!(high > low)) return [low];
+  if (!(high > low)) return [text(low)].map((label) => ({ value: low, label }));
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= raw);
-  const found = [];
-  for (let k = Math.ceil(low / step); k * step <= high + 1e-12; k++) found.push(k * step);
+  const found = [], digits = Math.max(0, -Math.floor(Math.log10(step)));
+  for (let k = Math.ceil(low / step); k * step <= high + 1e-12; k++) found.push({ value: k * step, label: (k * step).toFixed(Math.min(digits, 12)) });
   return found;
 }
 function frame(label, xs, ys, titles) {
   const width = 860, height = 380, box = { left: 70, right: 20, top: 14, bottom: 44 };
   const x = scale(xs[0], xs[1], box.left, width - box.right), y = scale(ys[0], ys[1], height - box.bottom, box.top);
   const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
-  for (const value of ticks(...xs)) svg.append(el("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: height - box.bottom }),
-    el("text", { x: x(value), y: height - box.bottom + 16, "text-anchor": "middle" }, text(value)));
-  for (const value of ticks(...ys)) svg.append(el("line", { class: "grid", x1: box.left, x2: width - box.right, y1: y(value), y2: y(value) }),
-    el("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, text(value)));
+  for (const { value, label: words } of ticks(...xs)) svg.append(el("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: height - box.bottom }),
+    el("text", { x: x(value), y: height - box.bottom + 16, "text-anchor": "middle" }, words));
+  for (const { value, label: words } of ticks(...ys)) svg.append(el("line", { class: "grid", x1: box.left, x2: width - box.right, y1: y(value), y2: y(value) }),
+    el("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, words));
   svg.append(el("line", { class: "axis", x1: box.left, x2: width - box.right, y1: height - box.bottom, y2: height - box.bottom }),
     el("line", { class: "axis", x1: box.left, x2: box.left, y1: box.top, y2: height - box.bottom }),
     el("text", { x: (width + box.left) / 2, y: height - 8, "text-anchor": "middle" }, titles[0]),
@@ -118,9 +118,10 @@ function front(job, show) {
   const edge = [...points].sort((a, b) => a.cost - b.cost).filter((p) => p.fitness < best && ((best = p.fitness), true));
   svg.append(el("polyline", { points: edge.map((p) => `${x(p.cost)},${y(Math.min(p.fitness, top + span))}`).join(" "), fill: "none", stroke: "currentColor" }));
   const marks = [["uniform", space.uniform], ["additive optimum", space.optimum], ["best", points[0].levels]];
-  for (const [name, levels] of marks) {
+  for (const [i, [, levels]] of marks.entries()) {
     const point = points.find((p) => same(p.levels, levels));
-    if (!point) continue;
+    if (!point || marks.slice(0, i).some(([, earlier]) => same(earlier, levels))) continue;
+    const name = marks.filter(([, other]) => same(other, levels)).map(([n]) => n).join(", ");
     svg.append(el("circle", { cx: x(point.cost), cy: y(point.fitness), r: 7, fill: "none", stroke: "currentColor", "stroke-width": 2 }),
       el("text", { x: x(point.cost) - 11, y: y(point.fitness) + 4, "text-anchor": "end" }, name));
   }
