@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from compressors.errors import ConfigurationError
@@ -14,13 +15,20 @@ class Session:
     without Ray, or where the cluster has less than `at_least` workers need (default: all of `count`). `share.count()` says how
     many of them the job may have now."""
 
-    def __init__(self, count: int, cpus: float, gpus: float, at_least: int | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        cpus: float,
+        gpus: float,
+        at_least: int | None = None,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
         self.ray = import_ray()
         self._started = not self.ray.is_initialized()
         try:
             if self._started:
                 _start(self.ray, count * cpus, count * gpus)
-            _check_resources(self.ray, count if at_least is None else at_least, cpus, gpus)
+            _check_resources(self.ray, count if at_least is None else at_least, {"CPU": cpus, "GPU": gpus, **(resources or {})})
             self.share = Share(self.ray, count, cpus, gpus)
         except BaseException:
             self.close()
@@ -58,8 +66,15 @@ def _start(ray: Any, cpus: float, gpus: float) -> None:
     )
 
 
-def _check_resources(ray: Any, count: int, cpus: float, gpus: float) -> None:
+def _check_resources(ray: Any, count: int, each: Mapping[str, float]) -> None:
     there = ray.cluster_resources()
-    for label, key, wanted in (("CPUs", "CPU", count * cpus), ("GPUs", "GPU", count * gpus)):
-        if wanted > there.get(key, 0):
-            raise ConfigurationError(f"workers: {count} workers need {wanted:g} {label}, the cluster has {there.get(key, 0):g}")
+    for name, amount in each.items():
+        if count * amount > there.get(name, 0):
+            raise ConfigurationError(
+                f"workers: {count} workers need {count * amount:g} {label(name)}, the cluster has {there.get(name, 0):g}"
+            )
+
+
+def label(resource: str) -> str:
+    """A resource as messages call it."""
+    return f"{resource}s" if resource in ("CPU", "GPU") else resource

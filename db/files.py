@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from compressors.errors import OutputError
 
 
@@ -28,8 +30,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide shared files from the other nodes' users
         temporary.replace(path)
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
+    except (OSError, SafetensorError) as error:  # a full disk is either, by who writes
+        raise OutputError(path, getattr(error, "strerror", None) or str(error)) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,8 +65,8 @@ class _Work:
 
 
 class RayPool(Pool):
-    """Scores on up to `count` Ray actors with `cpus` and `gpus` each. Connects to a running cluster where RAY_ADDRESS names
-    one, otherwise starts Ray on this machine and stops it in `close`.
+    """Scores on up to `count` Ray actors with `cpus`, `gpus` and custom `resources` each. Connects to a running cluster where
+    RAY_ADDRESS names one, otherwise starts Ray on this machine and stops it in `close`.
 
     `at_least` workers (default: all) must fit the cluster now; the others are used as soon as it has room for them, and one
     that is lost with its node comes back as soon as there is room again. A worker that dies, or scores one candidate for more
@@ -83,15 +83,17 @@ class RayPool(Pool):
         *,
         at_least: int | None = None,
         deadline: float = DEADLINE,
+        resources: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self._deadline = deadline
         self._slots: list[_Slot] = []
-        self._session = Session(count, cpus, gpus, at_least)
+        needs = dict(resources or {})
+        self._session = Session(count, cpus, gpus, at_least, needs)
         self._ray = self._session.ray
         try:
             self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
-            self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0)(_Worker)
+            self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, resources=needs, max_restarts=0)(_Worker)
             self._threads = max(1, int(cpus))
             self._count = count
             self._follow_share()

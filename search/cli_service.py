@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from compressors.errors import ConfigurationError
 from search.printing import show, table
 
 
@@ -23,6 +25,14 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     submit.add_argument("--storage", help="folder that all nodes see; default: ~/apportion on the head node")
     submit.add_argument("--priority", type=_positive, default=1.0, help="share of a busy cluster, beside the others' (default 1)")
     submit.add_argument("--format", nargs="+", default=["safetensors"], metavar="FORMAT", help="of the exported model")
+    pack = command(
+        "pack",
+        _pack,
+        "Check a job and put what it needs into a folder, for a KubeRay RayJob.",
+        "apportion pack job.yaml -o /mnt/apportion/packages/resnet20",
+    )
+    pack.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
+    pack.add_argument("-o", "--out", type=Path, required=True, help="folder to make")
     status = command("status", _status, "Show all jobs, or one.", "apportion status resnet20-1a2b3c4d")
     status.add_argument("job", nargs="?", metavar="JOB")
     logs = command("logs", _logs, "Print a job's log.", "apportion logs resnet20-1a2b3c4d -f")
@@ -51,6 +61,21 @@ def _submit(options: argparse.Namespace) -> None:
     for note in notes:
         print(note, file=sys.stderr)
     show(options, {"job": job, "notes": list(notes)}, lambda: print(job))
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from search.service.package import pack
+
+    if options.out.exists():
+        raise ConfigurationError(f"{options.out} exists already; a package is a folder of its own")
+    try:
+        packed = pack(options.job, options.out, upload=True)
+    except BaseException:
+        shutil.rmtree(options.out, ignore_errors=True)
+        raise
+    for note in packed.notes:
+        print(note, file=sys.stderr)
+    print(f"wrote {options.out}")
 
 
 def _status(options: argparse.Namespace) -> None:

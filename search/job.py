@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -155,6 +155,9 @@ class WorkersConfig(_Section):
     deadline: float = Field(DEADLINE, gt=0, description="Seconds after which an actor that scores one candidate counts as hung.")
     cpus: int = Field(1, ge=1, description="CPU threads of each worker.")
     gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Custom Ray resources of each worker, such as {a100: 1}: where on the cluster it runs."
+    )
     precision: str = Field("float32", description="float32, or bf16: faster on GPUs; the search says how far ranks agree.")
 
     @model_validator(mode="after")

@@ -246,7 +246,13 @@ def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: st
     )
     if workers.count:
         return RayPool(
-            make_scorer, workers.count, workers.cpus, workers.gpus, at_least=workers.at_least, deadline=workers.deadline
+            make_scorer,
+            workers.count,
+            workers.cpus,
+            workers.gpus,
+            at_least=workers.at_least,
+            deadline=workers.deadline,
+            resources=workers.resources,
         )
     if workers.gpus and not torch.cuda.is_available():
         raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")

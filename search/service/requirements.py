@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from compressors.errors import ConfigurationError
+from db.cluster import label
 from search.job import AnyJob, Job
 
 
@@ -15,15 +16,16 @@ def check_requirements(job: AnyJob, client: Any, address: str) -> None:
     workers = job.workers
     count = max(1, workers.count if workers.at_least is None else workers.at_least)
     there = _resources(address)
+    each = {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}
     missing = [
-        f"{count * needed:g} {label}, the cluster has {there.get(key, 0):g}"
-        for label, key, needed in (("CPUs", "CPU", workers.cpus), ("GPUs", "GPU", workers.gpus))
-        if count * needed > there.get(key, 0)
+        f"{count * amount:g} {label(name)}, the cluster has {there.get(name, 0):g}"
+        for name, amount in each.items()
+        if count * amount > there.get(name, 0)
     ]
     if missing and not _grows(client):
         raise ConfigurationError(
-            f"workers: {count} of {workers.cpus} CPUs and {workers.gpus:g} GPUs each need {'; '.join(missing)}; "
-            "no autoscaler adds nodes to it (workers.at_least: fewer to begin with)"
+            f"workers: {count} workers need {'; '.join(missing)}; no autoscaler adds nodes to it "
+            "(workers.at_least: fewer to begin with)"
         )
 
 

@@ -27,6 +27,9 @@ from compressors.levels import expand_levels, parse_level
 from compressors.obs import CompressionOptions, compress_layer
 from db.build import build_database
 from db.database import LayerDatabase
+from search.job_file import load_model_job
+from search.pipeline import build
+from tests.conftest import LEVELS
 
 
 def net(seed: int = 0) -> nn.Module:
@@ -145,6 +148,28 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     with pytest.raises(OutputError, match="No space left"):
         make(tmp_path / "d")
     assert [p.name for p in (tmp_path / "d").rglob("*") if p.is_file()] == ["build.json"]
+
+
+_SMALL_FILES = """
+import resource, sys
+from search.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+sys.exit(main(["build", sys.argv[1]]))
+"""
+
+
+def test_a_build_that_met_a_full_disk_goes_on_when_there_is_room(
+    tmp_path: Path, job_file: Callable[..., Path], database: LayerDatabase
+) -> None:
+    job = job_file(database={"path": str(tmp_path / "d"), "levels": LEVELS})
+    full = subprocess.run([sys.executable, "-c", _SMALL_FILES, str(job)], capture_output=True, text=True, check=False)
+    assert full.returncode == 1
+    assert "cannot write" in full.stderr
+    assert "Traceback" not in full.stderr
+    left = {p.name for p in (tmp_path / "d").rglob("*") if p.is_file()}
+    assert not [name for name in left if name.startswith(".")]
+    assert "manifest.json" not in left
+    assert build(load_model_job(job))[1].fingerprint == database.fingerprint
 
 
 def test_a_second_build_of_the_same_folder_is_refused(tmp_path: Path) -> None:

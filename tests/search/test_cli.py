@@ -159,6 +159,9 @@ def test_ctrl_c_keeps_what_is_there(job_file: Callable[..., Path]) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    second = subprocess.run([*COMMAND, "search", str(job)], capture_output=True, text=True, check=False, timeout=120)
+    assert second.returncode == 1
+    assert f"is being worked on by process {process.pid} on" in second.stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
