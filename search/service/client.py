@@ -22,7 +22,7 @@ from compressors.errors import ConfigurationError, OutputError, UnknownNameError
 from db.cluster import import_ray
 from db.shares import JOB, PRIORITY
 from search.service import local
-from search.service.folder import ALLOW, ENDED, MARK, JobFolder, JobState, job_folders
+from search.service.folder import ENDED, MARK, JobFolder, JobState, job_folders
 
 REMOTE_STORAGE = "~/apportion"
 """Where a cluster's jobs lie if nothing else is asked: in the home of the head node's user."""
@@ -216,11 +216,11 @@ class Service:
         python = "python" if self._remote else shlex.quote(sys.executable)
         command = (
             f"exec {python} -m search.service.driver --storage {_quoted(storage)} --job {job} --attempt {attempt} "
-            f"--file {shlex.quote(metadata['file'])} --formats {metadata['formats']}"
+            f"--file {shlex.quote(metadata['file'])} --formats {metadata['formats']}" + ("" if self._remote else " --local")
         )
         environment = {JOB: job, PRIORITY: metadata["priority"], "PYTHONUNBUFFERED": "1"}
         if not self._remote:
-            environment |= {ALLOW: "1"} | {key: os.environ[key] for key in ("PYTHONPATH", "XDG_CACHE_HOME") if key in os.environ}
+            environment |= {key: os.environ[key] for key in ("PYTHONPATH", "XDG_CACHE_HOME") if key in os.environ}
         runtime: dict[str, Any] = {"env_vars": environment}
         if working_dir:
             runtime["working_dir"] = working_dir

@@ -68,6 +68,7 @@ def main() -> int:
     parser.add_argument("--file", default="", help="name of the job file, as the user knows it")
     parser.add_argument("--attempt", type=int, default=1)
     parser.add_argument("--formats", nargs="+", default=["safetensors"])
+    parser.add_argument("--local", action="store_true", help="the user's own machine: code and paths of the job are trusted")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     folder = JobFolder(options.storage.expanduser().absolute(), options.job)
@@ -110,7 +111,7 @@ def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter) -> 
     os.chdir(folder.package)  # Ray may remove the folder that it started us in
     content = json.loads((folder.package / JOB).read_text())
     named = code_names(content)
-    if named and os.environ.get(ALLOW) != "1":
+    if named and not options.local and os.environ.get(ALLOW) != "1":
         raise ConfigurationError(f"the job names code of its own ({', '.join(named)}); the operator allows that with {ALLOW}=1")
     sys.path.insert(0, str(folder.package))
     ray = import_ray()
@@ -155,7 +156,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     from search.pipeline import ModelProblem, job_runs, prepare, run_search
     from search.report import comparison, describe_pick, league
 
-    job = _placed(folder, content)
+    job = _placed(folder, content, options.local)
     assert job.store is not None
     reporter.state.store = job.store
     store = RunStore(job.store)
@@ -190,15 +191,19 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
             write_json(folder.results / "best.json", describe_pick(best, problem))
 
 
-def _placed(folder: JobFolder, content: dict[str, Any]) -> Any:
-    """The job with the places that the storage gives it."""
+def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:
+    """The job with the places that the storage gives it. Raises ConfigurationError for a database outside of it, except for a
+    `local` job."""
     from search.job_file import parse_job
 
     storage = folder.path.parent.parent
     database, workers = content.get("database"), dict(content.get("workers") or {})
     if database is not None:
         workers["count"] = max(1, workers.get("count", 0))
-        content = content | {"workers": workers, "database": database | {"path": str(storage / "databases" / database["path"])}}
+        path = Path(os.path.normpath(storage / "databases" / database["path"]))
+        if not local and not path.is_relative_to(storage):
+            raise ConfigurationError(f"database.path: {database['path']} lies outside the storage, {storage}; give it a name")
+        content = content | {"workers": workers, "database": database | {"path": str(path)}}
     content.setdefault("store", f"sqlite:///{storage / 'runs.sqlite'}")
     return parse_job(content, folder.package / JOB)
 

@@ -148,6 +148,13 @@ def test_a_job_may_not_name_code_where_the_operator_has_not_allowed_it(cluster: 
     assert "APPORTION_ALLOW_CODE=1" in state["error"]
 
 
+def test_a_job_may_not_write_outside_the_storage(cluster: ServiceCluster, tmp_path: Path) -> None:
+    outside = {"path": str(tmp_path / "outside"), "levels": ["dense", "unstr-0.50"]}
+    state = _wait_failed(cluster, cluster.submit(write_job(tmp_path, database=outside)))
+    assert "lies outside the storage" in state["error"]
+    assert not (tmp_path / "outside").exists()
+
+
 @pytest.mark.slow
 def test_twenty_jobs_at_once_finish_and_none_is_mixed(cluster: ServiceCluster, tmp_path: Path) -> None:
     budgets = [0.9 - 0.03 * i for i in range(20)]
