@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from db.runs import RunStore
 from search.job_file import load_job
 from search.pipeline import prepare, run_search
+from tests import postgres
 from tests.service.conftest import ServiceCluster, write_job
 
 
@@ -30,9 +33,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 _LONG = {"algorithms": ["random", "anneal"], "evaluations": 600, "seeds": [0]}
 
 
-def found(cluster: ServiceCluster, state: dict[str, Any]) -> dict[str, Any]:
-    """As `undisturbed`, of a job in the cluster's store."""
-    store = RunStore(f"sqlite:///{cluster.home}/apportion/runs.sqlite")
+def found(cluster: ServiceCluster, state: dict[str, Any], url: str | None = None) -> dict[str, Any]:
+    """As `undisturbed`, of a job in a store; by default the cluster's."""
+    store = RunStore(url or f"sqlite:///{cluster.home}/apportion/runs.sqlite")
     picked = {}
     for row in state["runs"]:
         trials = store.trials(row["run"])
@@ -178,3 +181,42 @@ def test_a_node_that_goes_and_another_that_comes_change_nothing(
     cluster.remove(node)
     cluster.add_node()
     assert found(cluster, cluster.wait(job, "finished")) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_run_stores_server_that_restarts_changes_nothing(
+    cluster: ServiceCluster, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with postgres.running() as server:
+        url = server.make_database("jobs")
+        job = cluster.submit(write_job(tmp_path, search=_LONG, store=url))
+        _until_trials(cluster, job, 20)
+        server.stop("immediate")
+        server.start()
+        assert found(cluster, cluster.wait(job, "finished"), url) == undisturbed
+
+
+@pytest.mark.slow
+def test_without_an_address_ray_is_started_for_the_first_job_and_stopped_after_the_last(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    environment |= {"XDG_DATA_HOME": str(tmp_path / "data"), "HOME": str(tmp_path)}
+
+    def apportion(*arguments: str | Path) -> str:
+        command = [sys.executable, "-m", "search.cli", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
+
+    first = apportion("submit", write_job(tmp_path, "one.yaml")).strip()
+    second = apportion("submit", write_job(tmp_path, "two.yaml", budgets={"flops": 0.5})).strip()
+    there = tmp_path / "data/apportion/local.json"
+    keeper = json.loads(there.read_text())["pid"]
+    for job in (first, second):
+        apportion("logs", job, "-f")
+        assert json.loads(apportion("status", job, "--json"))["state"] == "finished"
+        apportion("fetch", job, "-o", tmp_path / job)
+        assert (tmp_path / job / "best/profile.json").is_file()
+    end = time.monotonic() + 90
+    while there.exists() or Path(f"/proc/{keeper}").exists():
+        assert time.monotonic() < end, "Ray is still there"
+        time.sleep(1)
+    assert [state["state"] for state in json.loads(apportion("status", "--json"))] == ["finished", "finished"]
+    assert (tmp_path / "apportion.sqlite").is_file()  # the job file's own store, as with `apportion search`
