@@ -10,16 +10,21 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from compressors.errors import DataError
 from compressors.progress import Progress
+from evaluators.files import local_file
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 _Mean = Annotated[float, Field(allow_inf_nan=False)]
 _Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+_Location = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)]
+"""A file or a URL; a Path would make one slash of a URL's two."""
 
 
 class _Config(BaseModel):
@@ -36,9 +41,9 @@ class NpzData(_Config):
     """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer [N]."""
 
     kind: Literal["npz"]
-    calibration: Path = Field(description="Images to compress and search with.")
-    test: Path = Field(description="Images that only reports look at.")
-    train: Path | None = Field(None, description="Images for batch-norm re-tuning; default: the calibration images.")
+    calibration: _Location = Field(description="Images to compress and search with: a file, or a URL.")
+    test: _Location = Field(description="Images that only reports look at.")
+    train: _Location | None = Field(None, description="Images for batch-norm re-tuning; default: the calibration images.")
     mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
     std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
 
@@ -181,7 +186,8 @@ def to_inputs(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     return ((scaled - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(shape)).contiguous()
 
 
-def _npz(path: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSplit:
+def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSplit:
+    path = local_file(name)
     if not path.is_file():
         raise DataError(str(path), "no such file; expected a .npz archive with `images` and `labels`")
     try:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -17,6 +14,7 @@ from compressors.progress import Progress
 from compressors.threads import torch_threads
 from db.files import write_atomically
 from evaluators.data import Splits, TensorSplit
+from evaluators.files import cache_folder
 
 RECIPE = 1
 """Part of the cached file's name: raise it whenever training changes."""
@@ -46,11 +44,6 @@ def load_trained(model: nn.Module, progress: Progress | None = None) -> None:
     train(model, progress)
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     write_atomically(file, lambda path: save_file(state, path))
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/apportion, or ~/.cache/apportion."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apportion"
 
 
 def train(model: nn.Module, progress: Progress | None = None) -> None:

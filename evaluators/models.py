@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressors.errors import ModelError, UnknownNameError, WeightsError
+from evaluators.files import local_file
 
 _MODELS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -44,7 +45,7 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     else:
         raise UnknownNameError("model", name, [*_MODELS, "torchvision:NAME", "package.module:function"])
     if weights is not None:
-        load_weights(model, Path(weights))
+        load_weights(model, local_file(weights))
     _check_finite(model, name)
     return model.eval()
 

@@ -29,7 +29,7 @@ class WorkloadConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(None, description="A registered name, torchvision:NAME or package.module:function.")
-    weights: str | None = Field(None, description="A .safetensors or .pt file, or the name of a torchvision weight enum.")
+    weights: str | None = Field(None, description="A .safetensors or .pt file, its URL, or one of torchvision's weight enums.")
     data: DataConfig
     calibration_samples: int | None = Field(
         None, ge=1, description="Random calibration images; default: 1,024, or all where there are fewer."

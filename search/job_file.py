@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from compressors.errors import JobError, UnknownNameError
+from evaluators.files import is_url
 from evaluators.latency import is_function
 from search.job import AnyJob, Job, TableJob
 
@@ -110,9 +111,9 @@ def map_paths(content: dict[str, Any], change: Callable[[tuple[str, ...], str], 
 
 def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
     """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a suffix or a folder. A
-    latency table may be a function."""
-    if keys == ("latency", "table"):
-        return is_function(text)
+    latency table may be a function. URLs stay as they are."""
+    if is_url(text) or (keys == ("latency", "table") and is_function(text)):
+        return True
     return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix
 
 
