@@ -5,10 +5,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class ApportionError(Exception):
     """Root of all errors that apportion raises on purpose. `str(error)` is fit to be shown to a user as it is."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, text and data: an exception's own way would call the class with the text alone. Errors of workers travel."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(cls: type[ApportionError], args: tuple[Any, ...], data: dict[str, Any]) -> ApportionError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(data)
+    return error
 
 
 class UnknownNameError(ApportionError):

@@ -72,6 +72,10 @@ class LayerDatabase:
         """Layer -> the names of its levels, both in the order of the build."""
         return {name: [entry.level for entry in record.entries] for name, record in self.layers.items()}
 
+    def files(self) -> list[str]:
+        """The layers' files, relative to the folder, without the manifest."""
+        return list(self._files.values())
+
     def entry(self, layer: str, level: str | Level) -> Entry:
         """Raises DatabaseError when the layer or its level is not there."""
         try:

@@ -15,6 +15,7 @@ import torch
 from compressors.errors import EvaluationError
 from db.cluster import Session
 from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, prefix_order, timed, width
+from evaluators.scorers import DatabaseElsewhereError, ScorerMaker
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class RayPool(Pool):
         self._session = Session(count, cpus, gpus, at_least, needs)
         self._ray = self._session.ray
         try:
+            self._make = make_scorer
             self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
             self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, resources=needs, max_restarts=0)(_Worker)
             self._threads = max(1, int(cpus))
@@ -201,7 +203,11 @@ class RayPool(Pool):
         errors = self._ray.exceptions
         try:
             slot.width = self._ray.get(slot.starting)
-        except errors.RayTaskError as error:  # no other worker could make the scorer either
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, DatabaseElsewhereError) and isinstance(self._make, ScorerMaker):
+                self._ship(slot)
+                return
+            # No other worker could make the scorer either.
             raise EvaluationError((), str(error)) from error
         except errors.RayError as error:
             slot.lost += 1
@@ -211,6 +217,15 @@ class RayPool(Pool):
             self._replace(slot)
             return
         slot.starting, slot.lost = None, 0
+
+    def _ship(self, slot: _Slot) -> None:
+        """Give the worker's node, and all that come after it, the database along."""
+        assert isinstance(self._make, ScorerMaker)
+        if self._make.shipment is None:
+            log.warning("%s is not seen by all nodes: it is sent to them", self._make.path)
+            self._make = self._make.shipped(self._ray.put)
+            self._made = self._ray.put(self._make)
+        slot.starting = slot.actor.prepare.remote(self._made)
 
     def _finished(self, work: _Work, reference: Any) -> None:
         errors = self._ray.exceptions

@@ -239,7 +239,7 @@ class Job(_Search):
         description="The additive table: layer (normalised squared layer error) or loss (measured, level by level).",
     )
     fitness: str = Field("kl", description="What search minimises: kl (to the dense model's outputs), loss or error.")
-    batchnorm: str = Field("running", description="Batch-norm while scoring: running, batch or recalibrate.")
+    batchnorm: str = Field("recalibrate", description="Batch-norm while scoring: running, batch or recalibrate.")
     corrections: CorrectionsConfig = Field(default_factory=lambda: CorrectionsConfig.model_validate({}))
     layers: LayersConfig = Field(default_factory=lambda: LayersConfig.model_validate({}))
     workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig.model_validate({}))

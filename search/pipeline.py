@@ -29,8 +29,8 @@ from evaluators.costs import cost_tables
 from evaluators.latency import LatencyTable, ask_latency, is_function, read_latency
 from evaluators.pool import LocalPool, Pool
 from evaluators.ray_pool import RayPool
+from evaluators.scorers import ScorerMaker
 from evaluators.sensitivity import measure_losses
-from evaluators.stitched import StitchedScorer
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
 from search.algorithms.base import create
 from search.decisions import Decisions
@@ -234,16 +234,14 @@ def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: st
     """The job's workers, scoring candidates of `database`. Raises ConfigurationError when the machine lacks what is asked."""
     workers, corrections = job.workers, job.corrections.score
     device = "cuda" if workers.gpus else "cpu"
-    make_scorer = partial(
-        StitchedScorer,
-        workload,
-        database,
-        fitness,
-        batchnorm,
-        corrections=corrections,
-        device=device,
-        precision=workers.precision,
-    )
+    options = {
+        "fitness": fitness,
+        "batchnorm": batchnorm,
+        "corrections": corrections,
+        "device": device,
+        "precision": workers.precision,
+    }
+    make_scorer = ScorerMaker(workload, database.path, database.fingerprint, options)
     if workers.count:
         return RayPool(
             make_scorer,

@@ -54,6 +54,7 @@ def content(database_path: Path) -> dict[str, Any]:
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
         "database": {"path": str(database_path), "levels": LEVELS},
         "budgets": {"flops": 0.25},
+        "batchnorm": "running",
         "search": {"algorithms": ["spdy", "dp", "ga", "random"], "evaluations": 20, "seeds": [0]},
         "workers": {"count": 0, "cpus": 1},
     }

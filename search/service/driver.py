@@ -21,7 +21,7 @@ from typing import Any
 from compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
 from db.cluster import import_ray
 from db.files import write_json
-from db.shares import Share
+from db.shares import PRIORITY, Share
 from search.service.folder import ALLOW, MARK, JobFolder, JobState
 from search.service.package import JOB, code_names
 
@@ -73,7 +73,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     folder = JobFolder(options.storage.expanduser().absolute(), options.job)
     before = folder.read_state()
-    state = JobState(options.job, options.file, attempt=options.attempt)
+    priority = float(os.environ.get(PRIORITY, "1"))
+    state = JobState(options.job, options.file, attempt=options.attempt, priority=priority, formats=options.formats)
     if before is not None:
         state.submitted, state.file = before.submitted, before.file
     reporter = Reporter(folder, state)

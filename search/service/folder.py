@@ -50,6 +50,8 @@ class JobState:
     error: str | None = None
     search: str | None = None
     store: str | None = None
+    priority: float = 1.0
+    formats: list[str] = field(default_factory=lambda: ["safetensors"])
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

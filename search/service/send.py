@@ -11,6 +11,7 @@ from pathlib import Path
 
 from search.service.folder import JobFolder
 
+BEGIN, END = "@begin", "@end"
 _LIMIT = 512 << 20
 
 
@@ -28,9 +29,9 @@ def main() -> int:
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path in sorted(results.rglob("*")):
             archive.add(path, arcname=str(path.relative_to(results)), recursive=False)
-    print("@begin")
+    print(BEGIN)
     print(base64.encodebytes(packed.getvalue()).decode(), end="")
-    print("@end")
+    print(END)
     return 0
 
 

@@ -14,7 +14,7 @@ from compressors.errors import EvaluationError
 from db.database import LayerDatabase
 from evaluators.pool import LocalPool, Pool, Score, Scorer
 from evaluators.ray_pool import RayPool
-from evaluators.stitched import StitchedScorer
+from evaluators.scorers import ScorerMaker
 from evaluators.workloads import Workload
 
 POOLS: dict[str, Callable[[Callable[[], Scorer]], Pool]] = {
@@ -108,12 +108,25 @@ def test_a_candidate_that_fails_twice_fails_with_its_traceback(pool: Pool) -> No
     assert fitness(pool.evaluate([((4,), 1.0)])) == [4.0]
 
 
-def test_local_and_ray_agree_to_the_bit(digits: Workload, database: LayerDatabase) -> None:
+class Elsewhere(ScorerMaker):
+    """On a node that does not see the database's folder."""
+
+    def sees(self) -> bool:
+        return False
+
+
+def test_local_and_ray_agree_to_the_bit(digits: Workload, database: LayerDatabase, own_cache: Path) -> None:
     pytest.importorskip("ray", reason="apportion[ray] is not installed")
-    make = partial(StitchedScorer, digits, database, "loss", "batch")
+    options = {"fitness": "loss", "batchnorm": "batch"}
+    make = ScorerMaker(digits, database.path, database.fingerprint, options)
     requests = [(tuple((i * j) % 5 for j in range(14)), 1.0) for i in range(12)]
     results = []
     for open_pool in POOLS.values():
         with open_pool(make) as pool:
             results.append(fitness(pool.evaluate(requests)))
-    assert results[0] == results[1] == results[2]
+    with POOLS["ray-2"](Elsewhere(digits, database.path, database.fingerprint, options)) as pool:
+        results.append(fitness(pool.evaluate(requests)))
+    assert results[0] == results[1] == results[2] == results[3]
+    received = list((own_cache / "apportion/databases").iterdir())
+    assert [folder.name for folder in received] == [database.fingerprint]
+    LayerDatabase.open(received[0]).verify()

@@ -133,6 +133,7 @@ def write_job(folder: Path, name: str = "job.yaml", **change: Any) -> Path:
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
         "database": {"path": "databases/digits", "levels": ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]},
         "budgets": {"flops": 0.25},
+        "batchnorm": "running",
         "search": {"algorithms": ["spdy", "local"], "evaluations": 30, "seeds": [0]},
         "workers": {"count": 2, "at_least": 1, "cpus": 1},
     }

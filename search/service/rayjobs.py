@@ -1,0 +1,105 @@
+"""Jobs as Ray knows them. A job's attempts are Ray jobs whose metadata name it; the client needs the dashboard's port alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import ConfigurationError
+from db.cluster import import_ray
+from db.shares import JOB, PRIORITY
+from search.service import local
+
+KEY = "apportion"
+
+
+class RayJobs:
+    """The Ray jobs at `address`, or with None on this machine's own Ray."""
+
+    def __init__(self, address: str | None) -> None:
+        self.remote = address is not None
+        self.address = address
+        self._client: Any = None
+
+    def client(self, start: bool = False) -> Any:
+        """Ray's job client; None where no Ray runs on this machine, unless it is to `start`. Raises ConfigurationError where
+        none answers."""
+        if self._client is None:
+            address = self.address if self.remote else (local.ensure() if start else local.running())
+            if address is None:
+                return None
+            _use_token()
+            ray = import_ray()
+            from ray.job_submission import JobSubmissionClient
+
+            logging.getLogger("ray").setLevel(logging.WARNING)
+            try:
+                self._client = JobSubmissionClient(address)
+            except (ConnectionError, RuntimeError, getattr(ray.exceptions, "AuthenticationError", RuntimeError)) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise ConfigurationError(f"no Ray cluster answers at {address}: {reason}") from error
+            self.address = address
+        return self._client
+
+    def attempts(self) -> dict[str, list[Any]]:
+        """Job id -> its Ray jobs, the oldest first."""
+        client = self.client()
+        found: dict[str, list[Any]] = {}
+        if client is not None:
+            for job in sorted(client.list_jobs(), key=lambda job: job.start_time or 0):
+                if job.submission_id and (name := (job.metadata or {}).get(KEY)):
+                    found.setdefault(name, []).append(job)
+        return found
+
+    def start(self, metadata: dict[str, str], attempt: int, working_dir: str | None = None) -> None:
+        """Start an attempt at a job: its first with what lies in `working_dir`, later ones with what the first one kept.
+        Raises ConfigurationError where that attempt is there already."""
+        job, storage = metadata[KEY], metadata["storage"]
+        python = "python" if self.remote else shlex.quote(sys.executable)
+        command = (
+            f"exec {python} -m search.service.driver --storage {quoted(storage)} --job {job} --attempt {attempt} "
+            f"--file {shlex.quote(metadata['file'])} --formats {metadata['formats']}" + ("" if self.remote else " --local")
+        )
+        environment = {JOB: job, PRIORITY: metadata["priority"], "PYTHONUNBUFFERED": "1"}
+        if not self.remote:
+            environment |= {key: os.environ[key] for key in ("PYTHONPATH", "XDG_CACHE_HOME") if key in os.environ}
+        runtime: dict[str, Any] = {"env_vars": environment}
+        if working_dir:
+            runtime["working_dir"] = working_dir
+        elif self.remote:
+            command = f"{in_package(storage, job)} {command}"
+        client = self.client(start=True)
+        name = f"{job}-{attempt}" if attempt > 1 else job
+        if any(other.submission_id == name for other in client.list_jobs()):
+            raise ConfigurationError(f"job {job}: attempt {attempt} was started by somebody else this moment")
+        client.submit_job(entrypoint=command, submission_id=name, runtime_env=runtime, metadata=metadata)
+
+    def finished(self, submission: str, every: float = 0.2) -> str:
+        """Wait until a Ray job has ended; its status."""
+        client = self.client()
+        while not (status := client.get_job_status(submission)).is_terminal():
+            time.sleep(every)
+        return str(status.value)
+
+
+def in_package(storage: str, job: str) -> str:
+    """The beginning of a command on the head node that runs the code which was submitted with the job."""
+    package = f"{quoted(storage)}/jobs/{job}/package"
+    return f"cd {package} && PYTHONPATH={package}"
+
+
+def quoted(path: str) -> str:
+    """For the head's shell, which knows its user's home."""
+    return '"$HOME"/' + shlex.quote(path[2:]) if path.startswith("~/") else shlex.quote(path)
+
+
+def _use_token() -> None:
+    """Ray's own servers ask for the user's token by default; its job client sends it only where this says so."""
+    there = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray/auth_token").is_file()
+    if there:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
