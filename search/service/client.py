@@ -41,7 +41,7 @@ class Service:
         formats: Sequence[str] = ("safetensors",),
     ) -> tuple[str, tuple[str, ...]]:
         """Check the job, upload what it needs, and start it; returns at once, with its id and what the user should know about its
-        files. `storage`: a folder that all nodes see. Raises JobError, ConfigurationError, before anything is started."""
+        files. `storage`: a folder of the head node. Raises JobError, ConfigurationError, before anything is started."""
         from search.export import check_formats
         from search.service.package import pack  # what these need takes seconds to import
         from search.service.requirements import check_requirements
@@ -171,7 +171,7 @@ class Service:
                 raise ConfigurationError(f"storage: jobs of this machine lie in {local.home()}; XDG_DATA_HOME moves that")
             return str(local.home())
         if asked is not None and "://" in asked:
-            raise ConfigurationError(f"storage {asked!r}: a folder that all nodes of the cluster see is needed")
+            raise ConfigurationError(f"storage {asked!r}: a folder of the cluster's head node is needed")
         return asked or REMOTE_STORAGE
 
     def _fetch_by_log(self, job: str, out: Path) -> None:
