@@ -80,16 +80,14 @@ class _Files:
         field = ".".join(keys)
         if not here.exists():
             if path.is_absolute():
-                self._notes.append(f"{field}: {path} is not on this machine; the cluster's nodes must have it")
+                self._notes.append(f"{field}: {path} is not on this machine; the head node must have it")
                 return str(path)
             raise JobError(
                 self._job_file, field, f"no such file: {here} (one that is on the cluster is named by an absolute path)"
             )
         size = _size(here)
         if size > LIMIT:
-            self._notes.append(
-                f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the cluster's nodes must have it"
-            )
+            self._notes.append(f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the head node must have it")
             return str(here)
         self._number += 1
         name = f"files/{self._number}-{here.name}"
