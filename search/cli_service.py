@@ -22,7 +22,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
         "apportion submit job.yaml --address http://head:8265",
     )
     submit.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
-    submit.add_argument("--storage", help="folder of the head node; default: ~/apportion")
+    submit.add_argument("--storage", help="folder of the head node, or URL; default: ~/apportion")
     submit.add_argument("--priority", type=_positive, default=1.0, help="share of a busy cluster, beside the others' (default 1)")
     submit.add_argument("--format", nargs="+", default=["safetensors"], metavar="FORMAT", help="of the exported model")
     pack = command(

@@ -15,9 +15,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ConfigurationError, OutputError, UnknownNameError
+import fsspec
+
+from compressors.errors import ConfigurationError, JobError, OutputError, UnknownNameError
+from evaluators.files import is_url
 from search.service import local
 from search.service.folder import ENDED, MARK, JobFolder, JobState, job_folders
+from search.service.mirror import fetch
 from search.service.rayjobs import KEY, RayJobs, in_package, quoted
 from search.service.send import BEGIN, END
 
@@ -41,7 +45,8 @@ class Service:
         formats: Sequence[str] = ("safetensors",),
     ) -> tuple[str, tuple[str, ...]]:
         """Check the job, upload what it needs, and start it; returns at once, with its id and what the user should know about its
-        files. `storage`: a folder of the head node. Raises JobError, ConfigurationError, before anything is started."""
+        files. `storage`: a folder of the head node, or
+        a URL. Raises JobError, ConfigurationError, before anything is started."""
         from search.export import check_formats
         from search.service.package import pack  # what these need takes seconds to import
         from search.service.requirements import check_requirements
@@ -53,6 +58,8 @@ class Service:
             client = self._ray.client(start=True)
             if self._ray.remote:
                 check_requirements(packed.job, client, self._ray.address or "")
+            if is_url(storage) and not (packed.job.store or "").startswith("postgres"):
+                raise JobError(job_file, "store", "a job whose storage is a URL needs a PostgreSQL store")
             job = f"{_slug(job_file.stem)}-{secrets.token_hex(4)}"
             metadata = {
                 KEY: job,
@@ -127,7 +134,10 @@ class Service:
         if state.state != "finished":
             raise ConfigurationError(f"job {job} is {state.state}: only a finished job has results")
         try:
-            if self._ray.remote:
+            if self._ray.remote and is_url(storage := self._latest(job)[1].metadata["storage"]):
+                system, path = fsspec.url_to_fs(f"{storage.rstrip('/')}/jobs/{job}/results")
+                fetch(system, path, out)
+            elif self._ray.remote:
                 self._fetch_by_log(job, out)
             else:
                 shutil.copytree(JobFolder(local.home(), job).results, out, dirs_exist_ok=True)
@@ -149,8 +159,9 @@ class Service:
         """What the job's own process said last, put right by what Ray knows of that process."""
         latest = attempts[-1]
         state = None
-        if not self._ray.remote or _is_here(self._ray.address):
-            state = JobFolder(Path(latest.metadata["storage"]).expanduser(), job).read_state()
+        storage = latest.metadata["storage"]
+        if not is_url(storage) and (not self._ray.remote or _is_here(self._ray.address)):
+            state = JobFolder(Path(storage).expanduser(), job).read_state()
         if state is None:
             log = self._ray.client().get_job_logs(latest.submission_id).splitlines()
             marks = [line for line in log if line.startswith(MARK)]
@@ -170,8 +181,6 @@ class Service:
             if asked is not None:
                 raise ConfigurationError(f"storage: jobs of this machine lie in {local.home()}; XDG_DATA_HOME moves that")
             return str(local.home())
-        if asked is not None and "://" in asked:
-            raise ConfigurationError(f"storage {asked!r}: a folder of the cluster's head node is needed")
         return asked or REMOTE_STORAGE
 
     def _fetch_by_log(self, job: str, out: Path) -> None:

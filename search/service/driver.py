@@ -23,6 +23,7 @@ from db.cluster import import_ray
 from db.files import write_json
 from db.shares import PRIORITY, Share
 from search.service.folder import ALLOW, MARK, JobFolder, JobState
+from search.service.mirror import Mirror
 from search.service.package import JOB, code_names
 
 _WRITE_EVERY, _MARK_EVERY, _LINE_EVERY = 2.0, 5.0, 10.0
@@ -31,8 +32,8 @@ _WRITE_EVERY, _MARK_EVERY, _LINE_EVERY = 2.0, 5.0, 10.0
 class Reporter:
     """A `Progress` callback that keeps the state file, and the log, up to date. `look` tells the runs."""
 
-    def __init__(self, folder: JobFolder, state: JobState) -> None:
-        self._folder, self.state = folder, state
+    def __init__(self, folder: JobFolder, state: JobState, mirror: Mirror) -> None:
+        self._folder, self.state, self._mirror = folder, state, mirror
         self.look: Callable[[], None] = lambda: None
         self._written = self._marked = self._lined = -_LINE_EVERY
 
@@ -52,6 +53,7 @@ class Reporter:
         print(state, flush=True)
         self.look()
         self.write(mark=True)
+        self._mirror.push(f"jobs/{self.state.job}/state.json")
 
     def write(self, mark: bool = False) -> None:
         self._written = now = time.monotonic()
@@ -63,7 +65,7 @@ class Reporter:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--storage", type=Path, required=True)
+    parser.add_argument("--storage", required=True, help="folder or URL")
     parser.add_argument("--job", required=True)
     parser.add_argument("--file", default="", help="name of the job file, as the user knows it")
     parser.add_argument("--attempt", type=int, default=1)
@@ -71,15 +73,16 @@ def main() -> int:
     parser.add_argument("--local", action="store_true", help="the user's own machine: code and paths of the job are trusted")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
-    folder = JobFolder(options.storage.expanduser().absolute(), options.job)
+    mirror = Mirror(options.storage)
+    folder = JobFolder(mirror.folder, options.job)
     before = folder.read_state()
     priority = float(os.environ.get(PRIORITY, "1"))
     state = JobState(options.job, options.file, attempt=options.attempt, priority=priority, formats=options.formats)
     if before is not None:
         state.submitted, state.file = before.submitted, before.file
-    reporter = Reporter(folder, state)
+    reporter = Reporter(folder, state, mirror)
     try:
-        _run(folder, options, reporter)
+        _run(folder, options, reporter, mirror)
         return _finish(reporter, "finished", None)
     except KeyboardInterrupt:
         return _finish(reporter, "cancelled", None)
@@ -106,9 +109,11 @@ def _finish(reporter: Reporter, state: str, error: str | None) -> int:
     return 0 if state == "finished" else 1
 
 
-def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter) -> None:
+def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter, mirror: Mirror) -> None:
+    mirror.pull(f"jobs/{folder.job}/package", JOB)
     reporter.enter("queued")
     _keep_package(folder)
+    mirror.push(f"jobs/{folder.job}/package")
     os.chdir(folder.package)  # Ray may remove the folder that it started us in
     content = json.loads((folder.package / JOB).read_text())
     named = code_names(content)
@@ -120,7 +125,7 @@ def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter) -> 
     share = _wait_for_share(ray, content, reporter)
     reporter.state.started = time.time()
     try:
-        _work(folder, content, options, reporter)
+        _work(folder, content, options, reporter, mirror)
     finally:
         share.leave()
 
@@ -151,9 +156,11 @@ def _wait_for_share(ray: Any, content: dict[str, Any], reporter: Reporter) -> Sh
     return share
 
 
-def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespace, reporter: Reporter) -> None:
+def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespace, reporter: Reporter, mirror: Mirror) -> None:
+    from db.format import MANIFEST
     from db.runs import RunStore
     from search.export import export
+    from search.job import Job
     from search.pipeline import ModelProblem, job_runs, prepare, run_search
     from search.report import comparison, describe_pick, league
 
@@ -162,6 +169,8 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     reporter.state.store = job.store
     store = RunStore(job.store)
     reporter.enter("building")
+    database = f"databases/{job.database.path.name}" if isinstance(job, Job) else ""
+    mirror.pull(database, MANIFEST)
     with _patiently(lambda: prepare(job, reporter), reporter) as problem:
         reporter.state.search = problem.id
         own = {run.id: run.evaluations for run in job_runs(problem)}
@@ -178,6 +187,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
                 reporter.state.rate = (asked - before) / (time.monotonic() - started)
                 reporter.state.left = max(0.0, sum(own.values()) - asked) / reporter.state.rate
 
+        mirror.push(database)
         reporter.look = look
         reporter.enter("searching")
         results = run_search(problem, store, reporter)
@@ -190,6 +200,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
             export(best, problem, folder.results / "best", reporter, options.formats)
         else:
             write_json(folder.results / "best.json", describe_pick(best, problem))
+        mirror.push(f"jobs/{folder.job}/results")
 
 
 def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:

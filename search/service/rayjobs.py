@@ -13,6 +13,7 @@ from typing import Any
 from compressors.errors import ConfigurationError
 from db.cluster import import_ray
 from db.shares import JOB, PRIORITY
+from evaluators.files import is_url
 from search.service import local
 
 KEY = "apportion"
@@ -71,7 +72,7 @@ class RayJobs:
         runtime: dict[str, Any] = {"env_vars": environment}
         if working_dir:
             runtime["working_dir"] = working_dir
-        elif self.remote:
+        elif self.remote and not is_url(storage):  # one at a URL is fetched by the code that the head has
             command = f"{in_package(storage, job)} {command}"
         client = self.client(start=True)
         name = f"{job}-{attempt}" if attempt > 1 else job

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from db.database import LayerDatabase
 from db.runs import RunStore
 from search.job_file import load_job
 from search.pipeline import prepare, run_search
@@ -181,6 +182,22 @@ def test_a_node_that_goes_and_another_that_comes_change_nothing(
     cluster.remove(node)
     cluster.add_node()
     assert found(cluster, cluster.wait(job, "finished")) == undisturbed
+
+
+@pytest.mark.slow
+def test_storage_at_a_url(cluster: ServiceCluster, tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    refused = cluster.apportion("submit", write_job(tmp_path), "--storage", f"file://{bucket}", check=False)
+    assert "needs a PostgreSQL store" in refused.stderr
+    with postgres.running() as server:
+        job = cluster.submit(write_job(tmp_path, store=server.make_database("url")), "--storage", f"file://{bucket}")
+        cluster.wait(job, "finished")
+    kept = {str(path.relative_to(bucket)) for path in bucket.rglob("*")}
+    assert {f"jobs/{job}/state.json", f"jobs/{job}/package/job.json", "databases/digits/manifest.json"} <= kept
+    assert json.loads((bucket / f"jobs/{job}/state.json").read_text())["state"] == "finished"
+    cluster.apportion("fetch", job, "-o", tmp_path / "out")
+    assert (tmp_path / "out/best/model.safetensors").is_file()
+    LayerDatabase.open(bucket / "databases/digits").verify()
 
 
 @pytest.mark.slow

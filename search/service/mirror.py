@@ -1,0 +1,62 @@
+"""Storage at a URL (s3://, gs://, abfs://, ...): the head node works in a folder of its own, and keeps the URL up to date."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from compressors.errors import OutputError
+from evaluators.files import cache_folder, is_url
+
+
+class Mirror:
+    """`folder` is where the storage's files are on this machine: the storage itself, or the copy of what lies at its URL. Names
+    are relative to it. Raises OutputError where the URL cannot be reached."""
+
+    def __init__(self, storage: str) -> None:
+        self._url = storage.rstrip("/") if is_url(storage) else None
+        if self._url is None:
+            self.folder = Path(storage).expanduser().absolute()
+        else:
+            self.folder = cache_folder() / "storage" / hashlib.sha256(self._url.encode()).hexdigest()[:16]
+
+    def pull(self, name: str, sign: str) -> None:
+        """Copy the folder `name` here, unless its file `sign` is here already, or is not there."""
+        if self._url is None or (self.folder / name / sign).exists():
+            return
+        try:
+            system, path = fsspec.url_to_fs(f"{self._url}/{name}")
+            if system.exists(f"{path}/{sign}"):
+                fetch(system, path, self.folder / name)
+        except Exception as error:  # each of fsspec's file systems raises its own
+            raise OutputError(f"{self._url}/{name}", f"cannot be read: {error}") from error
+
+    def push(self, name: str) -> None:
+        """Copy the file or folder `name` there; one that is not here is nothing to copy."""
+        here = self.folder / name
+        if self._url is None or not here.exists():
+            return
+        try:
+            system, path = fsspec.url_to_fs(f"{self._url}/{name}")
+            files = [file for file in sorted(here.rglob("*")) if file.is_file()] if here.is_dir() else [here]
+            # The file that says that the rest is there comes last.
+            for file in sorted(files, key=lambda file: file.name == "manifest.json"):
+                there = f"{path}/{file.relative_to(here)}" if here.is_dir() else path
+                system.makedirs(there.rpartition("/")[0], exist_ok=True)
+                system.put_file(str(file), there)
+        except Exception as error:
+            raise OutputError(f"{self._url}/{name}", f"cannot be written: {error}") from error
+
+
+def fetch(system: Any, path: str, target: Path) -> None:
+    """Copy all files under `path` of an fsspec file system into the folder `target`."""
+    for file in system.find(path):
+        relative = Path(str(file)[len(str(path)) :].lstrip("/"))
+        copy = target / relative
+        if not copy.resolve().is_relative_to(target.resolve()):
+            raise OutputError(copy, "it would lie outside the folder")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        system.get_file(str(file), str(copy))
