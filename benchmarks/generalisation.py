@@ -24,7 +24,7 @@ from resnet20 import job
 from torch import Tensor
 
 from compressors.corrections import correct
-from db.runs import RunStore
+from db.runs import RunStore, StoredTrial
 from search.algorithms.base import create
 from search.pipeline import ModelProblem, make_run, prepare
 from search.progress import TerminalProgress
@@ -69,8 +69,8 @@ class Judge:
 
 def find(
     problem: ModelProblem, what: str, algorithm: str, seed: int, options: argparse.Namespace, progress: TerminalProgress
-) -> Candidate:
-    """The best candidate of one search."""
+) -> StoredTrial:
+    """The best trial of one search."""
     fitness, batchnorm, images, number = what.split("/")
     split = problem.workload.calibration if images == "calib" else problem.workload.train
     workload = replace(problem.workload, calibration=split.subset(range(int(number))))
@@ -89,7 +89,7 @@ def find(
         made = create(algorithm, own.space, np.random.default_rng(seed), options.evaluations, {})
         found = search(made, own.pool(), store, run, own.key, progress, own.decisions.expand)
     store.close()
-    return found.best.candidate
+    return found.best
 
 
 def interval(difference: np.ndarray) -> tuple[float, float]:
@@ -118,17 +118,19 @@ def main() -> None:
         judge = Judge(problem)
         optimum = judge(problem.decisions.expand(problem.space.optimum))
         heads = "".join(f"{name + ' (difference, 95 %)':>34}" for name in optimum)
-        print(f"{'search':28} {'algorithm':10} seed{heads}")
-        print(f"{'additive optimum (dp)':28} {'':10}     " + "".join(f"{values.mean():34.4f}" for values in optimum.values()))
+        print(f"{'search':28} {'algorithm':10} seed   fitness{heads}")
+        print(f"{'additive optimum (dp)':28} {'':10} {'':14}" + "".join(f"{values.mean():34.4f}" for values in optimum.values()))
         for what in options.searches:
             for algorithm in options.algorithms:
                 for seed in options.seeds:
-                    judged = judge(find(problem, what, algorithm, seed, options, progress))
+                    best = find(problem, what, algorithm, seed, options, progress)
+                    judged = judge(best.candidate)
                     cells = []
                     for name, values in judged.items():
                         low, high = interval(values - optimum[name])
                         cells.append(f"{values.mean():12.4f} ({low:+7.3f} to {high:+7.3f})")
-                    print(f"{what:28} {algorithm:10} {seed:4}" + "".join(f"{cell:>34}" for cell in cells), flush=True)
+                    row = "".join(f"{cell:>34}" for cell in cells)
+                    print(f"{what:28} {algorithm:10} {seed:4} {best.fitness:9.5f}{row}", flush=True)
 
 
 if __name__ == "__main__":
