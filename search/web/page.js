@@ -222,8 +222,9 @@ async function showJob(id) {
     main.replaceChildren(...view);
     window.scrollTo(0, at);
   };
-  draw(await get(`api/jobs/${encodeURIComponent(id)}`));
-  follow(`api/jobs/${encodeURIComponent(id)}/events`, draw);
+  const job = await get(`api/jobs/${encodeURIComponent(id)}`);
+  draw(job);
+  follow(`api/jobs/${encodeURIComponent(id)}/events?seen=${job.version}`, draw);
 }
 async function showComparison(ids) {
   crumbs(el("a", { href: "#/" }, "jobs"), "comparison");

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
@@ -42,16 +43,17 @@ class Jobs:
     def figures(self, job: str) -> dict[str, Any]:
         """Raises KeyError for a job that is not there."""
         url, state = self._find(job)
-        found = job_figures(self._opened(url), job)
+        version = self.version(job)  # of what was there before the figures were read: too old is looked at again
+        found = job_figures(self._opened(url), job) | {"version": version}
         found["summary"] = self._named(found["summary"], state)
         found["files"] = [str(path) for path in self._files(state)]
         return found
 
-    def version(self, job: str) -> object:
+    def version(self, job: str) -> str:
         """What differs when the figures do, and takes little to read. Raises KeyError."""
         url, state = self._find(job)
-        runs = self._opened(url).runs(job)
-        return [(run.id, run.told, run.state) for run in runs], state.state if state else None
+        runs = [(run.id, run.told, run.state) for run in self._opened(url).runs(job)]
+        return hashlib.sha256(repr((runs, state.state if state else None)).encode()).hexdigest()[:16]
 
     def file(self, job: str, name: str) -> Path:
         """One of the job's result files. Raises KeyError."""
@@ -129,8 +131,8 @@ def make_app(jobs: Jobs, token: str | None = None) -> FastAPI:
         return await _answer(lambda: jobs.figures(job))
 
     @app.get("/api/jobs/{job}/events")
-    async def job_events(job: str, request: Request) -> StreamingResponse:
-        return _events(request, lambda: jobs.version(job), lambda: jobs.figures(job))
+    async def job_events(job: str, request: Request, seen: str | None = None) -> StreamingResponse:
+        return _events(request, lambda: jobs.version(job), lambda: jobs.figures(job), seen)
 
     @app.get("/api/jobs/{job}/files/{name:path}")
     async def job_file(job: str, name: str) -> FileResponse:
@@ -149,11 +151,13 @@ async def _answer(read: Callable[[], Any]) -> Any:
         raise HTTPException(503, str(error)) from error
 
 
-def _events(request: Request, version: Callable[[], object], read: Callable[[], Any]) -> StreamingResponse:
-    """Server-sent events: what `read` gives, whenever `version` has changed since the page was filled."""
+def _events(
+    request: Request, version: Callable[[], object], read: Callable[[], Any], seen: str | None = None
+) -> StreamingResponse:
+    """Server-sent events: what `read` gives, whenever `version` has changed since the one that the page has `seen`."""
 
     async def stream() -> AsyncIterator[str]:
-        before = await _answer(version)
+        before = seen or await _answer(version)
         yield ": the page has this already\n\n"
         while not await request.is_disconnected():
             await asyncio.sleep(_LOOK_EVERY)
