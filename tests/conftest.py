@@ -16,6 +16,16 @@ from evaluators.workloads import Workload
 from search.job_file import parse_model_job
 from search.pipeline import build
 
+_RAY = ("/service/", "test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers", "kinds_exceptions")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, those that start Ray take turns in one of them, and a file stays together."""
+    for item in items:
+        ray = any(part in item.nodeid for part in _RAY)
+        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
+
+
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 LEVELS = ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.needs import missing
+
 
 class PostgresServer:
     """Runs as the user postgres where the tests run as root, which it refuses."""
@@ -53,13 +55,13 @@ def binaries() -> Path:
     if not found and (there := shutil.which("initdb")):
         found = [Path(there).resolve().parent]
     if not found:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+        missing("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
     pytest.importorskip("psycopg", reason="psycopg is not installed (the extra postgres)")
     if os.getuid() == 0:
         try:
             pwd.getpwnam("postgres")
         except KeyError:
-            pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+            missing("PostgreSQL does not run as root, and there is no user postgres")
     return found[-1]
 
 

@@ -104,7 +104,7 @@ def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:
 
 
 def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
-    ray.init(num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
             RayPool(partial(Fragile, tmp_path), count=3, cpus=1)

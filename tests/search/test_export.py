@@ -29,6 +29,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelProbl
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
         "database": {"path": str(folder / "db"), "levels": ["dense", "rtn:w4", "rtn:w8a8", "mag:unstr-0.50+rtn:w4"]},
         "budgets": {"bits": 0.25},
+        "fitness": "loss",
+        "batchnorm": "batch",  # by which the best of the few quantizes inputs
         "search": {"algorithms": ["random"], "evaluations": 6},
         "corrections": {"export": ["batchnorm", "bias"]},
     }

@@ -24,6 +24,7 @@ from search.pipeline import prepare, run_search
 from search.service.folder import JobFolder, JobState
 from search.web.report import page, write_report
 from search.web.server import Jobs, make_app
+from tests.needs import missing
 from tests.service.conftest import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -115,7 +116,7 @@ def test_a_report_cannot_break_out_of_its_data() -> None:
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
-        pytest.skip("no Chromium is installed (Debian: apt-get install chromium)")
+        missing("no Chromium is installed (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         yield browser
