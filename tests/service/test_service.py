@@ -51,6 +51,8 @@ def test_a_job_from_submit_to_fetch(cluster: ServiceCluster, tmp_path: Path) -> 
     job = cluster.submit(write_job(tmp_path, "small.yaml"), "--format", "safetensors", "onnx")
     assert job.startswith("small-")
     followed = cluster.apportion("logs", job, "-f").stdout.splitlines()
+    state = cluster.state(job)
+    assert state["state"] == "finished", followed
     assert [line for line in followed if line in ("queued", "building", "searching", "exporting", "finished")] == [
         "queued",
         "building",
@@ -58,8 +60,6 @@ def test_a_job_from_submit_to_fetch(cluster: ServiceCluster, tmp_path: Path) -> 
         "exporting",
         "finished",
     ]
-    state = cluster.state(job)
-    assert state["state"] == "finished"
     assert [(run["asked"], run["evaluations"], run["state"]) for run in state["runs"]] == [(30, 30, "finished")] * 2
     assert job in cluster.apportion("status").stdout
     cluster.apportion("fetch", job, "-o", tmp_path / "out")
