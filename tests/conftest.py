@@ -16,11 +16,12 @@ from evaluators.workloads import Workload
 from search.job_file import parse_model_job
 from search.pipeline import build
 
-_RAY = ("/service/", "test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers", "kinds_exceptions")
+_RAY = ("test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers", "kinds_exceptions")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, those that start Ray take turns in one of them, and a file stays together."""
+    """Where several processes share the tests, those that start Ray in their own process take turns in one of them, and a file
+    stays together."""
     for item in items:
         ray = any(part in item.nodeid for part in _RAY)
         item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))

@@ -185,16 +185,12 @@ class Service:
 
     def _fetch_by_log(self, job: str, out: Path) -> None:
         """Through the one port that is open: a small job on the head prints the results, packed."""
-        client, latest = self._latest(job)
-        storage = latest.metadata["storage"]
+        storage = self._latest(job)[1].metadata["storage"]
         send = f"exec python -m search.service.send --storage {quoted(storage)} --job {job}"
-        sender = client.submit_job(entrypoint=f"{in_package(storage, job)} {send}")
-        status = self._ray.finished(sender)
-        text = client.get_job_logs(sender)
+        status, text = self._ray.run(f"{in_package(storage, job)} {send}")
         if status != "SUCCEEDED" or BEGIN not in text:
             reason = (text.strip().splitlines() or ["no reason is known"])[-1]
             raise ConfigurationError(f"job {job}: its results cannot be sent: {reason}")
-        client.delete_job(sender)
         packed = base64.b64decode(text.partition(BEGIN)[2].partition(END)[0])
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from evaluators.files import is_url
 from search.service import local
 
 KEY = "apportion"
+_READY_WITHIN = 60.0
 
 
 class RayJobs:
@@ -78,7 +79,27 @@ class RayJobs:
         name = f"{job}-{attempt}" if attempt > 1 else job
         if any(other.submission_id == name for other in client.list_jobs()):
             raise ConfigurationError(f"job {job}: attempt {attempt} was started by somebody else this moment")
-        client.submit_job(entrypoint=command, submission_id=name, runtime_env=runtime, metadata=metadata)
+        self._submit(entrypoint=command, submission_id=name, runtime_env=runtime, metadata=metadata)
+
+    def run(self, command: str) -> tuple[str, str]:
+        """Run a short command on the head node; how it ended, and what it printed."""
+        submission = self._submit(entrypoint=command)
+        status = self.finished(submission)
+        printed: str = self.client().get_job_logs(submission)
+        self.client().delete_job(submission)
+        return status, printed
+
+    def _submit(self, **job: Any) -> str:
+        """Ray's own agents take some seconds to be ready on a node that has just started."""
+        end = time.monotonic() + _READY_WITHIN
+        while True:
+            try:
+                return str(self.client(start=True).submit_job(**job))
+            except RuntimeError as error:
+                if "No available agent" not in str(error) or time.monotonic() > end:
+                    reason = str(error).strip().splitlines()[0]
+                    raise ConfigurationError(f"the cluster at {self.address} takes no job: {reason}") from error
+            time.sleep(1.0)
 
     def finished(self, submission: str, every: float = 0.2) -> str:
         """Wait until a Ray job has ended; its status."""

@@ -131,6 +131,7 @@ def test_a_node_is_removed_and_another_one_joins(cluster: Any, tmp_path: Path) -
         use_until(pool, tmp_path, nodes=3)  # the one that joined too
 
 
+@pytest.mark.slow
 def test_workers_that_join_during_a_run_are_used(cluster: Any, tmp_path: Path) -> None:
     add_node(cluster)
     cluster.wait_for_nodes()

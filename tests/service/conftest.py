@@ -80,6 +80,7 @@ class ServiceCluster:
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
         command = [str(_BIN / "ray"), "start", "--block", "--num-cpus=1", f"--object-store-memory={100 << 20}", *arguments]
+        command.append(f"--dashboard-agent-listen-port={free_port()}")  # two nodes on a machine cannot share the usual one
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         node = subprocess.Popen(command, env=self._environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
         self._nodes.append(node)
