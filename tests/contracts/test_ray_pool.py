@@ -115,6 +115,7 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_node_is_removed_and_another_one_joins(cluster: Any, tmp_path: Path) -> None:
     first, _ = add_node(cluster), add_node(cluster)
     cluster.wait_for_nodes()

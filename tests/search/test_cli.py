@@ -86,7 +86,7 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
 
 
 def test_kinds_exceptions_ties_and_corrections_together(job_file: Callable[..., Path], tmp_path: Path) -> None:
-    """Everything that a job can say of its layers, once through the whole house, on Ray workers."""
+    """Everything that a job can say of its layers, once through the whole house."""
     job = job_file(
         database={
             "path": str(tmp_path / "database"),
@@ -104,7 +104,7 @@ def test_kinds_exceptions_ties_and_corrections_together(job_file: Callable[..., 
         },
         corrections={"score": ["bias"], "export": ["statistics", "batchnorm"]},
         search={"algorithms": ["ga"], "evaluations": 10, "seeds": [0]},
-        workers={"count": 2, "cpus": 1},
+        workers={"count": 0, "cpus": 1},
     )
     built = apportion("build", job, "--json")
     assert built.returncode == 0, built.stderr
@@ -170,6 +170,7 @@ def test_ctrl_c_keeps_what_is_there(job_file: Callable[..., Path]) -> None:
     assert RunStore(f"sqlite:///{job.parent / 'apportion.sqlite'}").runs()[0].state == "running"
 
 
+@pytest.mark.slow
 def test_two_ray_workers_find_what_one_process_finds(job_file: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="apportion[ray] is not installed")
     job = job_file(search={"algorithms": ["spdy", "random"], "evaluations": 12, "seeds": [0]})
