@@ -61,6 +61,8 @@ class Service:
             if is_url(storage) and not (packed.job.store or "").startswith("postgres"):
                 raise JobError(job_file, "store", "a job whose storage is a URL needs a PostgreSQL store")
             job = f"{_slug(job_file.stem)}-{secrets.token_hex(4)}"
+            # Ray names an upload by its content, and drops it with the first job that used it.
+            (Path(folder) / "submission").write_text(job)
             metadata = {
                 KEY: job,
                 "file": job_file.name,

@@ -111,11 +111,11 @@ def _driver(job: str) -> int:
 
 
 def _wait_failed(cluster: ServiceCluster, job: str) -> dict[str, Any]:
-    for _ in range(60):
-        state = cluster.state(job)
-        if state["state"] == "failed":
-            return state
-    raise AssertionError(state)
+    end = time.monotonic() + 120
+    while (state := cluster.state(job))["state"] != "failed":
+        assert time.monotonic() < end, state
+        time.sleep(0.5)
+    return state
 
 
 def _actors(cluster: ServiceCluster) -> int:
