@@ -336,6 +336,7 @@ def test_published_layer_errors(shared_data: Path, resnet20: tuple[nn.Module, li
             assert made.error == pytest.approx(expected[str(made.level)], rel=0.05 if flips else 1e-3)
 
 
+@pytest.mark.slow
 def test_single_precision_keeps_real_layer_errors(
     resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
