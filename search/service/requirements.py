@@ -34,7 +34,7 @@ def _resources(address: str) -> dict[str, float]:
     from ray.util.state import list_nodes
 
     total: dict[str, float] = {}
-    for node in list_nodes(address=address, filters=[("state", "=", "ALIVE")]):
+    for node in list_nodes(address=address, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False):
         for name, amount in (node.resources_total or {}).items():
             total[name] = total.get(name, 0.0) + amount
     return total

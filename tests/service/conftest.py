@@ -70,7 +70,7 @@ class ServiceCluster:
     def _alive(self) -> int:
         from ray.util.state import list_nodes
 
-        return len(list_nodes(address=self.address, filters=[("state", "=", "ALIVE")]))
+        return len(list_nodes(address=self.address, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False))
 
     def remove(self, node: subprocess.Popen[bytes]) -> None:
         """As a spot node goes: all its processes at once."""
