@@ -4,6 +4,7 @@ would be valid; the data it was made of stays readable as attributes."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -143,12 +144,17 @@ class ProfileError(ApportionError):
         super().__init__(f"profile {source}: {reason}")
 
 
+def hidden(url: str) -> str:
+    """A database's URL as it may be shown: without its password."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
+
+
 class StoreError(ApportionError):
-    """A run store that cannot be used, or a run that it does not hold. Carries `url`."""
+    """A run store that cannot be used, or a run that it does not hold. Carries `url`, without its password."""
 
     def __init__(self, url: object, reason: str) -> None:
-        self.url = str(url)
-        super().__init__(f"run store {url}: {reason}")
+        self.url = hidden(str(url))
+        super().__init__(f"run store {self.url}: {reason}")
 
 
 class OutputError(ApportionError):

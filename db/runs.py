@@ -14,10 +14,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from compressors.errors import StoreError, UnknownNameError
+from compressors.errors import StoreError, UnknownNameError, hidden
 from db.claims import Claim, holder
 from db.schema import JOBS, RUNS, SELECTION, TRIALS, prepare
-from db.sql import Refused, SqlDatabase, hidden
+from db.sql import Refused, SqlDatabase
 
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
 
@@ -89,7 +89,7 @@ class RunStore:
     def job(self, job: str) -> dict[str, Any]:
         rows = self._database.rows(sa.select(JOBS.c.spec).where(JOBS.c.id == job))
         if not rows:
-            raise StoreError(hidden(self.url), f"no job {job!r}")
+            raise StoreError(self.url, f"no job {job!r}")
         spec: dict[str, Any] = json.loads(rows[0].spec)
         return spec
 
@@ -145,7 +145,7 @@ class RunStore:
         """A run's trials in the order they were told."""
         rows = self._database.rows(sa.select(TRIALS).where(TRIALS.c.run == run).order_by(TRIALS.c.number))
         if [row.number for row in rows] != list(range(len(rows))):
-            raise StoreError(hidden(self.url), f"run {run!r} has gaps in its trials; the store was altered")
+            raise StoreError(self.url, f"run {run!r} has gaps in its trials; the store was altered")
         return [_trial(row) for row in rows]
 
     def append(self, run: str, problem: str, number: int, trial: StoredTrial) -> None:
@@ -174,7 +174,7 @@ class RunStore:
         except Refused as error:
             there = self._database.rows(sa.select(TRIALS).where(TRIALS.c.run == run, TRIALS.c.number == number))
             if not error.again or [dict(one._mapping) for one in there] != [row]:
-                raise StoreError(hidden(self.url), f"another process is working on run {run!r}") from error
+                raise StoreError(self.url, f"another process is working on run {run!r}") from error
 
     def known_scores(
         self, problem: str, asked: Iterable[tuple[tuple[int, ...], float]]

@@ -29,7 +29,7 @@ class SqlDatabase:
                 sa.event.listen(self._engine, "begin", _begin_sqlite)
             prepare(self._engine, url)
         except (SQLAlchemyError, ImportError) as error:
-            raise StoreError(hidden(url), _reason(error)) from error
+            raise StoreError(url, _reason(error)) from error
 
     def close(self) -> None:
         self._engine.dispose()
@@ -63,10 +63,10 @@ class SqlDatabase:
             try:
                 return work()
             except IntegrityError as error:
-                raise Refused(hidden(self.url), _reason(error), again) from error
+                raise Refused(self.url, _reason(error), again) from error
             except SQLAlchemyError as error:
                 if not self._is_away(error) or time.monotonic() > end:
-                    raise StoreError(hidden(self.url), _reason(error)) from error
+                    raise StoreError(self.url, _reason(error)) from error
             time.sleep(pause)
             pause, again = min(2 * pause, 5.0), True
 
@@ -90,14 +90,6 @@ def _with_driver(url: str) -> sa.URL:
     """postgresql:// is what users write; psycopg is what is installed with apportion[postgres]."""
     made = sa.make_url(url)
     return made.set(drivername="postgresql+psycopg") if made.drivername in ("postgresql", "postgres") else made
-
-
-def hidden(url: str) -> str:
-    """`url` as it may be shown: without its password."""
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except SQLAlchemyError:
-        return url
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ApportionError, ConfigurationError, StoreError
+from compressors.errors import ApportionError, ConfigurationError, StoreError, hidden
 from db.runs import RunStore
 from search import cli_evaluators, cli_service, cli_web
 from search.printing import cell, show, table
@@ -147,7 +147,7 @@ def _search(options: argparse.Namespace) -> None:
     agreement = table_agrees(results, problem)
     content: dict[str, Any] = {
         "job": problem.id,
-        "store": job.store,
+        "store": hidden(job.store),
         "fitness": job.fitness,
         "starting_points": points,
         "league": rows,
@@ -171,10 +171,10 @@ def _search(options: argparse.Namespace) -> None:
             print(f"rank correlation with float32 over 64 profiles: {rho:.4f}")
         if problem.events:
             print("workers replaced: " + ", ".join(f"{count} {what}" for what, count in problem.events.items()))
-        store_option = "" if job.store == _default_store() else f" --store {job.store}"
+        store_option = "" if job.store == _default_store() else f" --store {hidden(job.store)}"
         best = min(rows, key=lambda row: row["best"])["run"]
         verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
-        print(f"runs are in {job.store}; {verb} the best one with")
+        print(f"runs are in {hidden(job.store)}; {verb} the best one with")
         print(f"  apportion {verb} {best}{rest}{store_option}")
 
     show(options, content, text)
@@ -199,7 +199,7 @@ def _compare(options: argparse.Namespace) -> None:
         finished = [run for run in store.runs() if run.state == "finished"]
         chosen = [run for run in finished if (run.job, run.evaluations) == (finished[-1].job, finished[-1].evaluations)]
     if not chosen:
-        raise ConfigurationError(f"{store.url} holds no finished runs; `apportion search` makes them")
+        raise ConfigurationError(f"{hidden(store.url)} holds no finished runs; `apportion search` makes them")
     for run in chosen:
         if run.state != "finished":
             raise ConfigurationError(f"run {run.id!r} is {run.state}: only finished runs can be compared")

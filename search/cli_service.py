@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ConfigurationError
+from compressors.errors import ConfigurationError, hidden
 from search.printing import show, table
 
 
@@ -82,12 +82,12 @@ def _status(options: argparse.Namespace) -> None:
     service = _service(options)
     if options.job:
         state = service.state(options.job)
-        show(options, state.to_json(), lambda: _print_job(state))
+        show(options, state.shown(), lambda: _print_job(state))
         return
     states = service.states()
     rows = [_row(state) for state in states]
     columns = ("job", "file", "state", "step", "done", "best", "per_second", "left", "workers")
-    show(options, [state.to_json() for state in states], lambda: table(columns, rows) if rows else print("no jobs"))
+    show(options, [state.shown() for state in states], lambda: table(columns, rows) if rows else print("no jobs"))
 
 
 def _logs(options: argparse.Namespace) -> None:
@@ -140,7 +140,7 @@ def _print_job(state: Any) -> None:
     if state.best:
         print(f"best: {state.best['fitness']:.5g} by {state.best['run']}")
     if state.store:
-        print(f"run store: {state.store}")
+        print(f"run store: {hidden(state.store)}")
     if state.runs:
         table(("run", "state", "asked", "evaluations", "best"), state.runs)
 

@@ -66,7 +66,7 @@ def parse_job(content: object, path: str | Path = "job") -> AnyJob:
     if not isinstance(content, dict):
         raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(kind.model_fields))
     folder = path.absolute().parent
-    content = _resolve_paths(content, folder)
+    content = resolve_paths(content, folder)
     content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
     try:
         return kind.model_validate(content)
@@ -92,7 +92,8 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Job", "anyOf": kinds, "$defs": shared}
 
 
-def _resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+def resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of a job's content with its paths made absolute, relative ones in `folder`."""
     return map_paths(content, lambda _, value: str(folder / Path(value).expanduser()))
 
 

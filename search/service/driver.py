@@ -60,7 +60,7 @@ class Reporter:
         self._folder.write_state(self.state)
         if mark or now - self._marked > _MARK_EVERY:
             self._marked = now
-            print(MARK + json.dumps(self.state.to_json()), flush=True)
+            print(MARK + json.dumps(self.state.shown()), flush=True)
 
 
 def main() -> int:
@@ -169,8 +169,9 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     reporter.state.store = job.store
     store = RunStore(job.store)
     reporter.enter("building")
-    database = f"databases/{job.database.path.name}" if isinstance(job, Job) else ""
-    mirror.pull(database, MANIFEST)
+    database = f"databases/{job.database.path.name}" if isinstance(job, Job) else None
+    if database is not None:
+        mirror.pull(database, MANIFEST)
     with _patiently(lambda: prepare(job, reporter), reporter) as problem:
         reporter.state.search = problem.id
         own = {run.id: run.evaluations for run in job_runs(problem)}
@@ -187,7 +188,8 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
                 reporter.state.rate = (asked - before) / (time.monotonic() - started)
                 reporter.state.left = max(0.0, sum(own.values()) - asked) / reporter.state.rate
 
-        mirror.push(database)
+        if database is not None:
+            mirror.push(database)
         reporter.look = look
         reporter.enter("searching")
         results = run_search(problem, store, reporter)

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import UnknownNameError
+from compressors.errors import UnknownNameError, hidden
 from db.files import write_json
 
 MARK = "@apportion "
@@ -55,6 +55,10 @@ class JobState:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def shown(self) -> dict[str, Any]:
+        """As it may be read by anybody who sees the cluster: without the store's password."""
+        return self.to_json() | {"store": self.store and hidden(self.store)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> JobState:

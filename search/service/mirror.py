@@ -30,7 +30,7 @@ class Mirror:
         try:
             system, path = fsspec.url_to_fs(f"{self._url}/{name}")
             if system.exists(f"{path}/{sign}"):
-                fetch(system, path, self.folder / name)
+                fetch(system, path, self.folder / name, last=sign)
         except Exception as error:  # each of fsspec's file systems raises its own
             raise OutputError(f"{self._url}/{name}", f"cannot be read: {error}") from error
 
@@ -51,9 +51,10 @@ class Mirror:
             raise OutputError(f"{self._url}/{name}", f"cannot be written: {error}") from error
 
 
-def fetch(system: Any, path: str, target: Path) -> None:
-    """Copy all files under `path` of an fsspec file system into the folder `target`."""
-    for file in system.find(path):
+def fetch(system: Any, path: str, target: Path, last: str = "") -> None:
+    """Copy all files under `path` of an fsspec file system into the folder `target`; the one called `last`, which says that the
+    others are there, after them."""
+    for file in sorted(system.find(path), key=lambda file: str(file) == f"{path}/{last}"):
         relative = Path(str(file)[len(str(path)) :].lstrip("/"))
         copy = target / relative
         if not copy.resolve().is_relative_to(target.resolve()):

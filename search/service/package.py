@@ -4,7 +4,6 @@ the user's own modules."""
 from __future__ import annotations
 
 import importlib.util
-import re
 import shutil
 import sysconfig
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 
 from compressors.errors import ConfigurationError, JobError
 from db.files import write_json
+from evaluators.latency import is_function
 from search.job import AnyJob
-from search.job_file import load_job, map_paths, read_content
+from search.job_file import load_job, map_paths, read_content, resolve_paths
 
 JOB = "job.json"
 LIMIT = 64 << 20
@@ -40,28 +40,29 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
         _check_store(content, job_file)
         files = _Files(job_file, target, notes)
         content = map_paths(content, files.place)
-        for name in ("compressors", "db", "evaluators", "search"):
+        for name in _PROJECT:
             _copy_module(name, target)
         for name in code_names(content):
             _copy_module(name.partition(":")[0].partition(".")[0], target, own=True)
     else:
-        folder = job_file.absolute().parent
-        content = map_paths(content, lambda _, path: str(folder / Path(path).expanduser()))
-        content["store"] = job.store
+        content = resolve_paths(content, job_file.absolute().parent) | {"store": job.store}
     write_json(target / JOB, content)
     return Packed(job, tuple(notes))
 
 
 def code_names(content: dict[str, Any]) -> list[str]:
     """What a job's content names as module:function or module:Class, and so runs."""
+    found: list[str] = []
+
+    def look(part: Any) -> None:
+        for one in part if isinstance(part, list) else [*part, *part.values()] if isinstance(part, dict) else ():
+            look(one)
+        if isinstance(part, str) and is_function(part) and not part.startswith("torchvision:"):
+            found.append(part)
+
     workload, latency, search = (content.get(key) or {} for key in ("workload", "latency", "search"))
-    algorithms = [next(iter(a)) if isinstance(a, dict) else a for a in search.get("algorithms") or []]
-    named = [workload.get("model"), latency.get("table"), *algorithms]
-    return [str(name) for name in named if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", str(name)) and not _is_torchvision(name)]
-
-
-def _is_torchvision(name: object) -> bool:
-    return str(name).startswith("torchvision:")
+    look([workload.get("model"), latency.get("table"), search.get("algorithms")])  # parameters too: race names algorithms
+    return found
 
 
 class _Files:
