@@ -136,6 +136,7 @@ def _search(options: argparse.Namespace) -> None:
     job = load_job(options.job)
     assert job.store is not None  # load_job sets it
     store = RunStore(job.store)
+    shown = hidden(job.store)
     with TerminalProgress() as progress:
         problem = prepare(job, progress)
         rho = None
@@ -147,7 +148,7 @@ def _search(options: argparse.Namespace) -> None:
     agreement = table_agrees(results, problem)
     content: dict[str, Any] = {
         "job": problem.id,
-        "store": hidden(job.store),
+        "store": shown,
         "fitness": job.fitness,
         "starting_points": points,
         "league": rows,
@@ -171,10 +172,10 @@ def _search(options: argparse.Namespace) -> None:
             print(f"rank correlation with float32 over 64 profiles: {rho:.4f}")
         if problem.events:
             print("workers replaced: " + ", ".join(f"{count} {what}" for what, count in problem.events.items()))
-        store_option = "" if job.store == _default_store() else f" --store {hidden(job.store)}"
+        store_option = "" if job.store == _default_store() else f" --store {shown}"
         best = min(rows, key=lambda row: row["best"])["run"]
         verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
-        print(f"runs are in {hidden(job.store)}; {verb} the best one with")
+        print(f"runs are in {shown}; {verb} the best one with")
         print(f"  apportion {verb} {best}{rest}{store_option}")
 
     show(options, content, text)
