@@ -93,10 +93,15 @@ def _has_ended(holder: str) -> bool:
     number, _, node = holder.removeprefix("process ").partition(" on ")
     if node != platform.node() or not number.isdigit():
         return False
+    return not is_alive(int(number))
+
+
+def is_alive(process: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
-        os.kill(int(number), 0)
+        os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:  # it is there, and somebody else's
+        return True
+    return True

@@ -83,12 +83,13 @@ def prepare(engine: sa.Engine, url: str) -> None:
         if version is None:
             connection.execute(_schema.insert().values(version=VERSION))
         elif version < VERSION:
-            _count_trials(connection)
+            _upgrade_1(connection)
             connection.execute(_schema.update().values(version=VERSION))
 
 
-def _count_trials(connection: sa.Connection) -> None:
-    """1 -> 2: runs say themselves what their trials add up to. (The table of claims is new, and made already.)"""
+def _upgrade_1(connection: sa.Connection) -> None:
+    """To version 2: runs say themselves what their trials add up to, how long their algorithm thought, and its notes; jobs hold
+    their space. (The table of claims is new, and made already.)"""
     columns = (RUNS.c.told, RUNS.c.scored, RUNS.c.asked, RUNS.c.best, RUNS.c.thought, RUNS.c.notes, JOBS.c.space)
     for column in columns:
         definition = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)

@@ -9,6 +9,7 @@ from typing import Any
 
 from compressors.errors import DatabaseError
 from db import format
+from db.cluster import import_ray
 from db.database import LayerDatabase
 from db.shipping import ShippedDatabase
 from evaluators.files import cache_folder
@@ -47,6 +48,4 @@ class ScorerMaker:
             return found
         if self.shipment is None:
             raise DatabaseElsewhereError(self.path, "this node does not see it")
-        import ray
-
-        return self.shipment.open(cache_folder() / "databases", ray.get)
+        return self.shipment.open(cache_folder() / "databases", import_ray().get)

@@ -11,10 +11,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from db.files import finite
+
 
 def show(options: argparse.Namespace, content: Any, text: Callable[[], None]) -> None:
     if options.json:
-        print(json.dumps(content, indent=1))
+        print(json.dumps(finite(content), indent=1))
     else:
         text()
 

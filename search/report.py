@@ -147,6 +147,8 @@ def describe_run(run: Run) -> dict[str, Any]:
         "algorithm": run.algorithm,
         "seed": run.seed,
         "state": run.state,
+        "asked": run.asked,
+        "evaluations": run.evaluations,
         "trials": run.told,
         "scored": run.scored,
         "best": run.best,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,18 @@ def test_the_cluster_grows_from_none_to_gpu_nodes_and_its_head_has_no_gpu() -> N
     assert config["head_node_type"] == "head"
     assert types["gpu_worker"]["min_workers"] == 0 < types["gpu_worker"]["max_workers"] == config["max_workers"]
     assert types["gpu_worker"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
-    for command in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
-        assert "ray st" in command
+
+
+@pytest.mark.parametrize("path", LAUNCHER, ids=lambda path: path.name)
+def test_ray_knows_the_options_that_nodes_start_it_with(path: Path) -> None:
+    scripts = pytest.importorskip("ray.scripts.scripts", reason="apportion[ray] is not installed")
+    config = yaml.safe_load(path.read_text())
+    for kind in ("head_start_ray_commands", "worker_start_ray_commands"):
+        parts = [part for command in config[kind] for part in re.split(r";|&&", command) if "ray start" in part]
+        assert len(parts) == 1
+        arguments = shlex.split(parts[0].partition("ray start")[2])
+        assert ("--head" in arguments) == (kind == "head_start_ray_commands")
+        scripts.start.make_context("start", arguments)  # raises for an option that it does not have
 
 
 @pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 
 from compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
 from db.cluster import import_ray
-from db.files import write_json
+from db.files import finite, write_json
 from db.shares import PRIORITY, Share
 from search.service.folder import ALLOW, MARK, JobFolder, JobState
 from search.service.mirror import Mirror
@@ -162,7 +163,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     from search.export import export
     from search.job import Job
     from search.pipeline import ModelProblem, job_runs, prepare, run_search
-    from search.report import comparison, describe_pick, league
+    from search.report import comparison, describe_pick, describe_run, league
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
@@ -179,9 +180,9 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
 
         def look() -> None:
             runs = [run for run in store.runs(problem.id) if run.id in own]
-            reporter.state.runs = [_row(run) for run in runs]
-            best = min((run for run in runs if run.best is not None), key=lambda run: run.best or 0.0, default=None)
-            reporter.state.best = {"run": best.id, "fitness": best.best} if best else None
+            reporter.state.runs = [describe_run(run) for run in runs]
+            best = min(((run.best, run.id) for run in runs if run.best is not None), default=None)
+            reporter.state.best = {"run": best[1], "fitness": best[0]} if best and math.isfinite(best[0]) else None
             reporter.state.workers = {"there": problem.workers, "replaced": dict(problem.replaced)}
             asked = sum(run.asked for run in runs)
             if asked > before and reporter.state.state == "searching":
@@ -196,7 +197,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
         reporter.enter("exporting")
         folder.results.mkdir(parents=True, exist_ok=True)
         standings = {"league": league(results, problem), "comparison": comparison(results)}
-        write_json(folder.results / "league.json", standings)
+        write_json(folder.results / "league.json", finite(standings))
         best = min(results, key=lambda result: result.pick.fitness)
         if isinstance(problem, ModelProblem):
             export(best, problem, folder.results / "best", reporter, options.formats)
@@ -231,18 +232,6 @@ def _patiently(work: Callable[[], Any], reporter: Reporter) -> Any:
             pass
         reporter("wait for another job that builds the database", 0, 1)
         time.sleep(1.0)
-
-
-def _row(run: Any) -> dict[str, Any]:
-    return {
-        "run": run.id,
-        "algorithm": run.algorithm,
-        "seed": run.seed,
-        "state": run.state,
-        "asked": run.asked,
-        "evaluations": run.evaluations,
-        "best": run.best,
-    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import UnknownNameError, hidden
-from db.files import write_json
+from db.files import finite, write_json
 
 MARK = "@apportion "
 """Begins the lines of a job's log that hold its state as JSON."""
@@ -54,7 +54,7 @@ class JobState:
     formats: list[str] = field(default_factory=lambda: ["safetensors"])
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(finite(asdict(self)))
 
     def shown(self) -> dict[str, Any]:
         """As it may be read by anybody who sees the cluster: without the store's password."""

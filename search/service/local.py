@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compressors.errors import ConfigurationError
+from db.claims import is_alive
 from db.cluster import import_ray
 from db.files import write_json
 
@@ -33,10 +34,9 @@ def running() -> str | None:
     """The address of the local Ray's job server; None where there is none."""
     try:
         there = json.loads((home() / "local.json").read_text())
-        os.kill(there["pid"], 0)
-    except (FileNotFoundError, ProcessLookupError, ValueError, KeyError):
+        return str(there["address"]) if is_alive(there["pid"]) else None
+    except (FileNotFoundError, ValueError, KeyError):
         return None
-    return str(there["address"])
 
 
 def ensure() -> str:

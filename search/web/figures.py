@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from compressors.errors import StoreError
+from db.files import finite
 from db.runs import Run, RunStore, StoredTrial
 from search.report import comparison, describe_run, standings
 from search.run import RunResult, result_of
@@ -23,7 +24,7 @@ _TRIALS = 2000
 def job_summary(store: RunStore, job: str) -> dict[str, Any]:
     """A row in the list of jobs. Does not read trials."""
     runs, spec = store.runs(job), store.job(job)
-    best = min((run.best for run in runs if run.best is not None), default=None)
+    best = finite(min((run.best for run in runs if run.best is not None), default=None))
     states = {run.state for run in runs}
     state = "running" if store.holder(job) else "finished" if states == {"finished"} else "stopped"
     return {
@@ -34,7 +35,7 @@ def job_summary(store: RunStore, job: str) -> dict[str, Any]:
         "algorithms": list(dict.fromkeys(run.algorithm for run in runs)),
         "asked": sum(run.asked for run in runs),
         "evaluations": sum(run.evaluations for run in runs),
-        "best": finite(best),
+        "best": best,
     }
 
 
@@ -44,24 +45,26 @@ def job_figures(store: RunStore, job: str) -> dict[str, Any]:
     told = {run.id: store.trials(run.id) for run in runs}
     results = [found for run in runs if (found := _result(run, told[run.id])) is not None]
     space = store.space(job)
-    return {
+    figures = {
         "summary": job_summary(store, job),
-        "runs": [describe_run(run) | {"best": finite(run.best), "notes": run.notes} for run in runs],
+        "runs": [describe_run(run) | {"notes": run.notes} for run in runs],
         "space": space,
         "curves": _curves(results),
-        "league": [{key: finite(value) for key, value in row.items()} for row in standings(results)] if results else [],
+        "league": standings(results) if results else [],
         "comparison": comparison(results) if len({r.run.algorithm for r in results}) > 1 else None,
         "picks": [_pick(store, result) for result in results],
         "trials": _trials(told),
     }
+    return dict(finite(figures))
 
 
 def _result(run: Run, trials: Sequence[StoredTrial]) -> RunResult | None:
-    """None before the first score on all calibration data."""
+    """None before the first finite score on all calibration data."""
     try:
-        return result_of(run, trials)
+        result = result_of(run, trials)
     except StoreError:
         return None
+    return result if math.isfinite(result.best.fitness) else None
 
 
 def _pick(store: RunStore, result: RunResult) -> dict[str, Any]:
@@ -120,8 +123,3 @@ def _trials(told: dict[str, list[StoredTrial]]) -> list[dict[str, Any]]:
     half = _TRIALS // 2
     rest = ranked[half:]
     return ranked[:half] + [rest[i * len(rest) // half] for i in range(half)]
-
-
-def finite(value: Any) -> Any:
-    """JSON has no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

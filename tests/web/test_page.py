@@ -78,6 +78,16 @@ def test_the_figures_hold_what_the_store_holds(client: TestClient, store: RunSto
     assert used <= job["space"]["budgets"]["latency"] + 1e-9
 
 
+def test_a_run_without_any_finite_score_is_shown(tmp_path: Path) -> None:
+    opened = RunStore(f"sqlite:///{tmp_path / 'runs.sqlite'}")
+    opened.add_job("job", {"fitness": "kl"})
+    run = opened.add_run(Run("ga-s0-1", "job", "ga", {}, 0, 2))
+    opened.append(run.id, "problem", 0, StoredTrial((0, 1), 1.0, float("inf"), True, 0.1))
+    client = TestClient(make_app(Jobs(opened.url, tmp_path)))
+    assert client.get("/api/jobs").json()[0]["best"] is None
+    assert client.get("/api/jobs/job").json()["runs"][0]["best"] is None
+
+
 def test_only_who_has_the_token_gets_in(store: RunStore, tmp_path: Path) -> None:
     app = make_app(Jobs(store.url, tmp_path), token="secret")
     assert TestClient(app).get("/api/jobs").status_code == 401
