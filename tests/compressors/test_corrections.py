@@ -1,4 +1,4 @@
-"""Statistics and bias correction; batch-norm re-tuning is tested with the scorer and in test_obs."""
+"""Batch-norm re-tuning, statistics correction and bias correction."""
 
 import copy
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.corrections import NAMES, check_correction, correct, record, targets
+from compressors.corrections import NAMES, check_correction, correct, record, retune_batchnorm, targets
 from compressors.errors import UnknownNameError
 
 
@@ -117,3 +117,17 @@ def test_unknown_corrections_are_named() -> None:
         check_correction(name)
     with pytest.raises(UnknownNameError, match=r"corrections: unknown correction 'batchnrm'; did you mean 'batchnorm'"):
         check_correction("batchnrm")
+
+
+def test_retuning_averages_the_batches_statistics() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
+    batches = list(torch.randn(3, 20, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1)
+    with torch.no_grad():
+        means = torch.stack([model[0](x).mean(0) for x in batches]).mean(0)
+        variances = torch.stack([model[0](x).var(0) for x in batches]).mean(0)
+    retune_batchnorm(model, batches)
+    torch.testing.assert_close(model[1].running_mean, means)
+    torch.testing.assert_close(model[1].running_var, variances)
+    assert not model.training
+    assert not model[1].training
+    assert model[1].momentum == 0.1

@@ -1,111 +1,19 @@
+"""Levels of one layer: their patterns, and their least errors."""
+
 import itertools
-import json
-from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressors import elimination, textbook, work
-from compressors.corrections import retune_batchnorm
-from compressors.elimination import Limits
 from compressors.errors import LayerError, LevelError
-from compressors.grids import GridOptions, fit_grid
 from compressors.hessian import collect_hessians
-from compressors.layers import LayerSpec, find_layers, to_matrix
+from compressors.layers import find_layers, to_matrix
 from compressors.levels import expand_levels, parse_level
 from compressors.obs import compress_layer, layer_error
-
-
-def problem(seed: int, rows: int = 6, d: int = 12) -> tuple[Tensor, Tensor]:
-    """Weights [rows, d] and a well-conditioned Hessian [d, d], float64."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64) @ torch.randn(
-        d, d, generator=generator, dtype=torch.float64
-    )
-    return torch.randn(rows, d, generator=generator, dtype=torch.float64), 2 * x.T @ x / len(x) + 0.01 * torch.eye(
-        d, dtype=torch.float64
-    )
-
-
-def linear(rows: int, columns: int) -> LayerSpec:
-    return LayerSpec("layer", "linear", (rows, columns), 1, rows, columns)
-
-
-LIMITS = Limits(1 << 24, 2)
-
-
-@pytest.fixture(params=["compiled", "torch"])
-def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both fast forms: compiled loops, and torch where there is no compiler."""
-    if request.param == "torch":
-        monkeypatch.setattr(elimination, "_kernels", lambda: None)
-
-
-unhurried = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.mark.usefixtures("_form")
-@unhurried
-@given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 150))
-def test_a_fast_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> None:
-    weight, hessian = problem(seed, rows, d)
-    hinv = torch.linalg.inv(hessian)
-    expected, ours = textbook.eliminate(weight, hinv), elimination.eliminate(weight, hinv, LIMITS)
-    assert torch.equal(ours[0], expected[0])
-    torch.testing.assert_close(ours[1], expected[1], rtol=1e-6, atol=1e-12)
-
-
-@pytest.mark.usefixtures("_form")
-@unhurried
-@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 20), st.integers(1, 5))
-def test_fast_blocks_and_patterns_are_the_textbooks(seed: int, rows: int, groups: int, size: int) -> None:
-    weight, hessian = problem(seed, rows, groups * size)
-    hinv = torch.linalg.inv(hessian)
-    blocks, expected = elimination.eliminate_blocks(weight, hinv, size, LIMITS), textbook.eliminate_blocks(weight, hinv, size)
-    assert torch.equal(blocks[0], expected[0])
-    torch.testing.assert_close(blocks[1], expected[1], rtol=1e-6, atol=1e-10)
-    n = 1 + seed % size
-    ours, theirs = elimination.prune_n_of_m(weight, hinv, n, size, LIMITS), textbook.prune_n_of_m(weight, hinv, n, size)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.usefixtures("_form")
-@unhurried
-@given(
-    st.integers(0, 10_000),
-    st.integers(1, 6),
-    st.integers(1, 70),
-    st.sampled_from([1, 3, 8]),
-    st.sampled_from([0.0, 0.3, 0.9]),
-    st.builds(GridOptions, st.sampled_from(["channel", "tensor"]), st.booleans(), st.sampled_from(["mse", "minmax"])),
-)
-def test_fast_quantization_is_the_textbooks(seed: int, rows: int, d: int, bits: int, zeros: float, options: GridOptions) -> None:
-    weight, hessian = problem(seed, rows, d)
-    hinv = torch.linalg.inv(hessian)
-    fixed = torch.rand(rows, d, generator=torch.Generator().manual_seed(seed)) < zeros
-    weight = weight.masked_fill(fixed, 0)
-    grid = fit_grid(weight, bits, options)
-    near = elimination.quantize(weight, hinv, grid, fixed, LIMITS)
-    torch.testing.assert_close(near, textbook.quantize(weight, hinv, grid, fixed), rtol=1e-6, atol=1e-9)
-    assert not near[fixed].any()
-
-
-@pytest.mark.usefixtures("_form")
-def test_many_refreshes_change_nothing() -> None:
-    weight, hessian = problem(5, 3, 400)
-    hinv = torch.linalg.inv(hessian)
-    assert torch.equal(elimination.eliminate(weight, hinv, Limits(1, 1))[0], textbook.eliminate(weight, hinv)[0])
-    mine = elimination.eliminate_blocks(weight, hinv, 4, Limits(1, 1))[0]
-    assert torch.equal(mine, textbook.eliminate_blocks(weight, hinv, 4)[0])
-
-
-def test_blocks_of_one_are_unstructured() -> None:
-    weight, hessian = problem(7)
-    hinv = torch.linalg.inv(hessian)
-    assert torch.equal(elimination.eliminate_blocks(weight, hinv, 1, LIMITS)[0], elimination.eliminate(weight, hinv, LIMITS)[0])
+from tests.compressors.problems import linear, problem
 
 
 def test_an_identity_hessian_rounds_to_nearest_and_prunes_by_magnitude() -> None:
@@ -195,20 +103,6 @@ def test_levels_that_do_not_fit_a_layer_are_absent() -> None:
     texts = ["dense", "2:4", "block4-0.50", "1:3", "block2-0.50", "w4"]
     made = compress_layer(weight, linear(6, 6), hessian[None], [parse_level(text) for text in texts])
     assert [str(m.level) for m in made] == ["dense", "1:3", "block2-0.50", "w4"]
-
-
-@pytest.mark.parametrize("eliminate", [textbook.eliminate, elimination.eliminate])
-def test_an_identity_hessian_removes_by_magnitude(eliminate: object) -> None:
-    weight, _ = problem(2)
-    order, losses = eliminate(weight, torch.eye(12, dtype=torch.float64))  # type: ignore[operator]
-    assert torch.equal(order, weight.abs().argsort(dim=1))
-    torch.testing.assert_close(losses, weight.abs().sort(dim=1).values ** 2 / 2)
-
-
-@pytest.mark.parametrize("eliminate", [textbook.eliminate, elimination.eliminate])
-def test_ties_go_to_the_lowest_column(eliminate: object) -> None:
-    order, _ = eliminate(torch.ones(3, 7, dtype=torch.float64), torch.eye(7, dtype=torch.float64))  # type: ignore[operator]
-    assert order.tolist() == [list(range(7))] * 3
 
 
 @settings(deadline=None, max_examples=40)
@@ -303,67 +197,3 @@ def test_greedy_is_near_the_best_pattern() -> None:
 def _least(w: Tensor, hessian: Tensor, gone: list[int]) -> float:
     hinv = torch.linalg.inv(hessian)[gone][:, gone]
     return 0.5 * float(w[gone] @ torch.linalg.solve(hinv, w[gone]))
-
-
-@pytest.fixture(scope="module")
-def resnet20(shared_data: Path) -> tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]:
-    """The real ResNet-20, those of its layers that the reference names, and their Hessians on the calibration images."""
-    from evaluators.workloads import WorkloadConfig, load_workload
-
-    reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
-    cifar = shared_data / "cifar10"
-    data = {"kind": "npz", "calibration": str(cifar / "calib1024.npz"), "test": str(cifar / "calib1024.npz")}
-    weights = str(shared_data / "models" / "resnet20_cifar10.safetensors")
-    workload = load_workload(WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data}))
-    layers = [layer for layer in find_layers(workload.model) if layer.name in reference]
-    assert len(layers) == 3
-    batches = (x for x, _ in workload.calibration.batches(128))
-    return workload.model, layers, collect_hessians(workload.model, layers, batches)
-
-
-def test_published_layer_errors(shared_data: Path, resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]) -> None:
-    """Three layers of the real ResNet-20 against the published implementation's figures, to 1e-3 relative."""
-    reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
-    model, layers, hessians = resnet20
-    modules = dict(model.named_modules())
-    for layer in layers:
-        expected = {str(parse_level(text)): error for text, error in reference[layer.name].items()}
-        levels = [parse_level(text) for text in expected]
-        assert len(levels) == 18
-        for made in compress_layer(modules[layer.name].weight, layer, hessians[layer.name], levels):
-            # OBQ's order flips at near-ties, so that its error is the same in distribution, not in digits.
-            flips = made.level.quantization is not None and not made.level.quantization.nearest
-            assert made.error == pytest.approx(expected[str(made.level)], rel=0.05 if flips else 1e-3)
-
-
-@pytest.mark.slow
-def test_single_precision_keeps_real_layer_errors(
-    resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, layers, hessians = resnet20
-    modules = dict(model.named_modules())
-    levels = expand_levels(["unstr-0.10..0.99*0.7", "2:4", "4:8", "block4-0.50", "block4-0.75", "w8", "w4", "2:4+w4"])
-    for layer in layers:
-        arguments = (modules[layer.name].weight, layer, hessians[layer.name], levels)
-        double = list(compress_layer(*arguments))
-        with monkeypatch.context() as patch:
-            patch.setattr(work, "_DOUBLE_UP_TO", 0)
-            single = list(compress_layer(*arguments))
-        assert not all(torch.equal(a.weight, b.weight) for a, b in zip(double, single, strict=True))
-        for a, b in zip(double, single, strict=True):
-            near_ties = a.level.quantization is not None
-            assert b.error == pytest.approx(a.error, rel=0.05 if near_ties else 1e-4), (layer.name, str(a.level))
-
-
-def test_retuning_averages_the_batches_statistics() -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()
-    batches = list(torch.randn(3, 20, 3, generator=torch.Generator().manual_seed(0)) * 3 + 1)
-    with torch.no_grad():
-        means = torch.stack([model[0](x).mean(0) for x in batches]).mean(0)
-        variances = torch.stack([model[0](x).var(0) for x in batches]).mean(0)
-    retune_batchnorm(model, batches)
-    torch.testing.assert_close(model[1].running_mean, means)
-    torch.testing.assert_close(model[1].running_var, variances)
-    assert not model.training
-    assert not model[1].training
-    assert model[1].momentum == 0.1

@@ -1,0 +1,21 @@
+"""Small layers to compress."""
+
+import torch
+from torch import Tensor
+
+from compressors.layers import LayerSpec
+
+
+def problem(seed: int, rows: int = 6, d: int = 12) -> tuple[Tensor, Tensor]:
+    """Weights [rows, d] and a well-conditioned Hessian [d, d], float64."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64) @ torch.randn(
+        d, d, generator=generator, dtype=torch.float64
+    )
+    return torch.randn(rows, d, generator=generator, dtype=torch.float64), 2 * x.T @ x / len(x) + 0.01 * torch.eye(
+        d, dtype=torch.float64
+    )
+
+
+def linear(rows: int, columns: int) -> LayerSpec:
+    return LayerSpec("layer", "linear", (rows, columns), 1, rows, columns)
