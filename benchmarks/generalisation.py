@@ -4,6 +4,9 @@ paired bootstrap over the images.
 
     python benchmarks/generalisation.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125] [--algorithms surrogate]
         [--seeds 0] [--evaluations 300] [--errors loss] [--searches loss/batch/calib/1024 kl/batch/train/4096 ...]
+        [--target 0.3499]
+
+Beside them how each search went: its fitness after 50, 100, ... evaluations, and after how many it passed `target`.
 
 The ResNet-20 and database of benchmarks/resnet20.py. A search is FITNESS/BATCHNORM/IMAGES/NUMBER; its images are `calib`, which
 the database was made from, or `train`, which it was not. Kept in WORK/generalisation.sqlite: run it again to go on.
@@ -24,13 +27,15 @@ from resnet20 import job
 from torch import Tensor
 
 from compressors.corrections import correct
-from db.runs import RunStore, StoredTrial
+from db.runs import RunStore
 from search.algorithms.base import create
 from search.pipeline import ModelProblem, make_run, prepare
 from search.progress import TerminalProgress
-from search.run import search
+from search.run import RunResult, search
 from search.space import Candidate
+from search.statistics import Anytime
 
+_AFTER = (50, 100, 200, 300)
 _SEARCHES = [
     "loss/batch/calib/1024",
     "kl/recalibrate/calib/1024",
@@ -69,8 +74,8 @@ class Judge:
 
 def find(
     problem: ModelProblem, what: str, algorithm: str, seed: int, options: argparse.Namespace, progress: TerminalProgress
-) -> StoredTrial:
-    """The best trial of one search."""
+) -> RunResult:
+    """One search."""
     fitness, batchnorm, images, number = what.split("/")
     split = problem.workload.calibration if images == "calib" else problem.workload.train
     workload = replace(problem.workload, calibration=split.subset(range(int(number))))
@@ -89,7 +94,20 @@ def find(
         made = create(algorithm, own.space, np.random.default_rng(seed), options.evaluations, {})
         found = search(made, own.pool(), store, run, own.key, progress, own.decisions.expand)
     store.close()
-    return found.best
+    return found
+
+
+def course_of(found: RunResult, problem: ModelProblem, target: float | None) -> str:
+    optimum = problem.decisions.expand(problem.space.optimum)
+    start = next((t.fitness for t in found.trials if t.candidate == optimum and t.fidelity == 1.0), float("nan"))
+    curve = Anytime.of([(t.fidelity, t.fitness) for t in found.trials], found.run.evaluations)
+    reached = [curve.best[curve.spent <= end].min(initial=float("inf")) for end in _AFTER]
+    passed = None if target is None else curve.reached(target)
+    return (
+        f"{start:10.4f}"
+        + "".join(f"{fitness:10.4f}" for fitness in reached)
+        + f"{'-' if passed is None else f'{passed:.4g}':>10}"
+    )
 
 
 def interval(difference: np.ndarray) -> tuple[float, float]:
@@ -110,6 +128,7 @@ def main() -> None:
     parser.add_argument("--searches", nargs="+", default=_SEARCHES)
     parser.add_argument("--errors", choices=["loss", "layer"], default="loss", help="the additive table")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--target", type=float, help="a fitness to pass")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     given = SimpleNamespace(**vars(options))
@@ -118,19 +137,20 @@ def main() -> None:
         judge = Judge(problem)
         optimum = judge(problem.decisions.expand(problem.space.optimum))
         heads = "".join(f"{name + ' (difference, 95 %)':>34}" for name in optimum)
-        print(f"{'search':28} {'algorithm':10} seed   fitness{heads}")
-        print(f"{'additive optimum (dp)':28} {'':10} {'':14}" + "".join(f"{values.mean():34.4f}" for values in optimum.values()))
+        course = "".join(f"{f'after {n}':>10}" for n in _AFTER)
+        print(f"{'search':28} {'algorithm':10} seed{'optimum':>10}{course}    passed{heads}")
+        print(f"{'additive optimum (dp)':28} {'':10} {'':64}" + "".join(f"{values.mean():34.4f}" for values in optimum.values()))
         for what in options.searches:
             for algorithm in options.algorithms:
                 for seed in options.seeds:
-                    best = find(problem, what, algorithm, seed, options, progress)
-                    judged = judge(best.candidate)
+                    found = find(problem, what, algorithm, seed, options, progress)
+                    judged = judge(found.best.candidate)
                     cells = []
                     for name, values in judged.items():
                         low, high = interval(values - optimum[name])
                         cells.append(f"{values.mean():12.4f} ({low:+7.3f} to {high:+7.3f})")
                     row = "".join(f"{cell:>34}" for cell in cells)
-                    print(f"{what:28} {algorithm:10} {seed:4} {best.fitness:9.5f}{row}", flush=True)
+                    print(f"{what:28} {algorithm:10} {seed:4}{course_of(found, problem, options.target)}{row}", flush=True)
 
 
 if __name__ == "__main__":

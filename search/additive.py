@@ -60,40 +60,84 @@ def dynamic_program(space: SearchSpace, errors: np.ndarray, budget: int = 0, buc
     to one step per layer too many, the best one that meets the budget exactly is taken. Levels that no optimum can hold are
     left out first (`_promising`)."""
     loads, limit = space.load_table[budget], float(space.limits[budget])
-    layers = np.arange(len(loads))
-    cheapest = loads.min(1)
-    room = float(limit - cheapest.sum())
-    extra = loads - cheapest[:, None]
-    unit = room / buckets if room > 0 else 0.0
-    size = buckets + 1 + len(loads)
-    values = np.empty((len(loads) + 1, size))  # least error of the first l layers at a cost of c steps or less
-    values[0] = 0.0
-    options = []
-    total = np.empty(size)
-    promising = _promising(extra, errors, room) | (extra == 0)  # coarse steps may leave room for the cheapest levels alone
-    for layer in range(len(loads)):
-        levels, steps = _pareto(extra[layer], np.where(promising[layer], errors[layer], np.inf), unit, buckets)
-        options.append(list(zip(levels, steps, errors[layer, levels].tolist(), strict=True)))
-        best = values[layer + 1]
-        best[: steps[0]] = np.inf
-        np.add(values[layer, : size - steps[0]], errors[layer, levels[0]], out=best[steps[0] :])
-        for _, step, error in options[-1][1:]:
-            part = np.add(values[layer, : size - step], error, out=total[: size - step])
-            np.minimum(best[step:], part, out=best[step:])
-    candidate = np.zeros(len(loads), dtype=np.int64)
-    for most in range(size - 1, buckets - 1, -1):
-        if most > buckets and values[-1, most - 1] == values[-1, most]:
-            continue  # the same profile
-        left = most
-        for layer in range(len(loads) - 1, -1, -1):
-            for level, step, error in options[layer]:
-                if step <= left and values[layer, left - step] + error == values[layer + 1, left]:
-                    candidate[layer] = level
-                    left -= step
-                    break
-        if most == buckets or loads[layers, candidate].sum() <= limit:
+    extra = loads - loads.min(1, keepdims=True)
+    room = float(limit - loads.min(1).sum())
+    promising = _promising(extra, errors, room)
+    for allowed in (promising, promising | (extra == 0)):  # coarse steps may leave room for the cheapest levels alone
+        options = _options(extra, np.where(allowed, errors, np.inf), room, buckets)
+        if options is not None and (values := _values(options, buckets)) is not None:
             break
-    return _fill(loads, limit, errors, candidate)
+    else:
+        raise SpaceError("no candidate meets the budget; SearchSpace.check says so")
+    chosen = _trace(options, values, buckets)
+    meets = loads[np.arange(len(loads)), chosen].sum(1) <= limit
+    # Within `buckets` steps, in the last row, it is met whatever the sums' rounding says.
+    return _fill(loads, limit, errors, chosen[meets.argmax() if meets.any() else -1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """A layer's levels that no other beats in both cost and error: their whole steps of cost, their errors, cheapest first."""
+
+    levels: np.ndarray
+    steps: np.ndarray
+    errors: np.ndarray
+
+
+def _options(extra: np.ndarray, errors: np.ndarray, room: float, buckets: int) -> list[_Options] | None:
+    """Per layer; costs are rounded up to steps of which `room` holds `buckets`, and levels that take more are left out. None
+    where a layer has none left."""
+    order = np.argsort(extra, axis=1, kind="stable")
+    cost, error = np.take_along_axis(extra, order, 1), np.take_along_axis(errors, order, 1)
+    unit = room / buckets if room > 0 else 1e-300
+    # 1e-9: a cost that is a whole number of steps must not become one more by a rounding of the division
+    with np.errstate(over="ignore"):
+        steps = np.where(cost > 0, np.ceil(cost / unit - 1e-9), 0.0)
+    lowest = np.minimum.accumulate(error, axis=1)
+    kept = steps <= buckets
+    kept[:, 0] &= np.isfinite(error[:, 0])
+    kept[:, 1:] &= error[:, 1:] < lowest[:, :-1]
+    if not kept.any(1).all():
+        return None
+    return [
+        _Options(order[layer, mask], steps[layer, mask].astype(np.int64), error[layer, mask]) for layer, mask in enumerate(kept)
+    ]
+
+
+def _values(options: list[_Options], buckets: int) -> np.ndarray | None:
+    """[layers + 1, buckets + 1 + layers]: the least error of the first l layers at a cost of c steps or less. None where all
+    layers do not fit into `buckets` steps."""
+    size = buckets + 1 + len(options)
+    values = np.empty((len(options) + 1, size))
+    values[0] = 0.0
+    total = np.empty(size)
+    for before, best, own in zip(values, values[1:], options, strict=False):
+        first, *others = zip(own.steps.tolist(), own.errors.tolist(), strict=True)
+        best[: first[0]] = np.inf
+        np.add(before[: size - first[0]], first[1], out=best[first[0] :])
+        for step, error in others:
+            part = np.add(before[: size - step], error, out=total[: size - step])
+            np.minimum(best[step:], part, out=best[step:])
+    return values if np.isfinite(values[-1, buckets]) else None
+
+
+def _trace(options: list[_Options], values: np.ndarray, buckets: int) -> np.ndarray:
+    """The profiles behind the last row's values at `buckets` steps and more, each once, dearest first: [profiles, layers]."""
+    most = np.arange(values.shape[1] - 1, buckets - 1, -1)
+    left = most[(most == buckets) | (values[-1, most - 1] != values[-1, most])]
+    chosen = np.empty((len(left), len(options)), dtype=np.int64)
+    for layer in range(len(options) - 1, -1, -1):
+        own = options[layer]
+        if len(own.levels) == 1:
+            chosen[:, layer] = own.levels[0]
+            left = left - own.steps[0]
+            continue
+        before = left[:, None] - own.steps
+        reached = values[layer, np.maximum(before, 0)] + own.errors == values[layer + 1, left][:, None]
+        taken = (reached & (before >= 0)).argmax(1)
+        chosen[:, layer] = own.levels[taken]
+        left = left - own.steps[taken]
+    return chosen
 
 
 def _promising(extra: np.ndarray, errors: np.ndarray, room: float) -> np.ndarray:
@@ -174,25 +218,6 @@ def least_stretch(space: SearchSpace) -> float:
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(loads, -np.inf, 0)],
     )
     return float(result.fun) if result.x is not None else np.inf
-
-
-def _pareto(costs: np.ndarray, errors: np.ndarray, unit: float, buckets: int) -> tuple[list[int], list[int]]:
-    """Levels that no other beats in both cost and error, cheapest first, with their costs in whole steps of `unit`, rounded
-    up; those dearer than `buckets` steps are left out."""
-    levels: list[int] = []
-    steps: list[int] = []
-    lowest = np.inf
-    for level in np.lexsort((errors, costs)):
-        if not errors[level] < lowest:
-            continue
-        # 1e-9: a cost that is a whole number of steps must not become one more by a rounding of the division
-        step = 0 if costs[level] <= 0 else int(np.ceil(costs[level] / unit - 1e-9)) if unit > 0 else buckets + 1
-        if step > buckets:
-            break
-        lowest = errors[level]
-        levels.append(int(level))
-        steps.append(step)
-    return levels, steps
 
 
 def _fill(loads: np.ndarray, limit: float, errors: np.ndarray, candidate: np.ndarray) -> Candidate:

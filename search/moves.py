@@ -1,4 +1,5 @@
-"""Moves in a search space: candidates as positions (levels ordered by compression), and steps that keep the budgets."""
+"""Moves in a search space: candidates as positions (levels ordered by compression), and steps that keep the budgets, one at a
+time or many at once."""
 
 from __future__ import annotations
 
@@ -42,3 +43,65 @@ def step(space: SearchSpace, rng: np.random.Generator, candidate: Candidate, pai
             moved = positions[layer] + direction * rng.geometric(0.5)
             positions[layer] = np.clip(moved, 0, space.counts[layer] - 1)
     return space.fill(space.repair(decode(space, positions)))
+
+
+_LOOK = 8
+"""Layers at random that one change of `steps` chooses among."""
+_CHANGES = 6
+
+
+def steps(space: SearchSpace, rng: np.random.Generator, parents: np.ndarray) -> np.ndarray:
+    """A `step` of one to three pairs from each of `parents`, [candidates, layers], all at once and so cheaper by far: each
+    change that repairs or spends is the best one among a few layers at random. Those that do not meet the budgets after all are
+    left out."""
+    count, width = parents.shape
+    layers = np.arange(width)
+    positions = space.position[layers, parents]
+    pairs = rng.integers(1, 4, (2, count)).min(0)
+    for pair in range(int(pairs.max(initial=0))):
+        rows = np.flatnonzero(pairs > pair)
+        relaxed = rng.integers(width, size=len(rows))
+        tightened = (relaxed + rng.integers(1, max(width, 2), len(rows))) % width
+        for chosen, direction in ((relaxed, -1), (tightened, 1)):
+            moved = positions[rows, chosen] + direction * rng.geometric(0.5, len(rows))
+            positions[rows, chosen] = np.clip(moved, 0, space.counts[chosen] - 1)
+    levels = space.order_table[layers, positions]
+    for change in range(_CHANGES):
+        _improve(space, rng, levels, spend=change >= _CHANGES - 2)
+    return levels[_over(space, _loads(space, levels)) <= 0]
+
+
+def _improve(space: SearchSpace, rng: np.random.Generator, levels: np.ndarray, *, spend: bool) -> None:
+    """One change in each row of `levels` that violates a budget: the least rise of additive error per violation removed. With
+    `spend`, one in each row that meets them all: the greatest fall of error per load that still fits."""
+    loads = _loads(space, levels)
+    excess = _over(space, loads)
+    rows = np.flatnonzero((excess > 0) != spend)
+    if not len(rows):
+        return
+    looked = rng.integers(levels.shape[1], size=(len(rows), _LOOK))
+    now = levels[rows[:, None], looked]
+    rise = space.error_table[looked] - space.error_table[looked, now][:, :, None]
+    more = space.load_table[:, looked] - space.load_table[:, looked, now][..., None]
+    left = _over(space, loads[:, rows, None, None] + more)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        if spend:
+            price = np.where((rise < 0) & (left <= 0), rise / np.maximum(more.sum(0), 1e-12), np.inf)
+        else:
+            removed = excess[rows, None, None] - left
+            price = np.where(removed > 1e-15, np.where(rise > 0, rise / removed, rise * removed), np.inf)
+    flat = price.reshape(len(rows), -1)
+    best = flat.argmin(1)
+    useful = np.isfinite(flat[np.arange(len(rows)), best])
+    which, level = np.divmod(best[useful], price.shape[2])
+    levels[rows[useful], looked[useful, which]] = level
+
+
+def _loads(space: SearchSpace, levels: np.ndarray) -> np.ndarray:
+    """[budgets, candidates]"""
+    return space.load_table[:, np.arange(levels.shape[1]), levels].sum(2)
+
+
+def _over(space: SearchSpace, loads: np.ndarray) -> np.ndarray:
+    """Violations [...] of loads [budgets, ...], summed over the budgets; 0 where all hold."""
+    return np.maximum(loads - space.limits.reshape(-1, *(1,) * (loads.ndim - 1)), 0.0).sum(0)

@@ -94,6 +94,11 @@ class SearchSpace:
         return table
 
     @cached_property
+    def order_table(self) -> npt.NDArray[np.int64]:
+        """`order` as [layers, most levels]; what stands behind a layer's last level means nothing."""
+        return np.array([np.resize(row, self.error_table.shape[1]) for row in self.order])
+
+    @cached_property
     def optimum(self) -> Candidate:
         """The feasible candidate of least additive error. The space must have passed `check`."""
         from search.additive import optimum  # additive.py imports this module

@@ -18,8 +18,9 @@ from search.algorithms.base import Algorithm, Trial, register
 from search.moves import step
 from search.space import Candidate, SearchSpace
 
-_TRIES = 8
-"""Coefficient vectors tried for one candidate that is not known yet; many vectors give the same profile."""
+_TRIES = 2
+"""Coefficient vectors tried for one candidate that is not known yet; many vectors give the same profile, and each costs a dynamic
+program."""
 
 
 @register("spdy")

@@ -17,8 +17,8 @@ from search.space import Candidate, SearchSpace
 class SpdyCma(Algorithm):
     """A candidate is the optimum of min sum_l exp(z_l) e_l(level) under the budgets (as in `spdy`); z follows a normal
     distribution whose mean and covariance adapt (Hansen & Ostermeier 2001, through pycma), from 0 with standard deviation
-    `sigma`. A z whose profile is known is told that profile's fitness; a batch of known ones alone is made up with paired
-    level steps from the best."""
+    `sigma`. A z whose profile is known is told that profile's fitness, and a paired level step from the best takes its place
+    in the batch."""
 
     def __init__(
         self, space: SearchSpace, rng: np.random.Generator, evaluations: float, *, cold: bool = False, sigma: float = 0.5
@@ -43,7 +43,7 @@ class SpdyCma(Algorithm):
             if candidate not in self.known:
                 asked[candidate] = None
         start = self.best() if self.known else self._vectors[0][1]
-        while len(asked) < 2:
+        while len(asked) < len(self._vectors):
             other = self.fresh(lambda: step(self.space, self.rng, start), asked)
             if other is None:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,13 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from search.algorithms.base import Algorithm, Trial, register
-from search.moves import begin, step
+from search.moves import begin, step, steps
 from search.space import Candidate, SearchSpace
 
 _MIXTURES = ((1.0, 0.1, 0.1), (1.0, 1.0, 0.1), (0.1, 1.0, 0.1), (1.0, 1.0, 1.0), (0.1, 0.1, 1.0))
 """Shares of the kernel's parts: per layer, pairs of layers, distance. The likeliest is taken."""
 _NOISES = (1e-4, 1e-2, 1e-1)
+_PARENTS = 8
 _BOLDNESS = (0.0, 0.5, 1.0, 2.0)
 """Standard deviations by which a batch's candidates are judged better than their mean, in turn."""
 
@@ -36,7 +38,7 @@ class Surrogate(Algorithm):
         cold: bool = False,
         warm: int = 12,
         batch: int = 4,
-        pool: int = 160,
+        pool: int = 128,
         most: int = 250,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
@@ -56,39 +58,37 @@ class Surrogate(Algorithm):
                     asked[candidate] = None
             return [Trial(candidate) for candidate in asked]
         model = self._fit()
-        made: dict[Candidate, float] = {}  # and how low its fitness may be
-        parents = sorted(self.known, key=self.known.__getitem__)[:8]
+        parents = heapq.nsmallest(_PARENTS, self.known, key=self.known.__getitem__)
+        every: list[Candidate] = []
+        mean = deviation = np.empty(0)
         for _ in range(2):
-            if fresh := [candidate for candidate in self._mutants(parents) if candidate not in made]:
-                mean, deviation = model.predict(self._features(fresh))
-                made.update(zip(fresh, (mean - deviation).tolist(), strict=True))
-            parents = sorted(made, key=made.__getitem__)[:8] or parents
-        if not made:  # a small space, all but exhausted
+            if fresh := self._mutants(parents, every):
+                news = model.predict(self._features(fresh))
+                mean, deviation = np.append(mean, news[0]), np.append(deviation, news[1])
+                every += fresh
+            parents = [every[k] for k in np.argsort(mean - deviation, kind="stable")[:_PARENTS]] or parents
+        for turn in range(min(self._batch, len(every))):
+            bound = mean - _BOLDNESS[turn % len(_BOLDNESS)] * deviation
+            chosen = next(every[k] for k in np.argsort(bound, kind="stable") if every[k] not in asked)
+            filled = self.space.fill(chosen)  # what the budgets leave, spent
+            asked[chosen if filled in self.known or filled in asked else filled] = None
+        if not asked:  # a small space, all but exhausted
             for _ in range(self._batch):
                 if (candidate := self.fresh(self._mutant, asked)) is not None:
                     asked[candidate] = None
-            return [Trial(candidate) for candidate in asked]
-        every = list(made)
-        mean, deviation = model.predict(self._features(every))
-        for turn in range(min(self._batch, len(every))):
-            bound = mean - _BOLDNESS[turn % len(_BOLDNESS)] * deviation
-            asked[next(every[k] for k in np.argsort(bound, kind="stable") if every[k] not in asked)] = None
         return [Trial(candidate) for candidate in asked]
 
     def _mutant(self) -> Candidate:
         return step(self.space, self.rng, self.best(), int(self.rng.integers(1, 4, 2).min()))
 
-    def _mutants(self, parents: Sequence[Candidate]) -> list[Candidate]:
-        made: dict[Candidate, None] = {}
-        for k in range(self._pool):
-            parent = parents[k % len(parents)]
-            candidate = step(self.space, self.rng, parent, int(self.rng.integers(1, 4, 2).min()))
-            if candidate not in self.known:
-                made[candidate] = None
-        return list(made)
+    def _mutants(self, parents: Sequence[Candidate], others: Sequence[Candidate]) -> list[Candidate]:
+        """Feasible, each once, neither known nor among `others`."""
+        made = steps(self.space, self.rng, np.resize(np.array(parents), (self._pool, len(self.space.layers))))
+        unwanted = set(others)
+        return [c for c in dict.fromkeys(map(tuple, made.tolist())) if c not in self.known and c not in unwanted]
 
     def _fit(self) -> _Process:
-        kept = sorted(self.known, key=self.known.__getitem__)[: self._most]
+        kept = heapq.nsmallest(self._most, self.known, key=self.known.__getitem__)
         fitness = np.array([self.known[candidate] for candidate in kept])
         finite = fitness[np.isfinite(fitness)]
         if len(finite):  # the worst ones say little of the best; unusable ones are as bad as those
