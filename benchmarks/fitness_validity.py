@@ -7,7 +7,7 @@ mode, and of the additive layer error, with the accuracy after re-tuning on test
 The ResNet-20 and database of benchmarks/resnet20.py. Profiles are what searches look at: the additive optimum after one to eight
 paired level steps, and random ones that spend the budget, half and half. Correlations are Spearman's within a budget, averaged
 over the budgets (1: the fitness orders profiles exactly as their accuracy does), with 95 % intervals from 2,000 bootstrap samples
-of the profiles. Kept in WORK/validity.jsonl: run it again to go on.
+of the profiles; beside them those of the first half alone. Kept in WORK/validity.jsonl: run it again to go on.
 """
 
 from __future__ import annotations
@@ -122,9 +122,12 @@ def main() -> None:
         table.append((correlation(groups, name), low, high, name))
     print(f"{len(rows)} profiles, budgets {options.budgets}; accuracies {min(r['accuracy'] for r in rows):.1f} "
           f"to {max(r['accuracy'] for r in rows):.1f} %")  # fmt: skip
-    print(f"{'fitness, batch-norm':24} {'rank correlation':>16} {'95 % interval':>16}")
+    near = [[row for row in group if row["number"] % 2 == 0] for group in groups]
+    heads = "".join(f"{f'at {budget:g}':>10}" for budget in options.budgets)
+    print(f"{'':24} {'all':>16} {'95 % interval':>16} {'near the optimum':>18}{heads}")
     for middle, low, high, name in sorted(table, reverse=True):
-        print(f"{name:24} {middle:16.3f} {low:8.3f} {high:7.3f}")
+        single = "".join(f"{correlation([group], name):10.3f}" for group in near)
+        print(f"{name:24} {middle:16.3f} {low:8.3f} {high:7.3f} {correlation(near, name):18.3f}{single}")
 
 
 if __name__ == "__main__":
