@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from compressors.errors import LevelError, ProfileError
 from compressors.levels import Level, parse_level
@@ -68,18 +66,6 @@ def from_spdy(text: str, levels: Mapping[str, list[str]], source: str) -> Profil
         if not found:
             raise ProfileError(source, f"line {number}: layer {name!r} has no level of sparsity {fraction}")
         profile[name] = found[0]
-    return profile
-
-
-def read_profile(path: Path, levels: Mapping[str, list[str]]) -> Profile:
-    """Read a profile file, JSON (by its suffix .json) or SPDY text, and check it against `levels`. Raises ProfileError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else None
-    except (OSError, ValueError) as error:
-        raise ProfileError(path, str(error)) from error
-    profile = from_json(content, str(path)) if path.suffix == ".json" else from_spdy(text, levels, str(path))
-    check_profile(profile, levels, str(path))
     return profile
 
 

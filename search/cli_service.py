@@ -133,7 +133,7 @@ def _print_job(state: Any) -> None:
     if state.started:
         print(f"took: {_span((state.ended or time.time()) - state.started)}")
     if state.rate:
-        print(f"evaluations a second: {state.rate:.3g}, left: {_span(state.left)}")
+        print(f"evaluations a second: {state.rate:.3g}" + (f", left: {_span(state.left)}" if state.left is not None else ""))
     if state.workers and state.ended is None:
         replaced = ", ".join(f"{count} {what}" for what, count in state.workers["replaced"].items())
         print(f"workers: {state.workers['there']}" + (f" (replaced: {replaced})" if replaced else ""))

@@ -40,6 +40,7 @@ class RayJobs:
             from ray.job_submission import JobSubmissionClient
 
             logging.getLogger("ray").setLevel(logging.WARNING)
+            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # Ray sets it apart
             try:
                 self._client = JobSubmissionClient(address)
             except (ConnectionError, RuntimeError, getattr(ray.exceptions, "AuthenticationError", RuntimeError)) as error:

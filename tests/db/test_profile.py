@@ -1,11 +1,13 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from compressors.errors import ProfileError
 from compressors.levels import parse_level
-from db.profile import check_profile, from_json, read_profile, to_json, to_spdy
+from db.profile import Profile, check_profile, from_json, to_json, to_spdy
+from db.profile_files import read_profile, to_csv, to_yaml
 
 LEVELS = {"a": ["dense", "unstr-0.50", "unstr-0.468559"], "b": ["dense", "w4", "2:4"]}
 PROFILE = {"a": parse_level("unstr-0.468559"), "b": parse_level("dense")}
@@ -56,3 +58,62 @@ def test_profiles_are_checked_against_the_levels() -> None:
         check_profile({**PROFILE, "z": parse_level("dense")}, LEVELS)
     with pytest.raises(ProfileError, match="expected a JSON object"):
         from_json([1], "x")
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(to_csv, "csv"), (to_yaml, "yaml")])
+def test_tables_round_trip(tmp_path: Path, write: Callable[[Profile], str], suffix: str) -> None:
+    file = tmp_path / f"profile.{suffix}"
+    for profile in (PROFILE, {"a": parse_level("dense"), "b": parse_level("2:4")}, {**PROFILE, "b": parse_level("w4")}):
+        file.write_text(write(profile))
+        assert read_profile(file, LEVELS) == profile
+
+
+MANY = {"a": ["dense", "mag:unstr-0.50", "2:4", "unstr-0.50", "w4", "2:4+w4a8"], "b": ["dense", "w4", "w8a8", "filter-0.50"]}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "found"),
+    [
+        ("yaml", "{a: 0.5, b: 0}", ("unstr-0.50", "dense")),
+        ("yaml", "{a: unstr-0.50, b: w4}", ("unstr-0.50", "w4")),
+        ("yaml", "pruning_rate: [0.5, 0.5]", ("unstr-0.50", "filter-0.50")),
+        ("yaml", "sparsity: {b: 0.0, a: 0.5}", ("unstr-0.50", "dense")),
+        ("yaml", "w_bit: [4, 8]\na_bit: [32, 8]", ("w4", "w8a8")),
+        ("yaml", "w_bit: [4, 4]\na_bit: [8, 32]\npruning_rate: [0.5, 0]", ("2:4+w4a8", "w4")),
+        ("csv", "layer,w_bit\na,4\nb,32\n", ("w4", "dense")),
+        ("csv", "layer,sparsity,a_bit\nb,,8\na,0.5,\n", None),
+    ],
+)
+def test_what_other_tools_write_is_matched_with_the_levels_at_hand(
+    tmp_path: Path, suffix: str, text: str, found: tuple[str, str] | None
+) -> None:
+    file = tmp_path / f"profile.{suffix}"
+    file.write_text(text)
+    if found is None:
+        with pytest.raises(ProfileError, match="layer 'b' has no level of 32-bit weights, 8-bit inputs and sparsity 0"):
+            read_profile(file, MANY)
+    else:
+        assert tuple(map(str, read_profile(file, MANY).values())) == found
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "message"),
+    [
+        ("yaml", "[1, 2]", "expected"),
+        ("yaml", "w_bit: [4]", "w_bit: 1 values for 2 layers"),
+        ("yaml", "w_bit: [32, many]", "w_bit of layer 'b': a number is needed, not 'many'"),
+        ("yaml", "a: 0.5", "no level for layer 'b'"),
+        ("yaml", "a: {b: c}", "layer 'a': a level or a sparsity is needed"),
+        ("yaml", "a: [", "not YAML"),
+        ("csv", "name,level\na,w4\n", "a column 'layer' is needed"),
+        ("csv", "layer,color\na,red\n", "a column"),
+        ("csv", "layer,level\na,dense\nb,w4\nz,w4\n", "unknown layer 'z'"),
+        ("csv", "layer,level\na,dense\na,dense\n", "layer 'a' stands twice"),
+        ("toml", "", "suffix"),
+    ],
+)
+def test_tables_that_cannot_be_read_name_what_is_wrong(tmp_path: Path, suffix: str, text: str, message: str) -> None:
+    file = tmp_path / f"profile.{suffix}"
+    file.write_text(text)
+    with pytest.raises(ProfileError, match=message):
+        read_profile(file, LEVELS)
