@@ -64,11 +64,12 @@ def to_onnx(model: nn.Module, example: Tensor, quantized: Mapping[str, Quantized
 
 
 def session(proto: Any, threads: int) -> Any:
-    """An onnxruntime.InferenceSession on the CPU."""
+    """An onnxruntime.InferenceSession on the CPU, of an onnx.ModelProto or its bytes."""
     options = _import("onnxruntime").SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    return _import("onnxruntime").InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = proto if isinstance(proto, bytes) else proto.SerializeToString()
+    return _import("onnxruntime").InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def in_integers(proto: Any) -> set[str]:

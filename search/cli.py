@@ -14,7 +14,7 @@ from typing import Any
 
 from compressors.errors import ApportionError, ConfigurationError, StoreError, hidden
 from db.runs import RunStore
-from search import cli_evaluators, cli_service, cli_web
+from search import cli_evaluators, cli_export, cli_service, cli_web
 from search.printing import cell, show, table
 from search.progress import TerminalProgress
 
@@ -76,18 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         "run_ids", metavar="RUN", nargs="*", help="runs of one job; default: the finished runs of the newest job"
     )
     shown = command("show", _show, "Show a run's final profile.", "apportion show spdy-s0-1a2b3c4d")
-    export = command(
-        "export",
-        _export,
-        "Write a run's final profile and the stitched, re-tuned model, with its accuracies.",
-        "apportion export spdy-s0-1a2b3c4d -o out/",
-    )
+    export = cli_export.add_commands(command, _load_run)
     for sub in (shown, export):
         sub.add_argument("run_id", metavar="RUN", help="a run's id, as `apportion runs` lists it")
-    export.add_argument("-o", "--out", type=Path, required=True, help="folder to write to")
-    export.add_argument(
-        "--format", nargs="+", default=["safetensors"], metavar="FORMAT", help="safetensors (default), onnx, or both"
-    )
     for sub in (runs, compare, shown, export):
         sub.add_argument(
             "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
@@ -96,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_service.add_commands(command)
     cli_web.add_commands(command, _store_url)
     command("schema", _schema, "Print the job file's JSON Schema.", "apportion schema > job.schema.json")
-    for sub in (build, search, runs, compare, shown, export):
+    for sub in (build, search, runs, compare, shown):
         sub.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -230,9 +221,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _show(options: argparse.Namespace) -> None:
     from search.report import describe_pick
 
-    store = _open_store(options)
     with TerminalProgress() as progress:
-        problem, result = _load_run(store, options.run_id, progress)
+        problem, result = _load_run(options, progress)
     with problem:
         content = describe_pick(result, problem)
 
@@ -247,42 +237,19 @@ def _show(options: argparse.Namespace) -> None:
     show(options, content, text)
 
 
-def _export(options: argparse.Namespace) -> None:
-    from search.export import export
-    from search.pipeline import ModelProblem
-
-    store = _open_store(options)
-    with TerminalProgress() as progress:
-        problem, result = _load_run(store, options.run_id, progress)
-        if not isinstance(problem, ModelProblem):
-            raise ConfigurationError(
-                f"run {options.run_id!r} searched on a table: there is no model to export; see `apportion show`"
-            )
-        with problem:
-            exported = export(result, problem, options.out, progress, options.format)
-    content = {"files": {name: str(path) for name, path in exported.files.items()}, **exported.content}
-
-    def text() -> None:
-        for path in content["files"].values():
-            print(f"wrote {path}")
-        for name, value in content["accuracy"].items():
-            print(f"test accuracy, {name}: {value:.2f} %")
-
-    show(options, content, text)
-
-
 def _schema(_options: argparse.Namespace) -> None:
     from search.job_file import json_schema
 
     print(json.dumps(json_schema(), indent=1))
 
 
-def _load_run(store: RunStore, run_id: str, progress: TerminalProgress) -> tuple[Any, Any]:
+def _load_run(options: argparse.Namespace, progress: TerminalProgress) -> tuple[Any, Any]:
     from search.job_file import restore_job
     from search.pipeline import pick, prepare
     from search.run import result_of
 
-    run = store.run(run_id)
+    store = _open_store(options)
+    run = store.run(options.run_id)
     problem = prepare(restore_job(store.job(run.job)), progress)
     return problem, pick(result_of(run, store.trials(run.id)), problem, store, progress)
 

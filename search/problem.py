@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from compressors.levels import parse_level
 from db.profile import Profile
@@ -80,7 +80,7 @@ class Problem(ABC):
             self._pool[1].close()
             self._pool = None
 
-    def __enter__(self) -> Problem:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

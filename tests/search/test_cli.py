@@ -71,7 +71,7 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
 
     out = tmp_path / "out"
     exported = json.loads(apportion("export", run, "-o", out, "--store", store, "--json").stdout)
-    assert sorted(p.name for p in out.iterdir()) == ["model.safetensors", "profile.json", "profile.txt"]
+    assert sorted(p.name for p in out.iterdir()) == ["README.md", "model.safetensors", "profile.json", "profile.txt"]
     profile = json.loads((out / "profile.json").read_text())
     assert profile["profile"] == shown["profile"]
     assert profile["provenance"]["run"] == run
@@ -83,6 +83,17 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
     for name, level in profile["profile"].items():
         removed = float((state[f"{name}.weight"] == 0).float().mean())
         assert removed >= (0 if level == "dense" else float(level.removeprefix("unstr-"))) - 1e-6
+
+    text = apportion("import", out / "profile.txt", job, "-o", tmp_path / "again", "--format", "compressed")
+    assert text.returncode == 0, text.stderr
+    assert f"{profile['fitness']['name']}: {profile['fitness']['value']:.5g}" in text.stdout
+    again = json.loads((tmp_path / "again" / "profile.json").read_text())
+    assert (again["profile"], again["accuracy"]) == (profile["profile"], profile["accuracy"])
+    assert again["provenance"]["imported"] == "profile.txt"
+    (out / "profile.txt").write_text("0.1234 conv1\n")
+    refused = apportion("import", out / "profile.txt", job, "-o", tmp_path / "never")
+    assert "layer 'conv1' has no level of sparsity 0.1234" in refused.stderr
+    assert not (tmp_path / "never").exists()
 
 
 def test_kinds_exceptions_ties_and_corrections_together(job_file: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Exports to ONNX: what is written runs as the model that it stands for, or nothing is written."""
+"""Exports: what is written runs as the model that it stands for, or nothing is written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from compressors.errors import OutputError, UnknownNameError
+from db.packed import load_packed
+from db.profile_files import read_profile
 from db.runs import RunStore
-from search.export import export
+from search.export import export, formats
 from search.job_file import parse_model_job
 from search.pipeline import ModelProblem, prepare, run_search
 from search.run import RunResult
@@ -44,9 +48,9 @@ def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(found: tuple[Mo
     problem, result = found
     exported = export(result, problem, tmp_path / "out", formats=("onnx", "safetensors"))
     accuracy = exported.content["accuracy"]
-    assert set(accuracy) == {"dense", "stitched", "retuned", "bias corrected", "onnx"}
-    assert accuracy["onnx"] == pytest.approx(accuracy["bias corrected"], abs=0.1)
-    assert sorted(exported.files) == ["model.onnx", "model.safetensors", "profile.json"]
+    assert list(accuracy) == ["dense", "stitched", "retuned", "bias corrected"]
+    assert exported.content["exports"]["model.onnx"]["accuracy"] == pytest.approx(accuracy["bias corrected"], abs=0.1)
+    assert sorted(exported.files) == ["README.md", "model.onnx", "model.safetensors", "profile.json"]
     proto = onnx.load(exported.files["model.onnx"])
     kinds = [node.op_type for node in proto.graph.node]
     quantized = sum("a8" in level for level in exported.content["profile"].values())
@@ -60,6 +64,40 @@ def test_a_model_that_disagrees_leaves_nothing_behind(
     monkeypatch.setattr(onnx_model, "run", lambda _opened, inputs: torch.zeros(len(inputs), 10))
     with pytest.raises(OutputError, match="ONNX Runtime gives .* % test accuracy instead of"):
         export(result, problem, tmp_path / "out", formats=("onnx",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_format_is_the_same_model(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+    problem, result = found
+    exported = export(result, problem, tmp_path / "out", formats=("safetensors", "compressed", "torch", "profile"))
+    assert set(exported.files) >= {"model.packed", "model.pt2", "profile.csv", "profile.yaml"}
+    files = exported.content["exports"]
+    assert files["model.safetensors"]["largest_difference"] == files["model.packed"]["largest_difference"] == 0.0
+    assert files["model.pt2"]["largest_difference"] < 1e-3
+    assert {one["accuracy"] for one in files.values()} == {exported.content["accuracy"]["bias corrected"]}
+    assert files["model.packed"]["of_dense"] < 0.3 < 0.99 < files["model.safetensors"]["of_dense"]
+    state = load_packed(exported.files["model.packed"])
+    plain = load_file(exported.files["model.safetensors"])
+    assert all(torch.equal(state[name], plain[name]) for name in plain)
+    levels = problem.database.levels()
+    for name in ("profile.json", "profile.csv", "profile.yaml"):
+        assert read_profile(exported.files[name], levels) == problem.profile(result.pick.candidate)
+    card = exported.files["README.md"].read_text()
+    assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
+    assert all(f"| {layer} | {level} |" in card for layer, level in exported.content["profile"].items())
+
+
+def test_a_file_that_holds_another_model_is_refused(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(path: Path) -> dict[str, Any]:
+        state = load_packed(path)
+        name = next(name for name in state if name.endswith("weight"))
+        return state | {name: state[name] + 1e-3}
+
+    monkeypatch.setattr(formats, "load_packed", spoilt)
+    with pytest.raises(OutputError, match="model.packed: torch gives outputs that differ"):
+        export(found[1], found[0], tmp_path / "out", formats=("safetensors", "compressed"))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,217 @@
+"""Export: a chosen profile as files that other tools read, each loaded again and run before it is kept.
+
+profile.json        layer -> level, costs, fitness, accuracies, files, provenance
+README.md           the same for readers: a model card
+model.safetensors   the stitched model's state dict, corrected as the job asks
+model.packed        the same, packed: db/packed.py
+model.pt2           the model as a program of torch.export
+model.onnx          the model with its quantized layers in integers
+profile.txt, .csv, .yaml   the profile for other tools: SPDY's text (where the levels are sparsities), a table, maps and lists
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compressors.corrections import correct, needs_dense, record
+from compressors.errors import OutputError, ProfileError, UnknownNameError
+from compressors.progress import Progress
+from db.files import write_atomically, write_json, write_text
+from db.profile import Profile, to_json, to_spdy
+from db.profile_files import to_csv, to_yaml
+from evaluators.workloads import Workload
+from search.export.card import model_card
+from search.export.formats import FORMATS
+from search.export.subject import Subject
+from search.export.verify import test_accuracy, verify
+from search.pipeline import ModelProblem
+from search.run import RunResult
+from search.space import Candidate
+
+__all__ = ["Chosen", "Exported", "check_formats", "export", "export_chosen", "score_profile", "test_accuracy"]
+
+_AFTER = {"batchnorm": "retuned", "statistics": "statistics corrected", "bias": "bias corrected"}
+"""Names of the accuracies after each correction."""
+_PROFILES = ("profile.json", "README.md", "profile.txt", "profile.csv", "profile.yaml")
+_FILES = (*_PROFILES, *(form.file for form in FORMATS.values()))
+_PROFILE = "profile"
+"""The name by which the profile alone is asked for, in all its forms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A candidate to export, its fitness, and where it comes from."""
+
+    candidate: Candidate
+    fitness: float
+    origin: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the files by name, and the content of profile.json."""
+
+    files: dict[str, Path]
+    content: dict[str, Any]
+
+
+def export(
+    result: RunResult,
+    problem: ModelProblem,
+    out: str | Path,
+    progress: Progress | None = None,
+    formats: Sequence[str] = ("safetensors",),
+) -> Exported:
+    """`export_chosen` for the pick of a run."""
+    origin = {
+        "run": result.run.id,
+        "algorithm": result.run.algorithm,
+        "parameters": result.run.parameters,
+        "seed": result.run.seed,
+        "evaluations": result.evaluations,
+    }
+    return export_chosen(Chosen(result.pick.candidate, result.pick.fitness, origin), problem, out, progress, formats)
+
+
+def export_chosen(
+    chosen: Chosen,
+    problem: ModelProblem,
+    out: str | Path,
+    progress: Progress | None = None,
+    formats: Sequence[str] = ("safetensors",),
+) -> Exported:
+    """Stitch the profile, correct the model on the workload's training images as the job asks, measure the test accuracy
+    (percent) dense, stitched and after each correction, and write the profile and the model in `formats` to the folder `out`.
+    Each written model is loaded in what runs it and compared (`verify`). Raises UnknownNameError, ModelError for a model that a
+    format cannot hold, and OutputError, also for a file that is another model; then nothing is left behind."""
+    out = Path(out)
+    check_formats(formats)
+    subject = Subject(copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate))
+    dense = sum(tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values())
+    with _staging(out) as folder:
+        accuracy = _compress(subject, progress)
+        exports = {}
+        for name in dict.fromkeys(formats):
+            if name == _PROFILE:
+                continue
+            form = FORMATS[name]
+            path = folder / form.file
+            form.write(subject, path)
+            checked = verify(form, subject, path, list(accuracy.values())[-1], out / form.file, progress)
+            exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
+        content = {
+            "profile": to_json(subject.profile),
+            "budgets": problem.bounds(),
+            "costs": problem.ratios(chosen.candidate),
+            "fitness": {"name": problem.job.fitness, "batchnorm": problem.job.batchnorm, "value": chosen.fitness},
+            "accuracy": accuracy,
+            "exports": exports,
+            "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
+            "provenance": _provenance(chosen, problem),
+        }
+        write_json(folder / "profile.json", content)
+        card = model_card(content, problem.job.workload.model or type(subject.model).__name__)
+        texts = {"README.md": card, **_profiles(subject.profile, _PROFILE in formats)}
+        for file, text in texts.items():
+            write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
+    return Exported({name: out / name for name in _FILES if (out / name).is_file()}, content)
+
+
+def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chosen:
+    """A profile from elsewhere, one level of the database for each of its layers, scored as searches score."""
+    whole = problem.whole
+    candidate = tuple(names.index(str(profile[layer])) for layer, names in zip(whole.layers, whole.levels, strict=True))
+    (score,) = problem.pool().evaluate([(candidate, 1.0)])
+    return Chosen(candidate, score.fitness, {"imported": source})
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises UnknownNameError."""
+    for name in formats:
+        if name not in (*FORMATS, _PROFILE):
+            raise UnknownNameError("export format", name, [*FORMATS, _PROFILE])
+
+
+def _compress(subject: Subject, progress: Progress | None) -> dict[str, float]:
+    """Stitch and correct `subject.model`; the test accuracy after each step."""
+    model, workload = subject.model, subject.problem.workload
+
+    def measured(what: str) -> float:
+        return test_accuracy(model, workload.test, workload.batch_size, progress, f"test {what}")
+
+    accuracy = {"dense": measured("dense")}
+    corrections = subject.problem.job.corrections.export
+    recorded = record(model, _training(workload)) if needs_dense(corrections) else {}
+    subject.problem.database.stitch(model, subject.profile)
+    accuracy["stitched"] = measured("stitched")
+    for name in corrections:
+        correct(name, model, lambda: _training(workload), recorded)
+        accuracy[_AFTER[name]] = measured(_AFTER[name])
+    return accuracy
+
+
+def _profiles(profile: Profile, every: bool) -> dict[str, str]:
+    """File -> text."""
+    texts = {"profile.csv": to_csv(profile), "profile.yaml": to_yaml(profile)} if every else {}
+    with suppress(ProfileError):  # quantized levels: the format cannot say them
+        texts["profile.txt"] = to_spdy(profile)
+    return texts
+
+
+def _training(workload: Workload) -> Iterator[Tensor]:
+    return (inputs for inputs, _ in workload.train.batches(workload.batch_size))
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` whose files move into `out` when all of them are there."""
+    created: Path | None = None
+    try:
+        existed = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        if not existed:
+            created = out
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    except OSError as error:
+        raise OutputError(out, error.strerror or str(error)) from error
+    try:
+        yield staging
+        for name in _FILES:
+            if (staging / name).exists():
+                os.replace(staging / name, out / name)
+            else:
+                (out / name).unlink(missing_ok=True)  # of an earlier export; it would not belong to this one
+        created = None
+    except OSError as error:
+        raise OutputError(out, error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if created is not None:
+            shutil.rmtree(created, ignore_errors=True)
+
+
+def _provenance(chosen: Chosen, problem: ModelProblem) -> dict[str, Any]:
+    return {
+        "job": problem.id,
+        "problem": problem.key,
+        **chosen.origin,
+        "database": problem.database.fingerprint,
+        "model": problem.database.model_fingerprint,
+        "calibration": problem.database.calibration_fingerprint,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("apportion", "torch", "numpy", "scipy")},
+        },
+    }

@@ -1,0 +1,124 @@
+"""The formats of exported models: how each is written, and run again in what runs it."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import load_model, save_model
+from torch import Tensor
+
+from compressors.errors import ModelError
+from db.files import write_atomically, write_bytes
+from db.packed import load_packed, save_packed
+from evaluators import onnx_model
+from search.export.subject import Subject
+
+Runner = Callable[[Tensor], Tensor]
+
+
+class Format(ABC):
+    """`tolerance`: by how much its outputs may differ, as a share of the largest output; None where rounding to a grid may turn
+    a last bit into a step, and the accuracy alone decides."""
+
+    file: ClassVar[str]
+    runtime: ClassVar[str]
+    tolerance: ClassVar[float | None]
+
+    @abstractmethod
+    def write(self, subject: Subject, path: Path) -> None:
+        """Raises ModelError, OutputError."""
+
+    @abstractmethod
+    def load(self, subject: Subject, path: Path) -> Runner:
+        """The written model in its runtime: inputs [n, ...] -> outputs."""
+
+
+class Safetensors(Format):
+    """The state dict, in floats."""
+
+    file, runtime, tolerance = "model.safetensors", "torch", 0.0
+
+    def write(self, subject: Subject, path: Path) -> None:
+        write_atomically(path, lambda temporary: save_model(subject.model, str(temporary)))
+
+    def load(self, subject: Subject, path: Path) -> Runner:
+        model = copy.deepcopy(subject.model)
+        _forget(model)
+        load_model(model, str(path))
+        return model
+
+
+class Packed(Format):
+    """The state dict, packed: db/packed.py."""
+
+    file, runtime, tolerance = "model.packed", "torch", 0.0
+
+    def write(self, subject: Subject, path: Path) -> None:
+        grids = {f"{name}.weight": what.weight for name, what in subject.quantized().items() if what.weight is not None}
+        save_packed(path, subject.model.state_dict(), grids)
+
+    def load(self, subject: Subject, path: Path) -> Runner:
+        model = copy.deepcopy(subject.model)
+        _forget(model)
+        model.load_state_dict(load_packed(path))
+        return model
+
+
+class Program(Format):
+    """A program of torch.export, without the model's Python code; the batch is dynamic."""
+
+    file, runtime, tolerance = "model.pt2", "torch.export", 1e-4
+
+    def write(self, subject: Subject, path: Path) -> None:
+        sizes = ({0: torch.export.Dim("batch")},)
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(subject.model, (subject.example(),), dynamic_shapes=sizes, strict=False)
+        except Exception as error:  # whatever the model's own code, or torch.export, raise
+            raise ModelError(f"torch.export cannot export the model: {str(error).strip().splitlines()[0]}") from error
+        finally:
+            logging.disable(before)
+
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as file:
+                torch.export.save(program, file)
+
+        write_atomically(path, save)
+
+    def load(self, subject: Subject, path: Path) -> Runner:  # noqa: ARG002 - the file says all
+        with path.open("rb") as file:
+            return torch.export.load(file).module()
+
+
+class Onnx(Format):
+    """ONNX, quantized layers in integers: evaluators/onnx_model.py."""
+
+    file, runtime, tolerance = "model.onnx", "ONNX Runtime", None
+
+    def write(self, subject: Subject, path: Path) -> None:
+        proto = onnx_model.to_onnx(subject.model, subject.example(), subject.quantized())
+        write_atomically(path, lambda temporary: write_bytes(temporary, proto.SerializeToString()))
+
+    def load(self, subject: Subject, path: Path) -> Runner:  # noqa: ARG002 - the file says all
+        opened: Any = onnx_model.session(path.read_bytes(), torch.get_num_threads())
+        return lambda inputs: onnx_model.run(opened, inputs)
+
+
+FORMATS: dict[str, Format] = {"safetensors": Safetensors(), "compressed": Packed(), "torch": Program(), "onnx": Onnx()}
+
+
+def _forget(model: torch.nn.Module) -> None:
+    """What was written, and not what stood there before, must be what runs."""
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.zero_()

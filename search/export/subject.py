@@ -1,0 +1,66 @@
+"""What is exported: a compressed model, with what formats need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from compressors.activations import ActivationGrid
+from compressors.grids import Grid
+from db.profile import Profile
+from evaluators.onnx_model import Quantized, stretched
+from search.pipeline import ModelProblem
+
+
+@dataclass
+class Subject:
+    """`model`: stitched at `profile`, and corrected since."""
+
+    model: nn.Module
+    problem: ModelProblem
+    profile: Profile
+
+    @cached_property
+    def activations(self) -> dict[str, ActivationGrid]:
+        """Layer -> grid of its input, where the profile quantizes that: a state dict does not hold it."""
+        database = self.problem.database
+        grids = {name: database.entry(name, level).activation for name, level in self.profile.items()}
+        return {name: grid for name, grid in grids.items() if grid is not None}
+
+    @cached_property
+    def grids(self) -> dict[str, Grid]:
+        """Layer -> grid of its weight, stretched as corrections stretched its rows."""
+        found = {}
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        for name, level in self.profile.items():
+            grid = self.problem.database.grid(name, level)
+            if grid is not None:
+                weight = modules[name].weight
+                assert isinstance(weight, Tensor)
+                found[name] = stretched(grid, self.problem.database.weight(name, level), weight.detach())
+        return found
+
+    def quantized(self) -> dict[str, Quantized]:
+        """All names of quantized layers, those of tied weights too -> their grids."""
+        made = {}
+        for name in dict.fromkeys([*self.grids, *self.activations]):
+            for own in (name, *self.problem.database.layers[name].aliases):
+                made[own] = Quantized(self.grids.get(name), self.activations.get(name))
+        return made
+
+    def samples(self, most: int = 256) -> Iterator[Tensor]:
+        """Calibration inputs, in batches."""
+        for inputs, _ in self.problem.workload.calibration.batches(min(most, self.problem.workload.batch_size)):
+            yield inputs[:most]
+            most -= len(inputs)
+            if most <= 0:
+                return
+
+    def example(self) -> Tensor:
+        """Two inputs: a batch of one would be taken for a constant."""
+        inputs, _ = next(iter(self.problem.workload.test.batches(2)))
+        return inputs if len(inputs) > 1 else torch.cat([inputs, inputs])

@@ -1,0 +1,49 @@
+"""Whether a written model is the one that it stands for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compressors.errors import OutputError
+from compressors.progress import Progress
+from evaluators.data import Split
+from search.export.formats import Format, Runner
+from search.export.subject import Subject
+
+_SAME = 0.1
+"""Points of test accuracy by which an exported model may differ from the one that it stands for."""
+
+
+def verify(
+    form: Format, subject: Subject, path: Path, accuracy: float, shown: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Load what was written at `path` in its runtime and run it: its `bytes`, the `largest_difference` of its outputs on
+    calibration inputs, and its test `accuracy`. Raises OutputError, with the path `shown`, where those are not the model's."""
+    run = form.load(subject, path)
+    largest = scale = 0.0
+    with torch.inference_mode():
+        for inputs in subject.samples():
+            expected = subject.model(inputs)
+            largest = max(largest, float((run(inputs) - expected).abs().max()))
+            scale = max(scale, float(expected.abs().max()))
+    if form.tolerance is not None and not largest <= form.tolerance * scale:
+        raise OutputError(shown, f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g}")
+    found = test_accuracy(run, subject.problem.workload.test, subject.problem.workload.batch_size, progress, f"test {path.name}")
+    if abs(found - accuracy) > _SAME:
+        raise OutputError(shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} %")
+    return {"bytes": path.stat().st_size, "largest_difference": largest, "accuracy": found}
+
+
+def test_accuracy(run: Runner, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test") -> float:
+    """Accuracy of a model (as it is, eval mode) on `test` in percent; higher is better."""
+    right = seen = 0
+    with torch.inference_mode():
+        for inputs, labels in test.batches(batch_size):
+            right += int((run(inputs).argmax(1) == labels).sum())
+            seen += len(labels)
+            if progress:
+                progress(what, seen, len(test))
+    return 100.0 * right / seen
