@@ -19,14 +19,37 @@ _SAFETY = 1 + 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ActivationGrid:
-    """x ~ scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero), for a whole tensor."""
+    """x ~ scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero), for a whole tensor. Gradients go straight through where x
+    lies in the grid's range, and are zero elsewhere."""
 
     bits: int
     scale: float
     zero: int
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            made: Tensor = _StraightThrough.apply(x, self)
+            return made
+        return self.nearest(x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """What `x` becomes, in a tensor of its own."""
         return ((x / self.scale).round_().add_(self.zero).clamp_(0, 2**self.bits - 1) - self.zero).mul_(self.scale)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Bengio et al. 2013."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, grid: ActivationGrid) -> Tensor:
+        low, high = (grid.scale * (code - grid.zero) for code in (-0.5, 2**grid.bits - 0.5))
+        context.save_for_backward((x >= low) & (x <= high))
+        return grid.nearest(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (inside,) = context.saved_tensors
+        return gradient * inside, None
 
 
 class InputQuantizer:

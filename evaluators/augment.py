@@ -28,10 +28,11 @@ def augmented(split: TensorSplit, batch_size: int, config: AugmentConfig, seed: 
     generator = torch.Generator().manual_seed(seed)
     for _ in range(config.rounds):
         for inputs, _labels in split.batches(batch_size):
-            yield _augment(inputs, config, generator)
+            yield augment(inputs, config, generator)
 
 
-def _augment(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """x [n, C, H, W], each image cropped and mirrored at random. The padding has the value 0 after normalisation."""
     n, channels, height, width = x.shape
     shift = torch.randint(0, 2 * config.crop + 1, (n, 2), generator=generator)
     rows = shift[:, 0, None] + torch.arange(height)

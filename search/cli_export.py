@@ -11,6 +11,8 @@ from compressors.errors import ConfigurationError
 from search.printing import show, table
 from search.progress import TerminalProgress
 
+STEPS = ("adaprune", "finetune")
+
 
 def add_commands(
     command: Callable[..., argparse.ArgumentParser],
@@ -40,6 +42,12 @@ def add_commands(
             metavar="FORMAT",
             help="safetensors (default), compressed, torch, onnx, profile",
         )
+        sub.add_argument(
+            "--recover",
+            nargs="+",
+            choices=STEPS,
+            help="training after the corrections, with the job's settings or the defaults; default: what the job says",
+        )
         sub.add_argument("--json", action="store_true", help="print JSON")
     return export
 
@@ -56,7 +64,8 @@ def _export(options: argparse.Namespace, load_run: Callable[[argparse.Namespace,
                 f"run {options.run_id!r} searched on a table: there is no model to export; see `apportion show`"
             )
         with problem:
-            exported = export(result, problem, options.out, progress, options.format)
+            recovery = _recovery(options, problem.job)
+            exported = export(result, problem, options.out, progress, options.format, recovery)
     _print(options, exported)
 
 
@@ -71,8 +80,18 @@ def _import(options: argparse.Namespace) -> None:
     with TerminalProgress() as progress, prepare(job, progress) as problem:
         profile = read_profile(options.profile, problem.database.levels())
         chosen = score_profile(profile, problem, options.profile.name)
-        exported = export_chosen(chosen, problem, options.out, progress, options.format)
+        exported = export_chosen(chosen, problem, options.out, progress, options.format, _recovery(options, job))
     _print(options, exported)
+
+
+def _recovery(options: argparse.Namespace, job: Any) -> Any:
+    """The steps that are asked for; None for the job's."""
+    if options.recover is None:
+        return None
+    from evaluators.recovery import RecoveryConfig
+
+    given = job.recovery.model_dump(exclude_none=True)
+    return RecoveryConfig.model_validate({step: given.get(step, {}) for step in options.recover})
 
 
 def _print(options: argparse.Namespace, exported: Any) -> None:

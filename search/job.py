@@ -20,6 +20,7 @@ from evaluators.batchnorm import check_mode
 from evaluators.budgets import Budget, parse_budget
 from evaluators.fitness import criterion
 from evaluators.pool import DEADLINE
+from evaluators.recovery import RecoveryConfig
 from evaluators.stitched import check_precision
 from evaluators.workloads import WorkloadConfig
 from search.algorithms.base import resolve
@@ -241,6 +242,7 @@ class Job(_Search):
     fitness: str = Field("kl", description="What search minimises: kl (to the dense model's outputs), loss or error.")
     batchnorm: str = Field("recalibrate", description="Batch-norm while scoring: running, batch or recalibrate.")
     corrections: CorrectionsConfig = Field(default_factory=lambda: CorrectionsConfig.model_validate({}))
+    recovery: RecoveryConfig = Field(default_factory=lambda: RecoveryConfig.model_validate({}))
     layers: LayersConfig = Field(default_factory=lambda: LayersConfig.model_validate({}))
     workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig.model_validate({}))
 

@@ -31,9 +31,11 @@ from compressors.progress import Progress
 from db.files import write_atomically, write_json, write_text
 from db.profile import Profile, to_json, to_spdy
 from db.profile_files import to_csv, to_yaml
+from evaluators.recovery import RecoveryConfig
 from evaluators.workloads import Workload
 from search.export.card import model_card
 from search.export.formats import FORMATS
+from search.export.recover import recover
 from search.export.subject import Subject
 from search.export.verify import test_accuracy, verify
 from search.pipeline import ModelProblem
@@ -42,8 +44,14 @@ from search.space import Candidate
 
 __all__ = ["Chosen", "Exported", "check_formats", "export", "export_chosen", "score_profile", "test_accuracy"]
 
-_AFTER = {"batchnorm": "retuned", "statistics": "statistics corrected", "bias": "bias corrected"}
-"""Names of the accuracies after each correction."""
+_AFTER = {
+    "batchnorm": "retuned",
+    "statistics": "statistics corrected",
+    "bias": "bias corrected",
+    "adaprune": "adapruned",
+    "finetune": "fine-tuned",
+}
+"""Names of the accuracies after each step."""
 _PROFILES = ("profile.json", "README.md", "profile.txt", "profile.csv", "profile.yaml")
 _FILES = (*_PROFILES, *(form.file for form in FORMATS.values()))
 _PROFILE = "profile"
@@ -73,6 +81,7 @@ def export(
     out: str | Path,
     progress: Progress | None = None,
     formats: Sequence[str] = ("safetensors",),
+    recovery: RecoveryConfig | None = None,
 ) -> Exported:
     """`export_chosen` for the pick of a run."""
     origin = {
@@ -82,7 +91,7 @@ def export(
         "seed": result.run.seed,
         "evaluations": result.evaluations,
     }
-    return export_chosen(Chosen(result.pick.candidate, result.pick.fitness, origin), problem, out, progress, formats)
+    return export_chosen(Chosen(result.pick.candidate, result.pick.fitness, origin), problem, out, progress, formats, recovery)
 
 
 def export_chosen(
@@ -91,17 +100,20 @@ def export_chosen(
     out: str | Path,
     progress: Progress | None = None,
     formats: Sequence[str] = ("safetensors",),
+    recovery: RecoveryConfig | None = None,
 ) -> Exported:
-    """Stitch the profile, correct the model on the workload's training images as the job asks, measure the test accuracy
-    (percent) dense, stitched and after each correction, and write the profile and the model in `formats` to the folder `out`.
-    Each written model is loaded in what runs it and compared (`verify`). Raises UnknownNameError, ModelError for a model that a
-    format cannot hold, and OutputError, also for a file that is another model; then nothing is left behind."""
+    """Stitch the profile, correct the model on the workload's training images and train it, as the job says (or `recovery`),
+    measure the test accuracy (percent) dense, stitched and after each step, and write the profile and the model in `formats` to
+    the folder `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is interrupted goes
+    on at its last whole epoch: its state is in OUT.recovery until the export is there. Raises UnknownNameError, ModelError for
+    a model that a format cannot hold, and OutputError, also for a file that is another model; then nothing is left in `out`."""
     out = Path(out)
     check_formats(formats)
     subject = Subject(copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate))
     dense = sum(tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values())
+    training = out.with_name(f"{out.name}.recovery")
     with _staging(out) as folder:
-        accuracy = _compress(subject, progress)
+        accuracy = _compress(subject, recovery or problem.job.recovery, training, progress)
         exports = {}
         for name in dict.fromkeys(formats):
             if name == _PROFILE:
@@ -126,6 +138,7 @@ def export_chosen(
         texts = {"README.md": card, **_profiles(subject.profile, _PROFILE in formats)}
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
+    shutil.rmtree(training, ignore_errors=True)
     return Exported({name: out / name for name in _FILES if (out / name).is_file()}, content)
 
 
@@ -144,12 +157,16 @@ def check_formats(formats: Sequence[str]) -> None:
             raise UnknownNameError("export format", name, [*FORMATS, _PROFILE])
 
 
-def _compress(subject: Subject, progress: Progress | None) -> dict[str, float]:
-    """Stitch and correct `subject.model`; the test accuracy after each step."""
+def _compress(subject: Subject, recovery: RecoveryConfig, training: Path, progress: Progress | None) -> dict[str, float]:
+    """Stitch, correct and train `subject.model`; the test accuracy after each step. `training`: a folder for what is needed to
+    go on with a training that was interrupted."""
     model, workload = subject.model, subject.problem.workload
 
     def measured(what: str) -> float:
         return test_accuracy(model, workload.test, workload.batch_size, progress, f"test {what}")
+
+    def note(step: str) -> None:
+        accuracy[_AFTER[step]] = measured(_AFTER[step])
 
     accuracy = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
@@ -158,7 +175,8 @@ def _compress(subject: Subject, progress: Progress | None) -> dict[str, float]:
     accuracy["stitched"] = measured("stitched")
     for name in corrections:
         correct(name, model, lambda: _training(workload), recorded)
-        accuracy[_AFTER[name]] = measured(_AFTER[name])
+        note(name)
+    recover(subject, recovery, training, note, progress)
     return accuracy
 
 

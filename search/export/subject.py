@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -18,11 +18,12 @@ from search.pipeline import ModelProblem
 
 @dataclass
 class Subject:
-    """`model`: stitched at `profile`, and corrected since."""
+    """`model`: stitched at `profile`, and corrected or trained since; `trained`: layer -> grid that training moved."""
 
     model: nn.Module
     problem: ModelProblem
     profile: Profile
+    trained: dict[str, Grid] = field(default_factory=dict)
 
     @cached_property
     def activations(self) -> dict[str, ActivationGrid]:
@@ -31,14 +32,15 @@ class Subject:
         grids = {name: database.entry(name, level).activation for name, level in self.profile.items()}
         return {name: grid for name, grid in grids.items() if grid is not None}
 
-    @cached_property
     def grids(self) -> dict[str, Grid]:
-        """Layer -> grid of its weight, stretched as corrections stretched its rows."""
+        """Layer -> grid of its weight, stretched as corrections stretched its rows, or as training left it."""
         found = {}
         modules = dict(self.model.named_modules(remove_duplicate=False))
         for name, level in self.profile.items():
             grid = self.problem.database.grid(name, level)
-            if grid is not None:
+            if name in self.trained:
+                found[name] = self.trained[name]
+            elif grid is not None:
                 weight = modules[name].weight
                 assert isinstance(weight, Tensor)
                 found[name] = stretched(grid, self.problem.database.weight(name, level), weight.detach())
@@ -46,10 +48,10 @@ class Subject:
 
     def quantized(self) -> dict[str, Quantized]:
         """All names of quantized layers, those of tied weights too -> their grids."""
-        made = {}
-        for name in dict.fromkeys([*self.grids, *self.activations]):
+        made, grids = {}, self.grids()
+        for name in dict.fromkeys([*grids, *self.activations]):
             for own in (name, *self.problem.database.layers[name].aliases):
-                made[own] = Quantized(self.grids.get(name), self.activations.get(name))
+                made[own] = Quantized(grids.get(name), self.activations.get(name))
         return made
 
     def samples(self, most: int = 256) -> Iterator[Tensor]:
@@ -63,4 +65,5 @@ class Subject:
     def example(self) -> Tensor:
         """Two inputs: a batch of one would be taken for a constant."""
         inputs, _ = next(iter(self.problem.workload.test.batches(2)))
-        return inputs if len(inputs) > 1 else torch.cat([inputs, inputs])
+        # A copy: what holds a part of all test images holds them all.
+        return inputs.clone() if len(inputs) > 1 else torch.cat([inputs, inputs])

@@ -15,7 +15,8 @@ from compressors.errors import OutputError, UnknownNameError
 from db.packed import load_packed
 from db.profile_files import read_profile
 from db.runs import RunStore
-from search.export import export, formats
+from evaluators.recovery import RecoveryConfig
+from search.export import export, export_chosen, formats, score_profile
 from search.job_file import parse_model_job
 from search.pipeline import ModelProblem, prepare, run_search
 from search.run import RunResult
@@ -76,6 +77,7 @@ def test_every_format_is_the_same_model(found: tuple[ModelProblem, RunResult], t
     assert files["model.pt2"]["largest_difference"] < 1e-3
     assert {one["accuracy"] for one in files.values()} == {exported.content["accuracy"]["bias corrected"]}
     assert files["model.packed"]["of_dense"] < 0.3 < 0.99 < files["model.safetensors"]["of_dense"]
+    assert files["model.pt2"]["bytes"] < 1 << 20  # and none of the images
     state = load_packed(exported.files["model.packed"])
     plain = load_file(exported.files["model.safetensors"])
     assert all(torch.equal(state[name], plain[name]) for name in plain)
@@ -99,6 +101,39 @@ def test_a_file_that_holds_another_model_is_refused(
     with pytest.raises(OutputError, match="model.packed: torch gives outputs that differ"):
         export(found[1], found[0], tmp_path / "out", formats=("safetensors", "compressed"))
     assert not (tmp_path / "out").exists()
+
+
+def test_trained_models_keep_their_masks_and_grids_and_stay_small(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+    problem, result = found
+    steps = RecoveryConfig.model_validate({"adaprune": {"epochs": 1}, "finetune": {"epochs": 1}})
+    plain = export(result, problem, tmp_path / "plain", formats=("compressed",))
+    trained = export(result, problem, tmp_path / "out", None, ("compressed", "onnx"), steps)
+    assert list(trained.content["accuracy"])[-2:] == ["adapruned", "fine-tuned"]
+    assert trained.files["model.packed"].stat().st_size < 1.1 * plain.files["model.packed"].stat().st_size
+    before, after = load_packed(plain.files["model.packed"]), load_packed(trained.files["model.packed"])
+    for layer, level in trained.content["profile"].items():
+        name = f"{layer}.weight"
+        if level != "dense":
+            assert not torch.equal(before[name], after[name])
+        if "unstr" in level:
+            assert not (after[name][before[name] == 0] != 0).any()
+        if "w4" in level:
+            assert max(len(row.unique()) for row in after[name].flatten(1)) <= 16
+    assert not list(tmp_path.glob("*.recovery"))
+
+
+@pytest.mark.slow
+def test_learned_steps_recover_two_bits(tmp_path: Path) -> None:
+    content: dict[str, Any] = {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
+        "database": {"path": str(tmp_path / "db"), "levels": ["dense", "rtn:w2"]},
+        "budgets": {"bits": 0.5},
+        "recovery": {"finetune": {"epochs": 30, "rate": 0.02}},
+    }
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        chosen = score_profile(problem.profile((1,) * len(problem.whole.layers)), problem, "all at rtn:w2")
+        accuracy = export_chosen(chosen, problem, tmp_path / "out", formats=("compressed",)).content["accuracy"]
+    assert accuracy["retuned"] < accuracy["dense"] - 1 < accuracy["fine-tuned"]
 
 
 def test_formats_are_named(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:

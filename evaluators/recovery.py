@@ -1,0 +1,233 @@
+"""Recovery: training after stitching that wins back accuracy, with every mask and grid held (compressors/held.py).
+
+adaprune   all layers tuned together on the calibration images so that every compressed layer's outputs come near the dense
+           model's (global AdaPrune: Frantar & Alistarh 2022, "SPDY", section 3.3); no labels
+finetune   training on the training images, with the dense model as teacher (Hinton et al. 2015)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compressors.errors import ModelError
+from compressors.grids import Grid
+from compressors.held import Hold, held
+from compressors.layers import hooked
+from compressors.progress import Progress
+from db.files import write_atomically
+from evaluators.augment import AugmentConfig, augment
+from evaluators.data import Split
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AdaPruneConfig(_Config):
+    """Global AdaPrune, by Adam."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the calibration images.")
+    rate: float = Field(3e-4, gt=0, description="Learning rate; falls to 0 as a cosine.")
+
+
+class FinetuneConfig(_Config):
+    """Training with the dense model as teacher, by SGD with momentum 0.9."""
+
+    epochs: int = Field(2, ge=1, description="Passes over the training images.")
+    rate: float = Field(0.01, gt=0, description="Learning rate; rises over the warm-up, then falls to 0 as a cosine.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the rate rises.")
+    teacher: float = Field(
+        0.9, ge=0, le=1, description="Share of the loss that is KL to the dense outputs; the labels' is the rest."
+    )
+    temperature: float = Field(2.0, gt=0, description="Of the softmax in the teacher's part.")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+    decay: float = Field(1e-4, ge=0, description="Weight decay.")
+    ema: float = Field(0.0, ge=0, lt=1, description="Decay per step of the moving average that weights end as; 0: none.")
+    augment: AugmentConfig | None = Field(None, description="Random crops and mirror images; `rounds` is left out of account.")
+
+
+class RecoveryConfig(_Config):
+    """Training of the exported model, in this order; null: none."""
+
+    adaprune: AdaPruneConfig | None = None
+    finetune: FinetuneConfig | None = None
+
+
+@dataclass
+class Recovery:
+    """Training of one compressed `model` towards the `dense` one, on `images`; `what` holds its layers. All chance comes from
+    `seed`. After each epoch the state is kept in `folder`: the same training, begun again, goes on from there."""
+
+    model: nn.Module
+    dense: nn.Module
+    what: Mapping[str, Hold]
+    batch_size: int
+    seed: int
+    folder: Path
+    key: str
+    progress: Progress | None = None
+
+    def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
+        """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids that quantized layers lie on
+        then. Normalisations keep their statistics. Raises ModelError, OutputError."""
+
+        def loss(inputs: Tensor, _labels: Tensor) -> Tensor:
+            with torch.no_grad(), _outputs(self.dense, self.what) as wanted:
+                self.dense(inputs)
+            with _outputs(self.model, self.what) as found:
+                self.model(inputs)
+            return torch.stack([F.mse_loss(found[n], y) / y.square().mean().clamp(min=1e-12) for n, y in wanted.items()]).sum()
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, config.rate)
+
+        return self._train("adaprune", images, config.epochs, loss, optimizer, warmup=0.0, ema=0.0)
+
+    def finetune(self, images: Split, config: FinetuneConfig) -> dict[str, Grid]:
+        """Minimise teacher KL(dense || model) T^2 + (1 - teacher) cross-entropy; normalisations learn their statistics along.
+        Gives the grids that quantized layers lie on then. Raises ModelError, OutputError."""
+
+        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = (self.dense(inputs) / config.temperature).log_softmax(1)
+            outputs = self.model(inputs)
+            found = (outputs / config.temperature).log_softmax(1)
+            distilled = F.kl_div(found, wanted, log_target=True, reduction="batchmean") * config.temperature**2
+            labelled = F.cross_entropy(outputs, labels, label_smoothing=config.smoothing)
+            return config.teacher * distilled + (1 - config.teacher) * labelled
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.SGD(parameters, config.rate, momentum=0.9, nesterov=True, weight_decay=config.decay)
+
+        self.model.train()
+        try:
+            return self._train(
+                "finetune", images, config.epochs, loss, optimizer, warmup=config.warmup, ema=config.ema, crops=config.augment
+            )
+        finally:
+            self.model.eval()
+
+    def _train(
+        self,
+        name: str,
+        images: Split,
+        epochs: int,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        *,
+        warmup: float,
+        ema: float,
+        crops: AugmentConfig | None = None,
+    ) -> dict[str, Grid]:
+        model = self.model
+        before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        with held(model, self.what) as grids:
+            parameters = list(model.parameters())
+            optimizer = make(parameters)
+            each = -(-len(images) // self.batch_size)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))
+            average = [parameter.detach().clone() for parameter in parameters] if ema else []
+            kept = _Checkpoint(self.folder / f"{name}.pt", self.key)
+            for epoch in range(kept.load(model, optimizer, schedule, average), epochs):
+                generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+                order = torch.randperm(len(images), generator=generator).tolist()
+                for step in range(each):
+                    batch = images.subset(order[step * self.batch_size : (step + 1) * self.batch_size])
+                    inputs = augment(batch.inputs, crops, generator) if crops else batch.inputs
+                    optimizer.zero_grad(set_to_none=True)
+                    loss(inputs, batch.labels).backward()
+                    optimizer.step()
+                    schedule.step()
+                    with torch.no_grad():
+                        for mean, parameter in zip(average, parameters, strict=False):
+                            mean.lerp_(parameter, 1 - ema)
+                    if self.progress:
+                        self.progress(name, epoch * each + step + 1, epochs * each)
+                kept.save(model, optimizer, schedule, average, epoch + 1)
+            with torch.no_grad():
+                for mean, parameter in zip(average, parameters, strict=False):
+                    parameter.copy_(mean)
+        for parameter, wanted in before:
+            parameter.requires_grad_(wanted)
+        return grids
+
+
+class _Checkpoint:
+    """A training's state after whole epochs, in one file."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+
+    def save(self, model: nn.Module, optimizer: Any, schedule: Any, average: list[Tensor], epoch: int) -> None:
+        content = {
+            "key": self._key,
+            "epoch": epoch,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "average": average,
+        }
+        write_atomically(self._path, lambda temporary: torch.save(content, temporary))
+
+    def load(self, model: nn.Module, optimizer: Any, schedule: Any, average: list[Tensor]) -> int:
+        """Epochs that are done. Raises ModelError for a file that cannot be read."""
+        if not self._path.is_file():
+            return 0
+        try:
+            content = torch.load(self._path, weights_only=True)
+            if content["key"] != self._key:
+                return 0  # another training's
+            model.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
+            schedule.load_state_dict(content["schedule"])
+            for mine, theirs in zip(average, content["average"], strict=True):
+                mine.copy_(theirs)
+            return int(content["epoch"])
+        except Exception as error:  # torch.load raises nearly anything for a damaged file
+            raise ModelError(f"{self._path}: no training's state, or damaged; remove it to begin again") from error
+
+
+def _course(steps: int, warmup: float) -> Callable[[int], float]:
+    """Step -> share of the learning rate: a line up, then a cosine down."""
+    rising = int(warmup * steps)
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+    return share
+
+
+def teacher_of(model: nn.Module) -> nn.Module:
+    """A copy of the dense model that is only asked."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@contextmanager
+def _outputs(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """Inside, collects the outputs of the layers named."""
+    found: dict[str, Tensor] = {}
+    with hooked() as handles:
+        for name, module in model.named_modules():
+            if name in names:
+                handles.append(module.register_forward_hook(partial(_keep, found, name)))
+        yield found
+
+
+def _keep(found: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+    found[name] = output

@@ -1,0 +1,76 @@
+"""Recovery of an exported model: the job's training steps, on its profile's masks and grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from compressors.errors import ConfigurationError
+from compressors.held import Hold
+from compressors.progress import Progress
+from compressors.threads import torch_threads
+from db import format
+from db.profile import to_json
+from evaluators.recovery import Recovery, RecoveryConfig, teacher_of
+from search.export.subject import Subject
+
+
+def recover(
+    subject: Subject, config: RecoveryConfig, folder: Path, done: Callable[[str], None], progress: Progress | None = None
+) -> None:
+    """Train `subject.model` as `config` says; `done` is told the name of each step after it. `folder` keeps the training's state
+    after each epoch. Raises ConfigurationError for tied weights, OutputError."""
+    if config.adaprune is None and config.finetune is None:
+        return
+    problem = subject.problem
+    for name, record in problem.database.layers.items():
+        if record.aliases:
+            raise ConfigurationError(
+                f"recovery: layers {name!r} and {record.aliases[0]!r} share a weight, which cannot be trained"
+            )
+    job, workload = problem.job, problem.workload
+    key = format.digest(
+        {
+            "problem": problem.key,
+            "profile": to_json(subject.profile),
+            "corrections": job.corrections.export,
+            "recovery": config.model_dump(mode="json"),
+            "seed": job.workload.seed,
+            "weights": _digest(subject),
+        }
+    )
+    with torch_threads(job.workers.cpus):
+        training = Recovery(
+            subject.model, teacher_of(workload.model), {}, workload.batch_size, job.workload.seed, folder, key, progress
+        )
+        if config.adaprune is not None:
+            training.what = _holds(subject)
+            subject.trained |= training.adaprune(workload.calibration, config.adaprune)
+            done("adaprune")
+        if config.finetune is not None:
+            training.what = _holds(subject)
+            subject.trained |= training.finetune(workload.train, config.finetune)
+            done("finetune")
+
+
+def _holds(subject: Subject) -> dict[str, Hold]:
+    """All layers of the profile that are not dense."""
+    modules, grids = dict(subject.model.named_modules()), subject.grids()
+    holds = {}
+    for name, level in subject.profile.items():
+        weight = modules[name].weight
+        assert isinstance(weight, Tensor)
+        mask = weight.detach() != 0 if level.sparsity is not None else None
+        if mask is not None or name in grids:
+            holds[name] = Hold(mask, grids.get(name))
+    return holds
+
+
+def _digest(subject: Subject) -> str:
+    """Of what the corrections left: it depends on the machine's rounding."""
+    total = torch.stack([tensor.double().sum() for tensor in subject.model.state_dict().values()]).tolist()
+    return format.digest({"sums": total, "activations": {name: asdict(grid) for name, grid in subject.activations.items()}})
