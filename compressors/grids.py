@@ -15,11 +15,13 @@ _NORM, _STEPS, _SHRINK = 2.4, 100, 0.8
 @dataclass(frozen=True, slots=True)
 class GridOptions:
     """How weight grids are made: one per output channel or per tensor; symmetric about zero or not; over the whole range
-    (minmax) or over the shrunk range with the least |error|^2.4 (mse)."""
+    (minmax) or over the shrunk range with the least |error|^2.4 (mse); with any scales, or with powers of two alone, by which
+    hardware multiplies by shifting (Gysel et al. 2016, "Ristretto")."""
 
     per: Literal["channel", "tensor"] = "channel"
     symmetric: bool = False
     fit: Literal["mse", "minmax"] = "mse"
+    scale: Literal["free", "power-of-two"] = "free"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ def fit_grid(weight: Tensor, bits: int, options: GridOptions | None = None, coun
     for step in range(int(_SHRINK * _STEPS) if options.fit == "mse" else 1):
         share = 1 - step / _STEPS
         candidate = share * (high - low) / (2**bits - 1)
+        if options.scale == "power-of-two":  # the next one up: the range still fits
+            candidate = torch.exp2(torch.log2(candidate).sub(1e-6).ceil())
         offset = torch.full_like(low, 2 ** (bits - 1)) if options.symmetric else torch.round(-share * low / candidate)
         error = (Grid(candidate, offset, bits).nearest(w) - w).abs().pow(_NORM)
         error = (error if counts is None else error * counts).sum(1, keepdim=True)

@@ -23,10 +23,12 @@ _LEAST = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What is held of a layer's weight: where it may be other than zero (bool, its shape; None: everywhere), and its grid."""
+    """What is held of a layer's weight: where it may be other than zero (bool, its shape; None: everywhere), and its grid, whose
+    scales learn or are held too."""
 
     mask: Tensor | None = None
     grid: Grid | None = None
+    learn: bool = True
 
 
 @contextmanager
@@ -63,7 +65,7 @@ class _Held(nn.Module):
         self._bits = 0
         if hold.grid is not None:
             self._bits = hold.grid.bits
-            self.scale = nn.Parameter(hold.grid.scale.to(weight).clone())
+            self.scale = nn.Parameter(hold.grid.scale.to(weight).clone(), requires_grad=hold.learn)
             self.register_buffer("zero", hold.grid.zero.to(weight).clone())
             self._slow = (weight.numel() / len(hold.grid.scale) * (2**self._bits - 1)) ** -0.5
 

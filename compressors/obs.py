@@ -39,7 +39,9 @@ class CompressionOptions:
     def to_json(self) -> dict[str, Any]:
         """What decides the weights. Options at their defaults are left out: a database that was built before they existed is
         still the same."""
-        grid = asdict(self.grid) if self.grid != GridOptions() else None
+        grid = asdict(self.grid) if self.grid != GridOptions() else {}
+        if self.grid.scale == "free":
+            grid.pop("scale", None)
         return {
             "damping": self.damping,
             **({"grid": grid} if grid else {}),

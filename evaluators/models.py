@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from compressors.errors import ModelError, UnknownNameError, WeightsError
@@ -211,3 +212,14 @@ def cifar_resnet56() -> nn.Module:
 def digits_resnet() -> nn.Module:
     """A ResNet-14 for 8 x 8 gray images: 14 layers that can be compressed."""
     return CifarResNet(2, widths=(8, 16, 32), channels=1)
+
+
+def folded(model: nn.Module, name: str) -> nn.Module:
+    """`model` in eval mode with each batch-norm that follows a convolution folded into it. Raises ModelError for a model that
+    torch.fx cannot trace."""
+    try:
+        made: nn.Module = fuse(model.eval())
+    except Exception as error:  # whatever the model's own code raises when it is traced
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"model {name!r}: workload.fold needs a model that torch.fx can trace ({reason})") from error
+    return made.eval()

@@ -136,7 +136,7 @@ class Recovery:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         with held(model, self.what) as grids:
-            parameters = list(model.parameters())
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = make(parameters)
             each = -(-len(images) // self.batch_size)
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))

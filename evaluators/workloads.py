@@ -14,7 +14,7 @@ from compressors.errors import ApportionError, DataError, ModelError
 from compressors.progress import Progress
 from evaluators.data import DataConfig, DigitsData, Split, Splits, TensorSplit, draw, load_splits
 from evaluators.digits import digits_splits, load_trained
-from evaluators.models import build_model
+from evaluators.models import build_model, folded
 
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096
@@ -30,6 +30,7 @@ class WorkloadConfig(BaseModel):
 
     model: str | None = Field(None, description="A registered name, torchvision:NAME or package.module:function.")
     weights: str | None = Field(None, description="A .safetensors or .pt file, its URL, or one of torchvision's weight enums.")
+    fold: bool = Field(False, description="Fold batch-norm into the convolutions before it, as integer hardware runs them.")
     data: DataConfig
     calibration_samples: int | None = Field(
         None, ge=1, description="Random calibration images; default: 1,024, or all where there are fewer."
@@ -80,6 +81,8 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
             load_trained(model, progress)
     else:
         splits = load_splits(config.data)
+    if config.fold:
+        model = folded(model, name)
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:

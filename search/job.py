@@ -46,6 +46,7 @@ class GridConfig(_Section):
     per: Literal["channel", "tensor"] = Field("channel", description="One grid per output channel, or per layer.")
     symmetric: bool = Field(False, description="Symmetric about zero.")
     fit: Literal["mse", "minmax"] = Field("mse", description="The range with the least error, or the full one.")
+    scale: Literal["free", "power-of-two"] = Field("free", description="Any steps, or powers of two (Ristretto).")
 
 
 class DatabaseConfig(_Section):

@@ -60,13 +60,14 @@ def recover(
 def _holds(subject: Subject) -> dict[str, Hold]:
     """All layers of the profile that are not dense."""
     modules, grids = dict(subject.model.named_modules()), subject.grids()
+    learn = subject.problem.job.database.grid.scale == "free"
     holds = {}
     for name, level in subject.profile.items():
         weight = modules[name].weight
         assert isinstance(weight, Tensor)
         mask = weight.detach() != 0 if level.sparsity is not None else None
         if mask is not None or name in grids:
-            holds[name] = Hold(mask, grids.get(name))
+            holds[name] = Hold(mask, grids.get(name), learn)
     return holds
 
 

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 
 from compressors.grids import GridOptions, fit_grid
 
-OPTIONS = st.builds(GridOptions, st.sampled_from(["channel", "tensor"]), st.booleans(), st.sampled_from(["mse", "minmax"]))
+OPTIONS = st.builds(
+    GridOptions,
+    st.sampled_from(["channel", "tensor"]),
+    st.booleans(),
+    st.sampled_from(["mse", "minmax"]),
+    st.sampled_from(["free", "power-of-two"]),
+)
 
 
 def draw(seed: int, rows: int = 5, columns: int = 40) -> torch.Tensor:
@@ -27,13 +33,15 @@ def test_every_grid_holds_zero_and_has_its_shape(seed: int, bits: int, options: 
     assert torch.equal(grid.codes(grid.values(codes)), codes)
     if options.symmetric:
         assert (grid.zero == 2 ** (bits - 1)).all()
+    if options.scale == "power-of-two":
+        assert (grid.scale.frexp().mantissa == 0.5).all()
 
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 8), OPTIONS)
 def test_the_full_range_is_exact_at_its_ends(seed: int, bits: int, options: GridOptions) -> None:
     weight = draw(seed)
-    grid = fit_grid(weight, bits, GridOptions(options.per, options.symmetric, "minmax"))
+    grid = fit_grid(weight, bits, GridOptions(options.per, options.symmetric, "minmax", options.scale))
     assert ((grid.nearest(weight) - weight).abs() <= grid.scale * (1 if options.symmetric else 0.51) + 1e-6).all()
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
+from compressors.layers import find_layers
 from evaluators.data import draw
 from evaluators.models import build_model, register_model
 from evaluators.workloads import Workload, WorkloadConfig, data_fingerprint, load_workload, model_fingerprint
@@ -223,6 +224,27 @@ def test_digits_splits_do_not_overlap() -> None:
     splits = digits_splits()
     calibration, test = (draw(s, len(s), np.random.default_rng(0)) for s in (splits.calibration, splits.test))
     assert len(calibration) + len(test) == 1797
+
+
+def test_folded_batchnorm_changes_no_output(digits: Workload) -> None:
+    folded = load_workload(WorkloadConfig.model_validate({"data": {"kind": "digits"}, "fold": True}))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.model.modules())
+    inputs = next(iter(digits.test.batches(64)))[0]
+    with torch.no_grad():
+        torch.testing.assert_close(folded.model(inputs), digits.model(inputs), rtol=1e-4, atol=1e-4)
+    names = [layer.name for layer in find_layers(digits.model)]
+    assert [layer.name for layer in find_layers(folded.model)] == names
+    assert model_fingerprint(folded.model) != model_fingerprint(digits.model)
+
+
+def test_a_model_that_cannot_be_folded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "untraceable.py").write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"
+        "def net(): return nn.Sequential(Net(), nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match="'untraceable:net': workload.fold needs a model that torch.fx can trace"):
+        load_workload(WorkloadConfig.model_validate({"model": "untraceable:net", "data": {"kind": "digits"}, "fold": True}))
 
 
 def test_the_shared_resnet20_is_as_good_as_published(shared_data: Path) -> None:

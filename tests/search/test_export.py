@@ -122,6 +122,30 @@ def test_trained_models_keep_their_masks_and_grids_and_stay_small(found: tuple[M
     assert not list(tmp_path.glob("*.recovery"))
 
 
+def test_a_folded_model_on_power_of_two_grids(tmp_path: Path) -> None:
+    content: dict[str, Any] = {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64, "fold": True},
+        "database": {"path": str(tmp_path / "db"), "levels": ["dense", "rtn:w8a8"], "grid": {"scale": "power-of-two"}},
+        "layers": {"levels": {"*": ["rtn:w8a8"]}},
+        "budgets": {"bits": 0.5},
+        "search": {"algorithms": ["dp"], "evaluations": 2},
+        "corrections": {"export": ["bias"]},
+        "recovery": {"finetune": {"epochs": 1}},
+    }
+    job = parse_model_job(content, tmp_path / "job.yaml")
+    assert job.store is not None
+    with prepare(job) as problem:
+        result = run_search(problem, RunStore(job.store))[0]
+        exported = export(result, problem, tmp_path / "out", formats=("compressed", "onnx", "torch"))
+        state = load_packed(exported.files["model.packed"])
+        for layer, level in problem.profile(result.pick.candidate).items():
+            grid = problem.database.grid(layer, level)
+            assert grid is not None
+            assert (grid.scale.frexp().mantissa == 0.5).all()
+            assert (state[f"{layer}.weight"].flatten(1) / grid.scale % 1 == 0).all()
+    assert exported.content["accuracy"]["fine-tuned"] > exported.content["accuracy"]["dense"] - 2
+
+
 @pytest.mark.slow
 def test_learned_steps_recover_two_bits(tmp_path: Path) -> None:
     content: dict[str, Any] = {
