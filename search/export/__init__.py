@@ -1,7 +1,7 @@
 """Export: a chosen profile as files that other tools read, each loaded again and run before it is kept.
 
 profile.json        layer -> level, costs, fitness, accuracies, files, provenance
-README.md           the same for readers: a model card
+model_card.md       the same for readers, with the front matter that model hubs read
 model.safetensors   the stitched model's state dict, corrected as the job asks
 model.packed        the same, packed: db/packed.py
 model.pt2           the model as a program of torch.export
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -52,8 +53,7 @@ _AFTER = {
     "finetune": "fine-tuned",
 }
 """Names of the accuracies after each step."""
-_PROFILES = ("profile.json", "README.md", "profile.txt", "profile.csv", "profile.yaml")
-_FILES = (*_PROFILES, *(form.file for form in FORMATS.values()))
+_SUMMARY = "profile.json"
 _PROFILE = "profile"
 """The name by which the profile alone is asked for, in all its forms."""
 
@@ -123,7 +123,7 @@ def export_chosen(
             form.write(subject, path)
             checked = verify(form, subject, path, list(accuracy.values())[-1], out / form.file, progress)
             exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
-        content = {
+        content: dict[str, Any] = {
             "profile": to_json(subject.profile),
             "budgets": problem.bounds(),
             "costs": problem.ratios(chosen.candidate),
@@ -133,13 +133,14 @@ def export_chosen(
             "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
             "provenance": _provenance(chosen, problem),
         }
-        write_json(folder / "profile.json", content)
         card = model_card(content, problem.job.workload.model or type(subject.model).__name__)
-        texts = {"README.md": card, **_profiles(subject.profile, _PROFILE in formats)}
+        texts = {"model_card.md": card, **_profiles(subject.profile, _PROFILE in formats)}
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
+        content["written"] = [_SUMMARY, *sorted(path.name for path in folder.iterdir())]
+        write_json(folder / _SUMMARY, content)
     shutil.rmtree(training, ignore_errors=True)
-    return Exported({name: out / name for name in _FILES if (out / name).is_file()}, content)
+    return Exported({name: out / name for name in content["written"]}, content)
 
 
 def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chosen:
@@ -206,11 +207,11 @@ def _staging(out: Path) -> Iterator[Path]:
         raise OutputError(out, error.strerror or str(error)) from error
     try:
         yield staging
-        for name in _FILES:
-            if (staging / name).exists():
-                os.replace(staging / name, out / name)
-            else:
-                (out / name).unlink(missing_ok=True)  # of an earlier export; it would not belong to this one
+        earlier = _written(out)
+        for path in list(staging.iterdir()):
+            os.replace(path, out / path.name)
+        for name in earlier - set(_written(out)):
+            (out / name).unlink(missing_ok=True)  # it would not belong to this one
         created = None
     except OSError as error:
         raise OutputError(out, error.strerror or str(error)) from error
@@ -218,6 +219,15 @@ def _staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if created is not None:
             shutil.rmtree(created, ignore_errors=True)
+
+
+def _written(out: Path) -> set[str]:
+    """Names of the files in `out` that an export says it wrote."""
+    try:
+        names = json.loads((out / _SUMMARY).read_text())["written"]
+        return {name for name in names if name == Path(name).name}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _provenance(chosen: Chosen, problem: ModelProblem) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
 
     out = tmp_path / "out"
     exported = json.loads(apportion("export", run, "-o", out, "--store", store, "--json").stdout)
-    assert sorted(p.name for p in out.iterdir()) == ["README.md", "model.safetensors", "profile.json", "profile.txt"]
+    assert sorted(p.name for p in out.iterdir()) == ["model.safetensors", "model_card.md", "profile.json", "profile.txt"]
     profile = json.loads((out / "profile.json").read_text())
     assert profile["profile"] == shown["profile"]
     assert profile["provenance"]["run"] == run

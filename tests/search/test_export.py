@@ -51,7 +51,7 @@ def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(found: tuple[Mo
     accuracy = exported.content["accuracy"]
     assert list(accuracy) == ["dense", "stitched", "retuned", "bias corrected"]
     assert exported.content["exports"]["model.onnx"]["accuracy"] == pytest.approx(accuracy["bias corrected"], abs=0.1)
-    assert sorted(exported.files) == ["README.md", "model.onnx", "model.safetensors", "profile.json"]
+    assert sorted(exported.files) == ["model.onnx", "model.safetensors", "model_card.md", "profile.json"]
     proto = onnx.load(exported.files["model.onnx"])
     kinds = [node.op_type for node in proto.graph.node]
     quantized = sum("a8" in level for level in exported.content["profile"].values())
@@ -84,9 +84,19 @@ def test_every_format_is_the_same_model(found: tuple[ModelProblem, RunResult], t
     levels = problem.database.levels()
     for name in ("profile.json", "profile.csv", "profile.yaml"):
         assert read_profile(exported.files[name], levels) == problem.profile(result.pick.candidate)
-    card = exported.files["README.md"].read_text()
+    card = exported.files["model_card.md"].read_text()
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
     assert all(f"| {layer} | {level} |" in card for layer, level in exported.content["profile"].items())
+
+
+def test_a_second_export_replaces_the_first_and_leaves_other_files(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    (tmp_path / "profile.yaml").write_text("mine too")
+    export(found[1], found[0], tmp_path, formats=("safetensors",))
+    export(found[1], found[0], tmp_path, formats=("compressed",))
+    names = ["README.md", "model.packed", "model_card.md", "profile.json", "profile.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert (tmp_path / "profile.yaml").read_text() == "mine too"
 
 
 def test_a_file_that_holds_another_model_is_refused(
