@@ -61,7 +61,7 @@ class _Held(nn.Module):
 
     def __init__(self, weight: Tensor, hold: Hold) -> None:
         super().__init__()
-        self.register_buffer("mask", hold.mask)
+        self.register_buffer("mask", None if hold.mask is None else hold.mask.to(weight.device))
         self._bits = 0
         if hold.grid is not None:
             self._bits = hold.grid.bits

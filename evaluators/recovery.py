@@ -78,10 +78,13 @@ class Recovery:
     folder: Path
     key: str
     progress: Progress | None = None
+    device: str = "cpu"
 
     def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
         """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids that quantized layers lie on
         then. Normalisations keep their statistics. Raises ModelError, OutputError."""
+        if not self.what:
+            return {}
 
         def loss(inputs: Tensor, _labels: Tensor) -> Tensor:
             with torch.no_grad(), _outputs(self.dense, self.what) as wanted:
@@ -131,14 +134,12 @@ class Recovery:
         ema: float,
         crops: AugmentConfig | None = None,
     ) -> dict[str, Grid]:
-        model = self.model
-        before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
+        model = self.model.to(self.device).requires_grad_(True)
+        self.dense.to(self.device)
         with held(model, self.what) as grids:
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = make(parameters)
-            each = -(-len(images) // self.batch_size)
+            each = max(1, len(images) // self.batch_size)  # whole batches: statistics of a few images mislead
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))
             average = [parameter.detach().clone() for parameter in parameters] if ema else []
             kept = _Checkpoint(self.folder / f"{name}.pt", self.key)
@@ -149,7 +150,7 @@ class Recovery:
                     batch = images.subset(order[step * self.batch_size : (step + 1) * self.batch_size])
                     inputs = augment(batch.inputs, crops, generator) if crops else batch.inputs
                     optimizer.zero_grad(set_to_none=True)
-                    loss(inputs, batch.labels).backward()
+                    loss(inputs.to(self.device), batch.labels.to(self.device)).backward()
                     optimizer.step()
                     schedule.step()
                     with torch.no_grad():
@@ -161,8 +162,7 @@ class Recovery:
             with torch.no_grad():
                 for mean, parameter in zip(average, parameters, strict=False):
                     parameter.copy_(mean)
-        for parameter, wanted in before:
-            parameter.requires_grad_(wanted)
+        model.cpu()
         return grids
 
 
@@ -188,7 +188,7 @@ class _Checkpoint:
         if not self._path.is_file():
             return 0
         try:
-            content = torch.load(self._path, weights_only=True)
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
             if content["key"] != self._key:
                 return 0  # another training's
             model.load_state_dict(content["model"])

@@ -11,7 +11,7 @@ from compressors.errors import ConfigurationError
 from search.printing import show, table
 from search.progress import TerminalProgress
 
-STEPS = ("adaprune", "finetune")
+_STEPS = ("adaprune", "finetune")
 
 
 def add_commands(
@@ -31,7 +31,7 @@ def add_commands(
         "Check a profile against a job's layer database, score it, and export it like a found one.",
         "apportion import profile.yaml job.yaml -o out/",
     )
-    imported.add_argument("profile", type=Path, help=".json, .yaml, .csv, or .txt as SPDY writes it (docs/FORMAT.md)")
+    imported.add_argument("profile", type=Path, help=".json, .yaml, .csv, or .txt as SPDY writes it (docs/JOBS.md)")
     imported.add_argument("job", type=Path, help="the job file: model, data, database, budgets, fitness")
     for sub in (export, imported):
         sub.add_argument("-o", "--out", type=Path, required=True, help="folder to write to")
@@ -45,7 +45,7 @@ def add_commands(
         sub.add_argument(
             "--recover",
             nargs="+",
-            choices=STEPS,
+            choices=_STEPS,
             help="training after the corrections, with the job's settings or the defaults; default: what the job says",
         )
         sub.add_argument("--json", action="store_true", help="print JSON")

@@ -45,7 +45,15 @@ def recover(
     )
     with torch_threads(job.workers.cpus):
         training = Recovery(
-            subject.model, teacher_of(workload.model), {}, workload.batch_size, job.workload.seed, folder, key, progress
+            model=subject.model,
+            dense=teacher_of(workload.model),
+            what={},
+            batch_size=workload.batch_size,
+            seed=job.workload.seed,
+            folder=folder,
+            key=key,
+            progress=progress,
+            device="cuda" if job.workers.gpus and torch.cuda.is_available() else "cpu",
         )
         if config.adaprune is not None:
             training.what = _holds(subject)
