@@ -38,6 +38,11 @@ class WorkloadConfig(BaseModel):
     seed: int = Field(0, ge=0, description="Of the choice of calibration images.")
     batch_size: int = Field(128, ge=1)
 
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return self.model or "digits_resnet"
+
     @model_validator(mode="after")
     def _needs_a_model(self) -> WorkloadConfig:
         if self.model is None and not isinstance(self.data, DigitsData):
@@ -73,7 +78,7 @@ class Workload:
 def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> Workload:
     """Load the model and its data, and check that they go together. Raises ModelError, WeightsError, DataError,
     UnknownNameError."""
-    name = config.model or "digits_resnet"
+    name = config.name
     model = build_model(name, config.weights)
     if isinstance(config.data, DigitsData):
         splits = digits_splits()

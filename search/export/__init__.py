@@ -133,7 +133,7 @@ def export_chosen(
             "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
             "provenance": _provenance(chosen, problem),
         }
-        card = model_card(content, problem.job.workload.model or type(subject.model).__name__)
+        card = model_card(content, problem.job.workload.name)
         texts = {"model_card.md": card, **_profiles(subject.profile, _PROFILE in formats)}
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
