@@ -19,6 +19,7 @@ from search.pipeline import build
 _RAY = ("test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests, those that start Ray in their own process take turns in one of them, and a file
     stays together."""

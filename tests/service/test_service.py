@@ -52,7 +52,7 @@ def test_a_job_from_submit_to_fetch(cluster: ServiceCluster, tmp_path: Path) -> 
     assert job.startswith("small-")
     followed = cluster.apportion("logs", job, "-f").stdout.splitlines()
     state = cluster.state(job)
-    assert state["state"] == "finished", followed
+    assert state["state"] == "finished", "\n".join(followed)
     assert [line for line in followed if line in ("queued", "building", "searching", "exporting", "finished")] == [
         "queued",
         "building",
