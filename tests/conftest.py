@@ -19,13 +19,17 @@ from search.pipeline import build
 _RAY = ("test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where several processes share the tests, those that start Ray in their own process take turns in one of them, and a file
-    stays together."""
-    for item in items:
-        ray = any(part in item.nodeid for part in _RAY)
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else item.nodeid.partition("::")[0]))
+    stays together. (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and xdist 3.8.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "ray" if any(part in nodeid for part in _RAY) else nodeid.partition("::")[0]
+
+    return Scheduling(config, log)
 
 
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
