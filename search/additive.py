@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -75,8 +76,7 @@ def dynamic_program(space: SearchSpace, errors: np.ndarray, budget: int = 0, buc
     return _fill(loads, limit, errors, chosen[meets.argmax() if meets.any() else -1])
 
 
-@dataclass(frozen=True, slots=True)
-class _Options:
+class _Options(NamedTuple):
     """A layer's levels that no other beats in both cost and error: their whole steps of cost, their errors, cheapest first."""
 
     levels: np.ndarray
@@ -99,9 +99,9 @@ def _options(extra: np.ndarray, errors: np.ndarray, room: float, buckets: int) -
     kept[:, 1:] &= error[:, 1:] < lowest[:, :-1]
     if not kept.any(1).all():
         return None
-    return [
-        _Options(order[layer, mask], steps[layer, mask].astype(np.int64), error[layer, mask]) for layer, mask in enumerate(kept)
-    ]
+    levels, whole, errors = order[kept], steps[kept].astype(np.int64), error[kept]
+    ends = np.cumsum(kept.sum(1)).tolist()
+    return [_Options(levels[a:b], whole[a:b], errors[a:b]) for a, b in itertools.pairwise([0, *ends])]
 
 
 def _values(options: list[_Options], buckets: int) -> np.ndarray | None:

@@ -66,15 +66,15 @@ def steps(space: SearchSpace, rng: np.random.Generator, parents: np.ndarray) -> 
             moved = positions[rows, chosen] + direction * rng.geometric(0.5, len(rows))
             positions[rows, chosen] = np.clip(moved, 0, space.counts[chosen] - 1)
     levels = space.order_table[layers, positions]
-    for change in range(_CHANGES):
-        _improve(space, rng, levels, spend=change >= _CHANGES - 2)
-    return levels[_over(space, _loads(space, levels)) <= 0]
-
-
-def _improve(space: SearchSpace, rng: np.random.Generator, levels: np.ndarray, *, spend: bool) -> None:
-    """One change in each row of `levels` that violates a budget: the least rise of additive error per violation removed. With
-    `spend`, one in each row that meets them all: the greatest fall of error per load that still fits."""
     loads = _loads(space, levels)
+    for change in range(_CHANGES):
+        _improve(space, rng, levels, loads, spend=change >= _CHANGES - 2)
+    return levels[_over(space, loads) <= 0]
+
+
+def _improve(space: SearchSpace, rng: np.random.Generator, levels: np.ndarray, loads: np.ndarray, *, spend: bool) -> None:
+    """One change in each row of `levels`, whose `loads` follow, that violates a budget: the least rise of additive error per
+    violation removed. With `spend`, one in each row that meets them all: the greatest fall of error per load that still fits."""
     excess = _over(space, loads)
     rows = np.flatnonzero((excess > 0) != spend)
     if not len(rows):
@@ -94,7 +94,9 @@ def _improve(space: SearchSpace, rng: np.random.Generator, levels: np.ndarray, *
     best = flat.argmin(1)
     useful = np.isfinite(flat[np.arange(len(rows)), best])
     which, level = np.divmod(best[useful], price.shape[2])
-    levels[rows[useful], looked[useful, which]] = level
+    changed = rows[useful]
+    levels[changed, looked[useful, which]] = level
+    loads[:, changed] = _loads(space, levels[changed])
 
 
 def _loads(space: SearchSpace, levels: np.ndarray) -> np.ndarray:

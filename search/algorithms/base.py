@@ -66,6 +66,7 @@ class Algorithm(ABC):
     def __init__(self, space: SearchSpace, rng: np.random.Generator, evaluations: float, *, cold: bool = False) -> None:
         self.space, self.rng, self.evaluations = space, rng, evaluations
         self.known: dict[Candidate, float] = {}
+        self.__incumbent: Candidate | None = None  # a name that no subclass takes
         self._starts = [] if cold else list(dict.fromkeys([space.uniform(), space.optimum]))
 
     def ask(self) -> list[Trial]:
@@ -82,7 +83,7 @@ class Algorithm(ABC):
             if trial.fitness is None:
                 raise ConfigurationError("a trial must be told with its fitness")
             if trial.fidelity == 1.0:
-                self.known[trial.candidate] = trial.fitness
+                self._note(trial.candidate, trial.fitness)
         self.learn(trials)
 
     @abstractmethod
@@ -94,7 +95,8 @@ class Algorithm(ABC):
 
     def inform(self, candidate: Candidate, fitness: float) -> None:
         """Hear of a candidate that another algorithm had scored in full; algorithms that go on from `best` go on from it."""
-        self.known.setdefault(candidate, fitness)
+        if candidate not in self.known:
+            self._note(candidate, fitness)
 
     def notes(self) -> dict[str, Any]:
         """What the algorithm has to say of its own course when it has ended, for reports; JSON."""
@@ -116,7 +118,16 @@ class Algorithm(ABC):
 
     def best(self) -> Candidate:
         """The best candidate told so far; the earliest where several are equal."""
-        return min(self.known, key=self.known.__getitem__)
+        if self.__incumbent is None:
+            self.__incumbent = min(self.known, key=self.known.__getitem__)
+        return self.__incumbent
+
+    def _note(self, candidate: Candidate, fitness: float) -> None:
+        if candidate in self.known or self.__incumbent is None:
+            self.__incumbent = None  # told anew: `best` looks at all
+        elif fitness < self.known[self.__incumbent]:
+            self.__incumbent = candidate
+        self.known[candidate] = fitness
 
 
 def register(name: str) -> Callable[[type[Algorithm]], type[Algorithm]]:
