@@ -101,7 +101,7 @@ class SearchConfig(_Section):
     evaluations: int = Field(300, ge=1, description="Full evaluations that each algorithm may ask for, per seed.")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="One run per algorithm and seed.")
     picks: int = Field(
-        16,
+        10,
         ge=1,
         description="The final profile of a run is picked among so many near its best fitness, on images that the search did "
         "not see; 1: the best fitness.",
