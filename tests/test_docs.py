@@ -24,7 +24,7 @@ def test_the_python_of_the_api_page_runs(
     scope: dict[str, object] = {"__name__": "docs.api"}
     for block in blocks:
         exec(compile(block, "docs/API.md", "exec"), scope)
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "model.packed").is_file()
     assert "'retuned'" in capsys.readouterr().out
 
 
