@@ -57,7 +57,7 @@ class Service:
             packed = pack(job_file, Path(folder), upload=self._ray.remote)
             client = self._ray.client(start=True)
             if self._ray.remote:
-                check_requirements(packed.job, client, self._ray.address or "")
+                check_requirements(packed.job, client, self._ray.address or "", self._ray.run)
             if is_url(storage) and not (packed.job.store or "").startswith("postgres"):
                 raise JobError(job_file, "store", "a job whose storage is a URL needs a PostgreSQL store")
             job = f"{_slug(job_file.stem)}-{secrets.token_hex(4)}"

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Callable
 from typing import Any
 
 from compressors.errors import ConfigurationError
 from db.cluster import label
 from search.job import AnyJob, Job
 
+_MARK = "apportion-limits "
+# What the autoscaler was started with, on the head; its node types alone leave it: the rest may hold secrets.
+_ASK = f"""
+import glob, json, yaml
+for path in glob.glob("/proc/[0-9]*/cmdline"):
+    try:
+        arguments = open(path, "rb").read().decode(errors="replace").split(chr(0))
+    except OSError:
+        continue
+    files = [a.partition("=")[2] for a in arguments if a.startswith("--autoscaling-config=")]
+    if files and any(a.endswith("monitor.py") for a in arguments):
+        config = yaml.safe_load(open(files[0]))
+        most = config.get("max_workers")
+        kinds = [(name == config.get("head_node_type"), kind.get("max_workers", most or 0), kind.get("resources") or {{}})
+                 for name, kind in config["available_node_types"].items()]
+        print({_MARK!r} + json.dumps({{"most": most, "kinds": kinds}}))
+"""
 
-def check_requirements(job: AnyJob, client: Any, address: str) -> None:
-    """Raises ConfigurationError where the job's workers do not fit the cluster as it is, and nothing adds nodes to it."""
+
+def check_requirements(job: AnyJob, client: Any, address: str, run: Callable[[str], tuple[str, str]]) -> None:
+    """Raises ConfigurationError where the job's workers fit neither the cluster as it is, nor what its autoscaler may make of it.
+    `run` runs a command on the head."""
     if not isinstance(job, Job):
         return
     workers = job.workers
     count = max(1, workers.count if workers.at_least is None else workers.at_least)
     there = _resources(address)
     each = {"CPU": workers.cpus, "GPU": workers.gpus, **workers.resources}
-    missing = [
-        f"{count * amount:g} {label(name)}, the cluster has {there.get(name, 0):g}"
-        for name, amount in each.items()
-        if count * amount > there.get(name, 0)
-    ]
-    if missing and not _grows(client):
-        raise ConfigurationError(
-            f"workers: {count} workers need {'; '.join(missing)}; no autoscaler adds nodes to it "
-            "(workers.at_least: fewer to begin with)"
-        )
+    lacking = {name: amount for name, amount in each.items() if count * amount > there.get(name, 0)}
+    if not lacking:
+        return
+    needs = [f"{count * amount:g} {label(name)}, the cluster has {there.get(name, 0):g}" for name, amount in lacking.items()]
+    if not _grows(client):
+        reason = "no autoscaler adds nodes to it"
+    else:
+        most = _most(run, list(lacking))
+        if all(count * amount <= most.get(name, float("inf")) for name, amount in lacking.items()):
+            return
+        reason = "its autoscaler can bring it to " + ", ".join(f"{amount:g} {label(name)}" for name, amount in most.items())
+    raise ConfigurationError(
+        f"workers: {count} workers need {'; '.join(needs)}; {reason} (workers.at_least: fewer to begin with)"
+    )
 
 
 def _resources(address: str) -> dict[str, float]:
@@ -46,3 +72,23 @@ def _grows(client: Any) -> bool:
     status = answer.json()["data"].get("clusterStatus") or {} if answer.ok else {}
     types = ((status.get("autoscalerReport") or {}).get("nodeTypeMapping") or {}).items()
     return any(name != f"node_{node}" for node, name in types)
+
+
+def _most(run: Callable[[str], tuple[str, str]], names: list[str]) -> dict[str, float]:
+    """How much of each resource the cluster may have in the end; none where its autoscaler (KubeRay's) keeps that to itself.
+    Ray's dashboard does not say, so that the autoscaler's configuration on the head is looked at."""
+    script = base64.b64encode(_ASK.encode()).decode()
+    _, text = run(f"python -c \"import base64; exec(base64.b64decode('{script}'))\"")
+    told = [line.partition(_MARK)[2] for line in text.splitlines() if _MARK in line]
+    if not told:
+        return {}
+    limits = json.loads(told[-1])
+    most = {}
+    for name in names:
+        most[name] = sum(float(own.get(name, 0)) for head, _, own in limits["kinds"] if head)
+        left = limits["most"] if limits["most"] is not None else float("inf")
+        for own, number in sorted(((float(own.get(name, 0)), n) for head, n, own in limits["kinds"] if not head), reverse=True):
+            taken = min(left, number)
+            most[name] += taken * own
+            left -= taken
+    return most

@@ -31,9 +31,10 @@ def free_port() -> int:
 
 
 class ServiceCluster:
-    """A head with one CPU and nodes of one each; `home` is the home folder of the head's user, where the storage is."""
+    """A head with one CPU and nodes of one each; `home` is the home folder of the head's user, where the storage is. `head`: more
+    options of the head, for Ray's autoscaler over nodes that it only pretends to start."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *head: str) -> None:
         self.home = home
         self._environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
@@ -42,12 +43,13 @@ class ServiceCluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
+            **({"RAY_FAKE_CLUSTER": "1"} if head else {}),
         }
         self._nodes: list[subprocess.Popen[bytes]] = []
         port, dashboard = free_port(), free_port()
         self._gcs = f"127.0.0.1:{port}"
         self.address = f"http://127.0.0.1:{dashboard}"
-        self._start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1")
+        self._start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1", *head)
         end = time.monotonic() + _STARTS_WITHIN
         while time.monotonic() < end:
             try:
@@ -57,7 +59,8 @@ class ServiceCluster:
                 time.sleep(0.5)
         else:
             raise RuntimeError("the cluster's head did not start")
-        self.add_node()
+        if not head:
+            self.add_node()
 
     def add_node(self) -> subprocess.Popen[bytes]:
         """One more, when it has joined: nodes that start on one machine share folders with those that run."""
