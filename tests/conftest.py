@@ -16,18 +16,27 @@ from evaluators.workloads import Workload
 from search.job_file import parse_model_job
 from search.pipeline import build
 
-_RAY = ("test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers")
+_RAY = ("tests/service/", "test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What mostly waits for Ray comes first: at the end it would keep one process waiting for the other."""
+    items.sort(key=lambda item: _scope(item.nodeid) != "ray")
+
+
+def _scope(nodeid: str) -> str:
+    """What is run in one process: a file, or all that starts Ray."""
+    return "ray" if any(part in nodeid for part in _RAY) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests, those that start Ray in their own process take turns in one of them, and a file
-    stays together. (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and xdist 3.8.)"""
+    """Where several processes share the tests, those that start Ray take turns in one of them, and a file stays together. (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and xdist 3.8.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "ray" if any(part in nodeid for part in _RAY) else nodeid.partition("::")[0]
+            return _scope(nodeid)
 
     return Scheduling(config, log)
 
