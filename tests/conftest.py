@@ -31,7 +31,8 @@ def _scope(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests, those that start Ray take turns in one of them, and a file stays together. (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and xdist 3.8.)"""
+    """Where several processes share the tests, those that start Ray take turns in one of them, and a file stays together.
+    (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and xdist 3.8.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
