@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from compressors.levels import parse_level
-from search.export import export_chosen, score_profile
+from search.export import export, score_profile
 from search.export.formats import FORMATS
 from search.job_file import parse_model_job
 from search.pipeline import prepare
@@ -61,7 +61,7 @@ def main() -> None:
                 wanted = {layer: next(turn) for layer in there}
                 profile = {layer: parse_level(level if level in there[layer] else "dense") for layer, level in wanted.items()}
                 chosen = score_profile(profile, problem, name)
-                content = export_chosen(chosen, problem, Path(folder) / name, progress, list(FORMATS)).content
+                content = export(chosen, problem, Path(folder) / name, progress, list(FORMATS)).content
                 print(f"{name:12} {'retuned':12} {content['accuracy']['retuned']:8.2f}")
                 for file, one in content["exports"].items():
                     size = f"{one['bytes']:9} {one['of_dense']:8.3f} {8 * one['bytes'] / weights:13.2f}"

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from resnet20 import job
 
 from evaluators.recovery import RecoveryConfig
-from search.export import export_chosen, score_profile
+from search.export import export, score_profile
 from search.pipeline import prepare
 from search.progress import TerminalProgress
 
@@ -40,7 +40,7 @@ def main() -> None:
             profile = problem.profile(problem.decisions.expand(problem.space.optimum))
             chosen = score_profile(profile, problem, "additive optimum")
             started = time.monotonic()
-            exported = export_chosen(chosen, problem, Path(folder) / "out", progress, ("compressed",), recovery)
+            exported = export(chosen, problem, Path(folder) / "out", progress, ("compressed",), recovery)
     for step, accuracy in exported.content["accuracy"].items():
         print(f"{step:12} {accuracy:6.2f} %")
     packed = exported.content["exports"]["model.packed"]

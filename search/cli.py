@@ -14,7 +14,7 @@ from typing import Any
 
 from compressors.errors import ApportionError, ConfigurationError, StoreError, hidden
 from db.runs import RunStore
-from search import cli_evaluators, cli_export, cli_service, cli_web
+from search import cli_evaluators, cli_export, cli_recipe, cli_service, cli_web
 from search.printing import cell, show, table
 from search.progress import TerminalProgress
 
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--store", help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the current folder"
         )
+    cli_recipe.add_command(command)
     cli_evaluators.add_commands(command, commands)
     cli_service.add_commands(command)
     cli_web.add_commands(command, _store_url)

@@ -71,7 +71,7 @@ def _export(options: argparse.Namespace, load_run: Callable[[argparse.Namespace,
 
 def _import(options: argparse.Namespace) -> None:
     from db.profile_files import read_profile
-    from search.export import check_formats, export_chosen, score_profile
+    from search.export import check_formats, export, score_profile
     from search.job_file import load_model_job
     from search.pipeline import prepare
 
@@ -80,7 +80,7 @@ def _import(options: argparse.Namespace) -> None:
     with TerminalProgress() as progress, prepare(job, progress) as problem:
         profile = read_profile(options.profile, problem.database.levels())
         chosen = score_profile(profile, problem, options.profile.name)
-        exported = export_chosen(chosen, problem, options.out, progress, options.format, _recovery(options, job))
+        exported = export(chosen, problem, options.out, progress, options.format, _recovery(options, job))
     _print(options, exported)
 
 

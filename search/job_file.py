@@ -71,7 +71,7 @@ def parse_job(content: object, path: str | Path = "job") -> AnyJob:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise _job_error(kind, path, error) from error
+        raise explain(kind, path, error) from error
 
 
 def parse_model_job(content: object, path: str | Path = "job") -> Job:
@@ -118,7 +118,8 @@ def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
     return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix
 
 
-def _job_error(kind: type[BaseModel], path: Path, error: ValidationError) -> JobError:
+def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> JobError:
+    """Pydantic's error as ours, which names the field and what would be valid."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

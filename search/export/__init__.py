@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
-import json
-import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from compressors.corrections import correct, needs_dense, record
-from compressors.errors import OutputError, ProfileError, UnknownNameError
+from compressors.errors import ProfileError, UnknownNameError
 from compressors.progress import Progress
 from db.files import write_atomically, write_json, write_text
 from db.profile import Profile, to_json, to_spdy
@@ -37,13 +35,14 @@ from evaluators.workloads import Workload
 from search.export.card import model_card
 from search.export.formats import FORMATS
 from search.export.recover import recover
+from search.export.staging import SUMMARY, staging, summary
 from search.export.subject import Subject
 from search.export.verify import test_accuracy, verify
 from search.pipeline import ModelProblem
 from search.run import RunResult
 from search.space import Candidate
 
-__all__ = ["Chosen", "Exported", "check_formats", "export", "export_chosen", "score_profile", "test_accuracy"]
+__all__ = ["Chosen", "Exported", "check_formats", "export", "exported_before", "score_profile", "test_accuracy"]
 
 _AFTER = {
     "batchnorm": "retuned",
@@ -53,7 +52,9 @@ _AFTER = {
     "finetune": "fine-tuned",
 }
 """Names of the accuracies after each step."""
-_SUMMARY = "profile.json"
+_ENOUGH = 12_800
+"""Training images that corrections look at, at most: as many as the published implementation re-tunes batch-norm on (100 batches
+of 128); ImageNet has a hundred times more."""
 _PROFILE = "profile"
 """The name by which the profile alone is asked for, in all its forms."""
 
@@ -66,6 +67,18 @@ class Chosen:
     fitness: float
     origin: dict[str, Any]
 
+    @classmethod
+    def of(cls, result: RunResult) -> Chosen:
+        """The pick of a run."""
+        origin = {
+            "run": result.run.id,
+            "algorithm": result.run.algorithm,
+            "parameters": result.run.parameters,
+            "seed": result.run.seed,
+            "evaluations": result.evaluations,
+        }
+        return cls(result.pick.candidate, result.pick.fitness, origin)
+
 
 @dataclass(frozen=True, slots=True)
 class Exported:
@@ -76,44 +89,28 @@ class Exported:
 
 
 def export(
-    result: RunResult,
+    chosen: Chosen | RunResult,
     problem: ModelProblem,
     out: str | Path,
     progress: Progress | None = None,
     formats: Sequence[str] = ("safetensors",),
     recovery: RecoveryConfig | None = None,
 ) -> Exported:
-    """`export_chosen` for the pick of a run."""
-    origin = {
-        "run": result.run.id,
-        "algorithm": result.run.algorithm,
-        "parameters": result.run.parameters,
-        "seed": result.run.seed,
-        "evaluations": result.evaluations,
-    }
-    return export_chosen(Chosen(result.pick.candidate, result.pick.fitness, origin), problem, out, progress, formats, recovery)
-
-
-def export_chosen(
-    chosen: Chosen,
-    problem: ModelProblem,
-    out: str | Path,
-    progress: Progress | None = None,
-    formats: Sequence[str] = ("safetensors",),
-    recovery: RecoveryConfig | None = None,
-) -> Exported:
-    """Stitch the profile, correct the model on the workload's training images and train it, as the job says (or `recovery`),
-    measure the test accuracy (percent) dense, stitched and after each step, and write the profile and the model in `formats` to
-    the folder `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is interrupted goes
-    on at its last whole epoch: its state is in OUT.recovery until the export is there. Raises UnknownNameError, ModelError for
-    a model that a format cannot hold, and OutputError, also for a file that is another model; then nothing is left in `out`."""
+    """Stitch a run's pick, or another profile, correct the model on the workload's training images and train it, as the job says
+    (or `recovery`), measure the test accuracy (percent) dense, stitched and after each step, and write the profile and the model
+    in `formats` to the folder `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
+    interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is there. Raises UnknownNameError,
+    ModelError for a model that a format cannot hold, and OutputError, also for a file that is another model; then nothing is left
+    in `out`."""
     out = Path(out)
     check_formats(formats)
+    chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
+    recovery = recovery or problem.job.recovery
     subject = Subject(copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate))
     dense = sum(tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values())
     training = out.with_name(f"{out.name}.recovery")
-    with _staging(out) as folder:
-        accuracy = _compress(subject, recovery or problem.job.recovery, training, progress)
+    with staging(out) as folder:
+        accuracy = _compress(subject, recovery, training, progress)
         exports = {}
         for name in dict.fromkeys(formats):
             if name == _PROFILE:
@@ -131,16 +128,31 @@ def export_chosen(
             "accuracy": accuracy,
             "exports": exports,
             "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
+            "steps": _steps(problem, recovery),
             "provenance": _provenance(chosen, problem),
         }
         card = model_card(content, problem.job.workload.name)
         texts = {"model_card.md": card, **_profiles(subject.profile, _PROFILE in formats)}
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
-        content["written"] = [_SUMMARY, *sorted(path.name for path in folder.iterdir())]
-        write_json(folder / _SUMMARY, content)
+        content["written"] = [SUMMARY, *sorted(path.name for path in folder.iterdir())]
+        write_json(folder / SUMMARY, content)
     shutil.rmtree(training, ignore_errors=True)
     return Exported({name: out / name for name in content["written"]}, content)
+
+
+def exported_before(chosen: Chosen, problem: ModelProblem, out: Path) -> Exported | None:
+    """What `export` wrote to `out` for the same profile of the same problem, where all of it is still there."""
+    expected = {
+        "profile": to_json(problem.profile(chosen.candidate)),
+        "steps": _steps(problem, problem.job.recovery),
+        "provenance": _provenance(chosen, problem),
+    }
+    content = summary(out)
+    if any(content.get(key) != value for key, value in expected.items()):
+        return None
+    files = {name: out / name for name in content["written"]}
+    return Exported(files, content) if all(path.is_file() for path in files.values()) else None
 
 
 def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chosen:
@@ -190,44 +202,17 @@ def _profiles(profile: Profile, every: bool) -> dict[str, str]:
 
 
 def _training(workload: Workload) -> Iterator[Tensor]:
-    return (inputs for inputs, _ in workload.train.batches(workload.batch_size))
+    """The images that corrections look at: all training images, or as many random ones, read batch by batch."""
+    train, size = workload.train, workload.batch_size
+    if len(train) <= _ENOUGH:
+        return (inputs for inputs, _ in train.batches(size))
+    order = np.random.default_rng(0).permutation(len(train))[:_ENOUGH].tolist()
+    return (train.subset(order[at : at + size]).inputs for at in range(0, _ENOUGH, size))
 
 
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` whose files move into `out` when all of them are there."""
-    created: Path | None = None
-    try:
-        existed = out.exists()
-        out.mkdir(parents=True, exist_ok=True)
-        if not existed:
-            created = out
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
-    except OSError as error:
-        raise OutputError(out, error.strerror or str(error)) from error
-    try:
-        yield staging
-        earlier = _written(out)
-        for path in list(staging.iterdir()):
-            os.replace(path, out / path.name)
-        for name in earlier - set(_written(out)):
-            (out / name).unlink(missing_ok=True)  # it would not belong to this one
-        created = None
-    except OSError as error:
-        raise OutputError(out, error.strerror or str(error)) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if created is not None:
-            shutil.rmtree(created, ignore_errors=True)
-
-
-def _written(out: Path) -> set[str]:
-    """Names of the files in `out` that an export says it wrote."""
-    try:
-        names = json.loads((out / _SUMMARY).read_text())["written"]
-        return {name for name in names if name == Path(name).name}
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+def _steps(problem: ModelProblem, recovery: RecoveryConfig) -> dict[str, Any]:
+    """What was done to the stitched model."""
+    return {"corrections": list(problem.job.corrections.export), "recovery": recovery.model_dump(mode="json", exclude_none=True)}
 
 
 def _provenance(chosen: Chosen, problem: ModelProblem) -> dict[str, Any]:

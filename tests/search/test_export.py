@@ -16,7 +16,7 @@ from db.packed import load_packed
 from db.profile_files import read_profile
 from db.runs import RunStore
 from evaluators.recovery import RecoveryConfig
-from search.export import export, export_chosen, formats, score_profile
+from search.export import export, formats, score_profile
 from search.job_file import parse_model_job
 from search.pipeline import ModelProblem, prepare, run_search
 from search.run import RunResult
@@ -166,7 +166,7 @@ def test_learned_steps_recover_two_bits(tmp_path: Path) -> None:
     }
     with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
         chosen = score_profile(problem.profile((1,) * len(problem.whole.layers)), problem, "all at rtn:w2")
-        accuracy = export_chosen(chosen, problem, tmp_path / "out", formats=("compressed",)).content["accuracy"]
+        accuracy = export(chosen, problem, tmp_path / "out", formats=("compressed",)).content["accuracy"]
     assert accuracy["retuned"] < accuracy["dense"] - 1 < accuracy["fine-tuned"]
 
 

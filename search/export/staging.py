@@ -1,0 +1,59 @@
+"""The folder of an export: all of its files, or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from compressors.errors import OutputError
+
+SUMMARY = "profile.json"
+
+
+@contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` whose files move into `out` when all of them are there."""
+    created: Path | None = None
+    try:
+        existed = out.exists()
+        out.mkdir(parents=True, exist_ok=True)
+        if not existed:
+            created = out
+        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+    except OSError as error:
+        raise OutputError(out, error.strerror or str(error)) from error
+    try:
+        yield staging
+        earlier = written(out)
+        for path in list(staging.iterdir()):
+            os.replace(path, out / path.name)
+        for name in earlier - set(written(out)):
+            (out / name).unlink(missing_ok=True)  # it would not belong to this one
+        created = None
+    except OSError as error:
+        raise OutputError(out, error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        if created is not None:
+            shutil.rmtree(created, ignore_errors=True)
+
+
+def summary(out: Path) -> dict[str, Any]:
+    """The content of the summary in `out`; empty without one."""
+    try:
+        content = json.loads((out / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def written(out: Path) -> set[str]:
+    """Names of the files in `out` that an export says it wrote."""
+    names = summary(out).get("written")
+    return {name for name in names if isinstance(name, str) and name == Path(name).name} if isinstance(names, list) else set()

@@ -1,0 +1,154 @@
+"""Recipes: the rows of a published table made anew, one profile each, with what was published beside what is measured.
+Theirs are the files of examples/recipes; docs/RECIPES.md is the table of them."""
+
+from __future__ import annotations
+
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from compressors.errors import ConfigurationError, UnknownNameError
+from compressors.levels import DENSE, parse_level
+from compressors.progress import Progress
+from db.profile import Profile
+from db.runs import RunStore
+from evaluators.budgets import parse_budget
+from evaluators.files import is_url
+from evaluators.models import is_file_name
+from search.export import Chosen, Exported, export, exported_before, score_profile
+from search.job import Job
+from search.job_file import explain, parse_model_job, read_content, resolve_paths
+from search.pipeline import ModelProblem, prepare, run_search
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Row(_Section):
+    """One row of the table: every layer at `level` that can be at it, or the best profile within `budgets`."""
+
+    name: str = Field(pattern=r"^[\w.+:-]+$")
+    level: str | None = None
+    budgets: dict[str, float | str] | None = None
+    published: float | None = Field(
+        None, description="Accuracy in percent, after batch-norm re-tuning; none where only a figure shows it."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Row:
+        if (self.level is None) == (self.budgets is None):
+            raise ValueError("a row has either a level or budgets")
+        return self
+
+
+class Recipe(_Section):
+    """`job`: a job file's content but for the row's budgets, its paths relative to the folder of the user's data."""
+
+    title: str
+    source: str = Field(description="The paper and the table.")
+    job: dict[str, Any]
+    rows: tuple[Row, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _has_a_job(self) -> Recipe:
+        for key in ("workload", "database"):
+            if not isinstance(self.job.get(key), dict):
+                raise ValueError(f"job.{key}: required key is missing")
+        return self
+
+    @property
+    def needs_data(self) -> bool:
+        return bool(self.job["workload"].get("data", {}).get("kind") != "digits")
+
+
+def recipe_files() -> dict[str, Path]:
+    """Name -> file, of the recipes that come with apportion."""
+    folders = [Path(__file__).parents[1] / "examples" / "recipes", Path(sysconfig.get_path("data")) / "share/apportion/recipes"]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str) -> Recipe:
+    """A recipe by its name, or from a file of the user's own. Raises UnknownNameError, JobError."""
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        files = recipe_files()
+        if name not in files:
+            raise UnknownNameError("recipe", name, files)
+        path = files[name]
+    try:
+        return Recipe.model_validate(read_content(path))
+    except ValidationError as error:
+        raise explain(Recipe, path, error) from error
+
+
+def job_of(recipe: Recipe, out: Path, data: Path | None, weights: str | None, workers: dict[str, float] | None = None) -> Job:
+    """The recipe's job on the user's data, without budgets; database and runs go to the folder `out`. Raises JobError,
+    ConfigurationError."""
+    if recipe.needs_data and data is None:
+        raise ConfigurationError(f"--data is missing: a folder with {', '.join(_wanted(recipe))}")
+    if not recipe.needs_data and data is not None:
+        raise ConfigurationError("--data: this recipe brings its data along")
+    if data is not None and (lacking := [name for name in _wanted(recipe) if not (data / name).exists()]):
+        raise ConfigurationError(f"--data {data}: no {', '.join(lacking)} in it")
+    content = resolve_paths(recipe.job, (data or Path()).absolute())  # a copy
+    if weights is not None:
+        named = is_url(weights) or not is_file_name(weights)
+        content["workload"]["weights"] = weights if named else str(Path(weights).absolute())
+    out = out.absolute()
+    content["database"]["path"] = str(out / "database")
+    content["store"] = f"sqlite:///{out / 'apportion.sqlite'}"
+    if workers is not None:
+        content["workers"] = {**content.get("workers", {}), **workers}
+    return parse_model_job(content, out / "recipe")
+
+
+def run_recipe(recipe: Recipe, job: Job, out: Path, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
+    """Every row as soon as it is there: its name, accuracies in percent, what was published, and costs as shares of dense. Its
+    export is in the folder `out`/ROW; a row that is there already is read. Raises ApportionError."""
+    for row in recipe.rows:
+        content = _make(row, job, out / row.name.replace(":", "of"), progress).content
+        yield {
+            "row": row.name,
+            "accuracy": content["accuracy"],
+            "published": row.published,
+            "costs": {metric: content["costs"][metric] for metric in _told(row)},
+        }
+
+
+def _make(row: Row, job: Job, out: Path, progress: Progress | None) -> Exported:
+    # A uniform profile is not searched: its job needs no budgets, and no losses measured level by level.
+    change = {"budgets": row.budgets} if row.budgets else {"errors": "layer"}
+    with prepare(job.model_copy(update=change), progress) as problem:
+        chosen = _searched(problem, progress) if row.budgets else _uniform(row, problem)
+        return exported_before(chosen, problem, out) or export(chosen, problem, out, progress)
+
+
+def _searched(problem: ModelProblem, progress: Progress | None) -> Chosen:
+    assert problem.job.store is not None  # job_of sets it
+    results = run_search(problem, RunStore(problem.job.store), progress)
+    return Chosen.of(min(results, key=lambda result: result.pick.fitness))
+
+
+def _uniform(row: Row, problem: ModelProblem) -> Chosen:
+    assert row.level is not None
+    level = parse_level(row.level)
+    profile: Profile = {layer: level if str(level) in levels else DENSE for layer, levels in problem.database.levels().items()}
+    if all(level.is_dense for level in profile.values()):
+        raise ConfigurationError(f"row {row.name!r}: no layer of the database has the level {row.level}")
+    return score_profile(profile, problem, f"all layers at {row.level}")
+
+
+def _told(row: Row) -> list[str]:
+    """The metrics that readers of the row care for."""
+    return [parse_budget(name, value).metric for name, value in row.budgets.items()] if row.budgets else ["bits"]
+
+
+def _wanted(recipe: Recipe) -> list[str]:
+    """The files and folders that the user's data must have."""
+    data = recipe.job["workload"]["data"]
+    return [str(data[key]) for key in ("calibration", "train", "test", "root") if isinstance(data.get(key), str)]

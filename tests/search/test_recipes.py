@@ -1,0 +1,107 @@
+"""Recipes: their files, and one made end to end on the embedded network."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from compressors.errors import ApportionError
+from compressors.levels import expand_levels
+from evaluators.budgets import parse_budget
+from search.cli import main
+from search.recipes import job_of, load_recipe, recipe_files
+
+SMALL: dict[str, Any] = {
+    "title": "Small",
+    "source": "nowhere",
+    "job": {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 128},
+        "database": {"levels": ["dense", "w4", "unstr-0.75"]},
+        "errors": "loss",
+        "search": {"algorithms": ["dp"], "evaluations": 1},
+    },
+    "rows": [{"name": "w4", "level": "w4", "published": 97.5}, {"name": "flops-2x", "budgets": {"flops": "2x"}}],
+}
+
+
+def write(folder: Path, **changes: Any) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_files())
+def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    data = None
+    if recipe.needs_data:
+        data = tmp_path / "data"
+        for wanted in ("train", "val", "cifar10/calib1024.npz", "cifar10/train4096.npz", "cifar10/test5000.npz"):
+            (data / wanted).mkdir(parents=True)
+    job = job_of(recipe, tmp_path / "out", data, None)
+    assert job.database.path == tmp_path / "out" / "database"
+    levels = set(map(str, job.database.expanded()))
+    for row in recipe.rows:
+        if row.level is not None:
+            assert {str(level) for level in expand_levels([row.level])} <= levels
+        else:
+            assert row.budgets
+            assert all(parse_budget(name, value) for name, value in row.budgets.items())
+
+
+def test_a_recipe_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["recipe", str(write(tmp_path)), "-o", str(tmp_path / "out"), "--json"]
+    assert main(command) == 0
+    first = json.loads(capsys.readouterr().out)
+    uniform, searched = first["rows"]
+    assert (uniform["row"], uniform["published"]) == ("w4", 97.5)
+    assert searched["costs"]["flops"] <= 0.5
+    assert all(80 < row["accuracy"][name] <= 100 for row in first["rows"] for name in ("dense", "retuned"))
+    assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == first
+    models = [tmp_path / "out" / name / "model.safetensors" for name in ("w4", "flops-2x")]
+    written = [path.stat().st_mtime_ns for path in models]
+    models[1].unlink()
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert models[0].stat().st_mtime_ns == written[0]  # what was there is read, what was not is made again
+    assert models[1].stat().st_mtime_ns > written[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"rows": [{"name": "a"}]}, [], "rows.0: a row has either a level or budgets"),
+        ({"rows": [{"name": "a/b", "level": "w4"}]}, [], "rows.0.name: String should match"),
+        ({"rows": [{"name": "a", "level": "w3"}]}, [], "row 'a': no layer of the database has the level w3"),
+        ({"jobs": {}}, [], "jobs: unknown key 'jobs'; did you mean 'job'"),
+        ({"job": {**SMALL["job"], "errors": "lost"}}, [], "errors: Input should be 'layer' or 'loss'"),
+        ({"job": {"workload": {}}}, [], "job.database: required key is missing"),
+        ({}, ["--data", "/tmp"], "--data: this recipe brings its data along"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    changes: dict[str, Any], options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipe", str(write(tmp_path, **changes)), "-o", str(tmp_path / "out"), *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_data_that_is_missing_is_named(tmp_path: Path) -> None:
+    recipe = load_recipe("resnet18-nm")
+    with pytest.raises(ApportionError, match="--data is missing: a folder with train, val"):
+        job_of(recipe, tmp_path, None, None)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ApportionError, match=r"--data .*: no val in it"):
+        job_of(recipe, tmp_path, tmp_path, None)
+
+
+@pytest.mark.slow
+def test_the_rows_on_the_real_network(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipe", "cifar-resnet20", "--data", str(shared_data), "-o", str(tmp_path), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    retuned = {row["row"]: row["accuracy"]["retuned"] for row in rows}
+    assert retuned["w4"] > retuned["w2"] > 80
+    assert retuned["4:8"] > 87
+    assert {row["row"]: row["costs"] for row in rows}["flops-4x"]["flops"] <= 0.25
