@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from db.crew import Crew
 from evaluators.pool import Pool, Request
 from evaluators.ray_pool import RayPool
 from evaluators.stitched import StitchedScorer
@@ -68,9 +69,9 @@ def real(rounds: int, count: int) -> None:
         ray.init(num_cpus=3, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
         times: list[list[float]] = [[], []]
         try:
-            with RayPool(make, 1, 1) as one:
+            with Crew(1, 1) as first, RayPool(make, first) as one:
                 timed(one, requests[:2])
-                with RayPool(make, 2, 1) as two:
+                with Crew(2, 1) as second, RayPool(make, second) as two:
                     timed(two, requests[:4])
                     for _ in range(rounds):  # new ones each time: a worker remembers what it scored
                         requests = [(tuple(rng.integers(0, 3, 14).tolist()), 1.0) for _ in range(count)]
@@ -89,7 +90,7 @@ def sleeping(workers: list[int], seconds: float, rounds: int) -> None:
     print(f"{'workers':>7} {'efficiency':>10} {'wall s':>7}")
     try:
         for count in workers:
-            with RayPool(partial(Sleeper, seconds), count, 2 / 64) as pool:
+            with Crew(count, 2 / 64) as crew, RayPool(partial(Sleeper, seconds), crew) as pool:
                 while pool.there < count:  # starting processes would take the processor from the others
                     timed(pool, [((0,), 1e-3)] * count)
                 requests: list[Request] = [((i,), 1.0) for i in range(4 * count)]

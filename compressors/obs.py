@@ -86,9 +86,9 @@ def compress_layer(
     mapper: Mapper | None = None,
 ) -> Iterator[CompressedLayer]:
     """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order. hessian: [groups, d, d] as
-    `hessian.collect_hessians` gives it; `activations`: bits -> grid, for levels that quantize inputs. A `mapper` runs the tasks
-    that the layer is cut into (by default one after the other, here). Raises LayerError for values that are not finite,
-    LevelError."""
+    `hessian.collect_hessians` gives it; its device does the work. `activations`: bits -> grid, for levels that quantize inputs. A
+    `mapper` runs the tasks that the layer is cut into (by default one after the other, here). Raises LayerError for values that
+    are not finite, LevelError."""
     for level in levels:
         check_level(level)
         if level.activation_bits and level.activation_bits not in (activations or {}):
@@ -101,7 +101,7 @@ def compress_layer(
         raise LayerError(spec.name, "its weights hold NaN or infinity")
     if not torch.isfinite(hessian).all():
         raise LayerError(spec.name, "its Hessian holds NaN or infinity")
-    limits = Limits(options.memory or default_memory(), torch.get_num_threads())
+    limits = Limits(options.memory or default_memory(hessian.device), torch.get_num_threads())
     work = Work(limits, mapper, progress, f"compress {spec.name}")
     fitting = [level for level in levels if fits(spec, level)]
     problem = _Problem(matrix, hessian.double(), spec, fitting, options, work)

@@ -61,8 +61,10 @@ def precision(columns: int) -> torch.dtype:
     return torch.float64 if columns <= _DOUBLE_UP_TO else torch.float32
 
 
-def default_memory() -> int:
-    """A quarter of the machine's free memory, in bytes."""
+def default_memory(device: torch.device) -> int:
+    """A quarter of the machine's free memory, or half of the device's, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
     try:
         return max(1 << 28, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
     except (ValueError, OSError):

@@ -7,36 +7,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressors.errors import ConfigurationError
-from db.shares import Share
 
 
-class Session:
-    """Connected from now until `close`, which stops what this session started, and only that. Raises ConfigurationError
-    without Ray, or where the cluster has less than `at_least` workers need (default: all of `count`). `share.count()` says how
-    many of them the job may have now."""
+class Connection:
+    """Ray from `open` to `close`: the cluster that RAY_ADDRESS names, or one on this machine with room for `cpus` and `gpus`,
+    which is stopped at the end. Where this process is connected already, that is used, and left as it is."""
 
-    def __init__(
-        self,
-        count: int,
-        cpus: float,
-        gpus: float,
-        at_least: int | None = None,
-        resources: Mapping[str, float] | None = None,
-    ) -> None:
-        self.ray = import_ray()
-        self._started = not self.ray.is_initialized()
-        try:
-            if self._started:
-                _start(self.ray, count * cpus, count * gpus)
-            _check_resources(self.ray, count if at_least is None else at_least, {"CPU": cpus, "GPU": gpus, **(resources or {})})
-            self.share = Share(self.ray, count, cpus, gpus)
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, cpus: float, gpus: float) -> None:
+        self._cpus, self._gpus = cpus, gpus
+        self._started = False
+
+    def open(self) -> Any:
+        """The module ray. Raises ConfigurationError without Ray."""
+        ray = import_ray()
+        if not ray.is_initialized():
+            self._started = True
+            _start(ray, self._cpus, self._gpus)
+        return ray
 
     def close(self) -> None:
         if self._started:
-            self.ray.shutdown()
+            import_ray().shutdown()
             self._started = False
 
 
@@ -66,7 +57,8 @@ def _start(ray: Any, cpus: float, gpus: float) -> None:
     )
 
 
-def _check_resources(ray: Any, count: int, each: Mapping[str, float]) -> None:
+def check_resources(ray: Any, count: int, each: Mapping[str, float]) -> None:
+    """Raises ConfigurationError where `count` workers with `each` do not fit the cluster as it is."""
     there = ray.cluster_resources()
     for name, amount in each.items():
         if count * amount > there.get(name, 0):

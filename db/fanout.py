@@ -3,6 +3,7 @@ outweighs the others a few rows a worker."""
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -18,8 +19,10 @@ from compressors.obs import CompressionOptions, compress_layer
 from compressors.progress import Progress
 from compressors.work import Mapper
 from db import codec, format
-from db.cluster import Session
+from db.crew import Crew
 from db.format import Entry
+
+_LOST_AT_MOST = 3
 
 Encoded = tuple[dict[str, Tensor], tuple[Entry, ...]]
 """A layer as its file holds it: encoded parts by key, and the entries in the order of their levels."""
@@ -42,10 +45,9 @@ class LayerTask:
         """Roughly proportional to the time that one elimination of the layer takes."""
         return float(self.layer.rows) * self.layer.columns**3
 
-    def run(self, progress: Progress | None = None, mapper: Mapper | None = None) -> Encoded:
-        made = compress_layer(
-            self.weight, self.layer, self.hessian, self.levels, self.options, self.activations, progress, mapper
-        )
+    def run(self, progress: Progress | None = None, mapper: Mapper | None = None, device: str = "cpu") -> Encoded:
+        hessian = self.hessian.to(device)
+        made = compress_layer(self.weight, self.layer, hessian, self.levels, self.options, self.activations, progress, mapper)
         return encode(made)
 
 
@@ -57,81 +59,100 @@ class Fanout(Protocol):
 
 
 class InProcess:
-    """One layer after the other, here."""
+    """One layer after the other, here: on the GPU where the job has one, and torch finds it."""
+
+    def __init__(self, gpus: float = 0) -> None:
+        self._device = _device(gpus)
 
     def run(self, tasks: Sequence[LayerTask], progress: Progress | None) -> Iterator[tuple[LayerTask, Encoded]]:
         for task in tasks:
-            yield task, task.run(progress)
+            yield task, task.run(progress, device=self._device)
 
     def close(self) -> None:
         pass
 
 
 class RayWorkers:
-    """`count` Ray tasks at a time, of `cpus` threads each. The result is the same to the bit as in one process."""
+    """The actors of `crew`, which stays open. On CPUs the result is the same to the bit as in one process."""
 
-    def __init__(self, count: int, cpus: int) -> None:
-        self._session = Session(count, cpus, 0)
-        self._ray = self._session.ray
-        self._count = count
-        self._task = self._ray.remote(num_cpus=cpus, max_retries=3)(_on_worker).options(name="apportion build")
-        self._threads = cpus
+    def __init__(self, crew: Crew) -> None:
+        self._crew, self._ray = crew, crew.ray
 
     def run(self, tasks: Sequence[LayerTask], progress: Progress | None) -> Iterator[tuple[LayerTask, Encoded]]:
-        total = sum(task.work for task in tasks)
-        shared = [task for task in tasks if task.work * self._count > total and self._count > 1]
-        waiting = [task for task in tasks if task not in shared]
-        flying: dict[Any, LayerTask] = {}
-        try:
-            for task in waiting:
-                while len(flying) >= max(1, self._session.share.count()):
-                    yield self._next(flying)
-                flying[self._task.remote(self._threads, _whole, (task,))] = task
-            while flying:
-                yield self._next(flying)
-        finally:
-            for reference in flying:
-                self._ray.cancel(reference, force=True)
+        total, count = sum(task.work for task in tasks), self._crew.count
+        # A GPU takes all rows of a layer at once.
+        shared = [task for task in tasks if task.work * count > total and count > 1 and not self._crew.gpus]
+        whole = [task for task in tasks if task not in shared]
+        for number, encoded in self._as_finished([(_whole, (task, self._crew.gpus)) for task in whole]):
+            yield whole[number], encoded
         for task in shared:
             yield task, task.run(progress, self._map)
 
     def close(self) -> None:
-        self._session.close()
-
-    def _next(self, flying: dict[Any, LayerTask]) -> tuple[LayerTask, Encoded]:
-        ready, _ = self._ray.wait(list(flying), num_returns=1)
-        task = flying.pop(ready[0])
-        return task, self._get(ready[0])
+        pass
 
     def _map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        """Tasks of one layer, twice as many in the queue as there are workers; results in order. What several tasks share
-        (H^-1) is sent once."""
+        """Tasks of one layer; results in order. What several tasks share (H^-1) is sent once."""
         sent: dict[int, Any] = {}
-        flying: list[Any] = []
-        try:
-            for task in tasks:
-                arguments = [self._share(argument, sent) for argument in task]
-                flying.append(self._task.remote(self._threads, function, None, *arguments))
-                if len(flying) >= 2 * self._count:
-                    yield self._get(flying.pop(0))
-            while flying:
-                yield self._get(flying.pop(0))
-        finally:
-            for reference in flying:
-                self._ray.cancel(reference, force=True)
+        done: dict[int, Any] = {}
+        told = 0
+        calls = [(_part, (self._crew.threads, function, *(self._sent(a, sent) for a in arguments))) for arguments in tasks]
+        for number, result in self._as_finished(calls):
+            done[number] = result
+            while told in done:
+                yield done.pop(told)
+                told += 1
 
-    def _share(self, argument: Any, sent: dict[int, Any]) -> Any:
+    def _sent(self, argument: Any, sent: dict[int, Any]) -> Any:
         if not isinstance(argument, Tensor) or argument.numel() < 1 << 12:
             return argument.clone() if isinstance(argument, Tensor) else argument  # a view would take all it views along
         if id(argument) not in sent:
             sent[id(argument)] = (self._ray.put(argument.clone()), argument)  # the argument lives on, so its id stays its own
         return sent[id(argument)][0]
 
-    def _get(self, reference: Any) -> Any:
+    def _as_finished(self, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[tuple[int, Any]]:
+        """The number of each call and its result. One whose actor is lost is made again, up to three times."""
+        errors = self._ray.exceptions
+        waiting, lost = deque(range(len(calls))), Counter[int | None]()
+        there: list[Any] = []
+        starting: dict[Any, Any] = {}
+        flying: dict[Any, tuple[int, Any]] = {}
         try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from error
+            while waiting or flying:
+                allowed = max(1, self._crew.share.count())
+                while there and len(there) + len(starting) + len(flying) > allowed:
+                    self._crew.stop(there.pop())
+                while len(there) + len(starting) + len(flying) < min(allowed, len(waiting) + len(flying)):
+                    actor = self._crew.take()
+                    starting[actor.apply.remote(_nothing)] = actor
+                while there and waiting:
+                    actor = there.pop()
+                    function, arguments = calls[waiting[0]]
+                    flying[actor.apply.remote(function, *arguments)] = waiting.popleft(), actor
+                (ready, *_), _ = self._ray.wait([*flying, *starting], num_returns=1)
+                number: int | None
+                number, actor = flying.pop(ready) if ready in flying else (None, starting.pop(ready))
+                try:
+                    result = self._ray.get(ready)
+                except errors.RayTaskError as error:
+                    self._crew.stop(actor)
+                    raise error.as_instanceof_cause() from error
+                except errors.RayError:
+                    self._crew.stop(actor)
+                    lost[number] += 1
+                    if lost[number] > _LOST_AT_MOST:
+                        raise
+                    if number is not None:
+                        waiting.appendleft(number)
+                    continue
+                there.append(actor)
+                if number is not None:
+                    yield number, result
+        finally:
+            for actor in there:
+                self._crew.give_back(actor)
+            for actor in [*starting.values(), *(actor for _, actor in flying.values())]:
+                self._crew.stop(actor)
 
 
 def encode(made: Any) -> Encoded:
@@ -157,16 +178,20 @@ def encode(made: Any) -> Encoded:
     return tensors, tuple(entries)
 
 
-def _whole(task: LayerTask) -> Encoded:
-    return task.run()
+def _device(gpus: float) -> str:
+    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
 
 
-def _on_worker(threads: int, function: Callable[..., Any], packed: tuple[Any, ...] | None, *arguments: Any) -> Any:
-    """Run on a worker. Tensors out of the object store cannot be written to: each is copied first."""
-    torch.set_num_threads(threads)
-    if packed is not None:
-        (task,) = packed
-        return function(replace(task, weight=task.weight.clone(), hessian=task.hessian.clone()))
+def _nothing(_state: dict[str, Any]) -> None:
+    """Tells that an actor is there."""
+
+
+def _whole(_state: dict[str, Any], task: LayerTask, gpus: float) -> Encoded:
+    # Tensors out of the object store cannot be written to.
+    return replace(task, weight=task.weight.clone(), hessian=task.hessian.clone()).run(device=_device(gpus))
+
+
+def _part(_state: dict[str, Any], threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*(_own(argument, threads) for argument in arguments))
 
 

@@ -6,14 +6,12 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from compressors.errors import EvaluationError
-from db.cluster import Session
+from db.crew import Crew
 from evaluators.pool import DEADLINE, Pool, Request, Score, Scorer, prefix_order, timed, width
 from evaluators.scorers import DatabaseElsewhereError, ScorerMaker
 
@@ -30,13 +28,15 @@ _IMPATIENT = 60.0
 @dataclass(slots=True)
 class _Slot:
     """One worker's place. `starting` is pending until its scorer is made (None then); `since`: when it began what it is doing;
-    `lost`: workers that were lost here one after the other while they started; `width`: requests that it takes at once."""
+    `lost`: workers that were lost here one after the other while they started; `width`: requests that it takes at once;
+    `finished`: with all that it was given."""
 
     actor: Any
     starting: Any
     since: float = 0.0
     lost: int = 0
     width: int = 1
+    finished: bool = True
 
 
 @dataclass(slots=True)
@@ -66,42 +66,19 @@ class _Work:
 
 
 class RayPool(Pool):
-    """Scores on up to `count` Ray actors with `cpus`, `gpus` and custom `resources` each. Connects to a running cluster where
-    RAY_ADDRESS names one, otherwise starts Ray on this machine and stops it in `close`.
+    """Scores on the actors of `crew`, which stays open.
 
-    `at_least` workers (default: all) must fit the cluster now; the others are used as soon as it has room for them, and one
-    that is lost with its node comes back as soon as there is room again. A worker that dies, or scores one candidate for more
-    than `deadline` seconds, is replaced and its work given out again; `events` counts these. `evaluate` raises EvaluationError
-    for a candidate that fails or hangs twice, or that loses four workers; this raises ConfigurationError without Ray or room.
-    """
+    As many of them are used as the job may have at the time; one that is lost with its node comes back as soon as there is room
+    again. A worker that dies, or scores one candidate for more than `deadline` seconds, is replaced and its work given out again;
+    `events` counts these. `evaluate` raises EvaluationError for a candidate that fails or hangs twice, or loses four workers."""
 
-    def __init__(
-        self,
-        make_scorer: Callable[[], Scorer],
-        count: int,
-        cpus: float,
-        gpus: float = 0,
-        *,
-        at_least: int | None = None,
-        deadline: float = DEADLINE,
-        resources: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, make_scorer: Callable[[], Scorer], crew: Crew, deadline: float = DEADLINE) -> None:
         super().__init__()
-        self._deadline = deadline
+        self._deadline, self._crew, self._ray = deadline, crew, crew.ray
         self._slots: list[_Slot] = []
-        needs = dict(resources or {})
-        self._session = Session(count, cpus, gpus, at_least, needs)
-        self._ray = self._session.ray
-        try:
-            self._make = make_scorer
-            self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
-            self._actor = self._ray.remote(num_cpus=cpus, num_gpus=gpus, resources=needs, max_restarts=0)(_Worker)
-            self._threads = max(1, int(cpus))
-            self._count = count
-            self._follow_share()
-        except BaseException:
-            self.close()
-            raise
+        self._make = make_scorer
+        self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
+        self._follow_share()
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
         work = _Work(requests, deque(prefix_order(requests)))
@@ -115,8 +92,9 @@ class RayPool(Pool):
                     yield work.done.pop(told)
                     told += 1
         finally:
-            for reference in work.flying:  # the caller stopped early, or a candidate failed for good
+            for reference, flight in work.flying.items():  # the caller stopped early, or a candidate failed for good
                 self._ray.cancel(reference)
+                flight.slot.finished = False
 
     @property
     def there(self) -> int:
@@ -125,26 +103,25 @@ class RayPool(Pool):
 
     def close(self) -> None:
         for slot in self._slots:
-            self._ray.kill(slot.actor)
+            (self._crew.give_back if slot.starting is None and slot.finished else self._crew.stop)(slot.actor)
         self._slots = []
-        self._session.close()
 
     def _follow_share(self, work: _Work | None = None) -> None:
         """As many workers as the job may have now. Those that are one too many are idle ones, or finish what they have."""
-        allowed = min(self._count, self._session.share.count())
+        allowed = min(self._crew.count, self._crew.share.count())
         busy = {id(flight.slot) for flight in work.flying.values()} if work else set()
         for slot in [slot for slot in reversed(self._slots) if id(slot) not in busy][: max(0, len(self._slots) - allowed)]:
-            self._ray.kill(slot.actor)
+            self._crew.stop(slot.actor)
             self._slots.remove(slot)
         self._allowed = allowed
         self._slots += [self._new() for _ in range(allowed - len(self._slots))]
 
     def _new(self) -> _Slot:
-        actor = self._actor.remote(self._threads)
-        return _Slot(actor, actor.prepare.remote(self._made))
+        actor = self._crew.take()
+        return _Slot(actor, actor.apply.remote(_prepare, self._made))
 
     def _replace(self, slot: _Slot) -> None:
-        self._ray.kill(slot.actor)  # it may be out of reach alone, and keep its place in the cluster
+        self._crew.stop(slot.actor)  # it may be out of reach alone, and keep its place in the cluster
         fresh = self._new()
         slot.actor, slot.starting = fresh.actor, fresh.starting
 
@@ -160,7 +137,7 @@ class RayPool(Pool):
                     if not load[id(slot)]:
                         slot.since = time.monotonic()
                     numbers = self._take(work, slot.width)
-                    reference = slot.actor.score.remote([work.requests[n] for n in numbers])
+                    reference = slot.actor.apply.remote(_score, [work.requests[n] for n in numbers])
                     work.flying[reference] = _Flight(slot, slot.actor, numbers)
                     load[id(slot)] += 1
 
@@ -177,7 +154,7 @@ class RayPool(Pool):
         starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
         first = min((flight.slot.since for flight in work.flying.values()), default=time.monotonic())
         patience = first + self._deadline - time.monotonic() if work.flying else _IMPATIENT
-        if self._session.share.shared:
+        if self._crew.share.shared:
             patience = min(patience, _LOOK_AGAIN)
         if not (work.flying or starting):
             time.sleep(_LOOK_AGAIN)  # the job has no share at present
@@ -225,7 +202,7 @@ class RayPool(Pool):
             log.warning("%s is not seen by all nodes: it is sent to them", self._make.path)
             self._make = self._make.shipped(self._ray.put)
             self._made = self._ray.put(self._make)
-        slot.starting = slot.actor.prepare.remote(self._made)
+        slot.starting = slot.actor.apply.remote(_prepare, self._made)
 
     def _finished(self, work: _Work, reference: Any) -> None:
         errors = self._ray.exceptions
@@ -274,21 +251,15 @@ class RayPool(Pool):
         log.warning("%s; it is replaced, and its work given out again", text)
 
 
-class _Worker:
-    """The actor: one scorer, made once."""
+def _prepare(state: dict[str, Any], make_scorer: Callable[[], Scorer]) -> int:
+    """Make the worker's scorer; returns how many requests it takes at once."""
+    state.clear()  # what an earlier pool left goes first: two models may not fit a GPU
+    state["scorer"] = make_scorer()
+    return width(state["scorer"])
 
-    def __init__(self, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._scorer: Scorer | None = None
 
-    def prepare(self, make_scorer: Callable[[], Scorer]) -> int:
-        """Make the scorer; returns how many requests it takes at once."""
-        self._scorer = make_scorer()
-        return width(self._scorer)
-
-    def score(self, requests: list[Request]) -> list[tuple[float, float]]:
-        assert self._scorer is not None  # the pool waits for `prepare`
-        return [(score.fitness, score.seconds) for score in timed(self._scorer, requests)]
+def _score(state: dict[str, Any], requests: list[Request]) -> list[tuple[float, float]]:
+    return [(score.fitness, score.seconds) for score in timed(state["scorer"], requests)]
 
 
 def _first_line(error: Exception) -> str:

@@ -76,12 +76,13 @@ def _part(parts: Any, name: str, run: Callable[[argparse.Namespace], None], text
 
 def _sensitivity(options: argparse.Namespace) -> None:
     from search.job_file import load_model_job
-    from search.pipeline import build, measured_errors
+    from search.pipeline import build
+    from search.workers import Workers, measured_errors
 
     job = load_model_job(options.job)
-    with TerminalProgress() as progress:
-        workload, database = build(job, progress)
-        rises = measured_errors(job, workload, database, progress)
+    with TerminalProgress() as progress, Workers(job.workers) as crew:
+        workload, database = build(job, progress, crew)
+        rises = measured_errors(job, workload, database, crew, progress)
     levels = database.levels()
     content = {
         layer: dict(zip(names, map(float, row), strict=True)) for (layer, names), row in zip(levels.items(), rises, strict=True)

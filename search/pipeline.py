@@ -5,32 +5,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
-from compressors.errors import ConfigurationError
 from compressors.layers import find_layers
 from compressors.levels import parse_level
 from compressors.progress import Progress
 from db import format
 from db.build import build_database
 from db.database import LayerDatabase
-from db.fanout import InProcess, RayWorkers
 from db.runs import Run, RunStore
 from evaluators.augment import augmented
 from evaluators.budgets import Budget
 from evaluators.costs import cost_tables
 from evaluators.latency import LatencyTable, ask_latency, is_function, read_latency
-from evaluators.pool import LocalPool, Pool
-from evaluators.ray_pool import RayPool
-from evaluators.scorers import ScorerMaker
-from evaluators.sensitivity import measure_losses
+from evaluators.pool import Pool
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
 from search.algorithms.base import create
 from search.decisions import Decisions
@@ -41,6 +35,7 @@ from search.run import RunResult, search
 from search.selection import select
 from search.space import SearchSpace
 from search.tables import TableProblem, prepare_table
+from search.workers import Workers, measured_errors, scorers
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +50,14 @@ class ModelProblem(Problem):
     job: Job
     workload: Workload
     database: LayerDatabase
+    crew: Workers
+
+    def close(self) -> None:
+        super().close()
+        self.crew.close()
 
     def start_pool(self) -> Pool:
-        return make_pool(self.job, self.workload, self.database, self.job.fitness, self.job.batchnorm)
+        return self.crew.pool(scorers(self.job, self.workload, self.database, self.job.fitness, self.job.batchnorm))
 
     def start_selection_pool(self) -> Pool | None:
         """KL to the dense model on the workload's selection images, in the job's batch-norm mode."""
@@ -65,11 +65,15 @@ class ModelProblem(Problem):
         if images is None or self.job.search.picks == 1:
             return None
         unseen = replace(self.workload, calibration=images.load(), selection=None)
-        return make_pool(self.job, unseen, self.database, "kl", self.job.batchnorm)
+        return self.crew.pool(scorers(self.job, unseen, self.database, "kl", self.job.batchnorm))
 
 
-def build(job: Job, progress: Progress | None = None) -> tuple[Workload, LayerDatabase]:
-    """Load the job's workload and build its layer database, or go on with one that was begun. Raises ApportionError."""
+def build(job: Job, progress: Progress | None = None, crew: Workers | None = None) -> tuple[Workload, LayerDatabase]:
+    """Load the job's workload and build its layer database, or go on with one that was begun; by `crew`, which stays, or by
+    workers of the build's own. Raises ApportionError."""
+    if crew is None:
+        with Workers(job.workers) as own:
+            return build(job, progress, own)
     workload = load_workload(job.workload, progress)
     config = job.database
     calibration, size = workload.calibration, workload.batch_size
@@ -89,7 +93,7 @@ def build(job: Job, progress: Progress | None = None) -> tuple[Workload, LayerDa
         exceptions={name: levels for name, levels in built.items() if levels != default},
         options=config.options(),
         progress=progress,
-        fanout=partial(RayWorkers, job.workers.count, job.workers.cpus) if job.workers.count else InProcess,
+        fanout=crew.fanout,
     )
     return workload, database
 
@@ -114,7 +118,14 @@ def prepare(job: AnyJob, progress: Progress | None = None) -> Problem:
 def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
     """Build what is missing, check the budgets, and measure the additive table where the job asks for it. Raises
     InfeasibleBudgetError before any evaluation, and whatever `build` raises."""
-    workload, database = build(job, progress)
+    with ExitStack() as stack:
+        problem = _loaded(job, stack.enter_context(Workers(job.workers)), progress)
+        stack.pop_all()  # the problem closes it
+    return problem
+
+
+def _loaded(job: Job, crew: Workers, progress: Progress | None) -> ModelProblem:
+    workload, database = build(job, progress, crew)
     key = format.digest(
         {
             "database": database.fingerprint,
@@ -135,16 +146,18 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
     if latency is not None:
         identity["latency"] = [row.tolist() for row in whole.costs["latency"]]
     problem = ModelProblem(
-        job=job, workload=workload, database=database, whole=whole, decisions=decisions, key=key, id=format.digest(identity)[:8]
+        job=job,
+        workload=workload,
+        database=database,
+        crew=crew,
+        whole=whole,
+        decisions=decisions,
+        key=key,
+        id=format.digest(identity)[:8],
     )
     problem.space.check()
     if job.errors == "loss":
-        try:
-            measured = replace(whole, errors=measured_errors(job, workload, database, progress))
-        except BaseException:
-            problem.close()
-            raise
-        problem = replace(problem, whole=measured)
+        problem = replace(problem, whole=replace(whole, errors=measured_errors(job, workload, database, crew, progress)))
     return problem
 
 
@@ -230,33 +243,6 @@ def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, ev
     return Run(f"{name}-s{seed}-{format.digest(identity)[:8]}", job, algorithm, parameters, seed, float(evaluations))
 
 
-def make_pool(job: Job, workload: Workload, database: LayerDatabase, fitness: str, batchnorm: str) -> Pool:
-    """The job's workers, scoring candidates of `database`. Raises ConfigurationError when the machine lacks what is asked."""
-    workers, corrections = job.workers, job.corrections.score
-    device = "cuda" if workers.gpus else "cpu"
-    options = {
-        "fitness": fitness,
-        "batchnorm": batchnorm,
-        "corrections": corrections,
-        "device": device,
-        "precision": workers.precision,
-    }
-    make_scorer = ScorerMaker(workload, database.path, database.fingerprint, options)
-    if workers.count:
-        return RayPool(
-            make_scorer,
-            workers.count,
-            workers.cpus,
-            workers.gpus,
-            at_least=workers.at_least,
-            deadline=workers.deadline,
-            resources=workers.resources,
-        )
-    if workers.gpus and not torch.cuda.is_available():
-        raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")
-    return LocalPool(make_scorer, workers.cpus)
-
-
 def precision_agrees(problem: ModelProblem, progress: Progress | None = None) -> float:
     """Spearman's rank correlation between the fitnesses of 64 random profiles within the budgets in the job's precision and in
     float32. Below 0.99 or so, a lower precision changes which profile is found."""
@@ -267,7 +253,7 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
     found = []
     for precision in (problem.job.workers.precision, "float32"):
         job = problem.job.model_copy(update={"workers": problem.job.workers.model_copy(update={"precision": precision})})
-        with make_pool(job, problem.workload, problem.database, job.fitness, job.batchnorm) as pool:
+        with problem.crew.pool(scorers(job, problem.workload, problem.database, job.fitness, job.batchnorm)) as pool:
             scores = []
             for done, score in enumerate(pool.evaluate(requests)):
                 scores.append(score.fitness)
@@ -280,18 +266,3 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
 def default_store(job_file: Path) -> str:
     """URL of the store that jobs in this file's folder use when they name none."""
     return f"sqlite:///{job_file.absolute().parent / 'apportion.sqlite'}"
-
-
-def measured_errors(
-    job: Job, workload: Workload, database: LayerDatabase, progress: Progress | None = None
-) -> tuple[np.ndarray, ...]:
-    """Measured single-layer losses, [levels] per layer: with running statistics, and where the search scores otherwise the
-    larger of that and the rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch
-    statistics hide a shift of the mean, running statistics overstate it. Kept in the database's folder."""
-    corrections = job.corrections.score
-    modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
-    tables = []
-    for mode in modes:
-        with make_pool(job, workload, database, "loss", mode) as pool:
-            tables.append(measure_losses(workload, database, mode, pool, progress, corrections))
-    return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))

@@ -61,7 +61,7 @@ class Problem(ABC):
         """One pool at a time: two would wait for each other's processors."""
         if self._pool is not None and self._pool[0] == purpose:
             return self._pool[1]
-        self.close()
+        self._stop_pool()
         return None
 
     @property
@@ -75,6 +75,10 @@ class Problem(ABC):
         return self.events + (self._pool[1].events if self._pool is not None else Counter())
 
     def close(self) -> None:
+        """Stop the workers."""
+        self._stop_pool()
+
+    def _stop_pool(self) -> None:
         if self._pool is not None:
             self.events += self._pool[1].events
             self._pool[1].close()

@@ -42,7 +42,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log)
 
 
-os.environ["RAY_worker_niceness"] = "0"  # Ray's workers would otherwise wait for whatever the other test process computes
+NICENESS = "RAY_worker_niceness"
+os.environ[NICENESS] = "0"  # Ray's workers would otherwise wait for whatever the other test process computes
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 LEVELS = ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from compressors.errors import EvaluationError
+from compressors.errors import ConfigurationError, EvaluationError
+from db.cluster import Connection
+from db.crew import Crew
 from db.database import LayerDatabase
 from evaluators.pool import LocalPool, Pool, Score, Scorer
 from evaluators.ray_pool import RayPool
 from evaluators.scorers import ScorerMaker
 from evaluators.workloads import Workload
 
-POOLS: dict[str, Callable[[Callable[[], Scorer]], Pool]] = {
+Make = Callable[[], Scorer]
+
+
+@contextmanager
+def ray_pool(make: Make, count: int) -> Iterator[Pool]:
+    with Crew(count, 1) as crew, RayPool(make, crew) as pool:
+        yield pool
+
+
+POOLS: dict[str, Callable[[Make], AbstractContextManager[Pool]]] = {
     "local": lambda make: LocalPool(make, threads=1),
-    "ray-1": lambda make: RayPool(make, count=1, cpus=1),
-    "ray-2": lambda make: RayPool(make, count=2, cpus=1),
+    "ray-1": lambda make: ray_pool(make, 1),
+    "ray-2": lambda make: ray_pool(make, 2),
 }
 
 
@@ -48,6 +60,19 @@ def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pool]:
         pytest.importorskip("ray", reason="apportion[ray] is not installed")
     with POOLS[request.param](partial(Sum, tmp_path)) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """Started once for the pools of this file."""
+    try:
+        connection = Connection(2, 0)
+        connection.open()
+    except ConfigurationError:  # no Ray: its tests skip
+        yield
+        return
+    yield
+    connection.close()
 
 
 def fitness(scores: Iterator[Score]) -> list[float]:

@@ -18,6 +18,8 @@ from evaluators.pool import Score
 ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from db.crew import Crew  # noqa: E402
+from db.fanout import RayWorkers  # noqa: E402
 from evaluators.ray_pool import RayPool  # noqa: E402
 
 STORE = 80 << 20
@@ -80,7 +82,7 @@ def use_until(pool: RayPool, folder: Path, nodes: int) -> None:
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    with RayPool(partial(Fragile, tmp_path), count=2, cpus=1) as pool:
+    with Crew(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
         requests = [((i,), 1.0) for i in (5, -3, 6, 7, 8)]
         assert fitness(pool.evaluate(requests)) == [5.0, -3.0, 6.0, 7.0, 8.0]
         assert pool.events == {"lost": 1}
@@ -92,14 +94,14 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_hung_worker_is_replaced(tmp_path: Path) -> None:
-    with RayPool(partial(Fragile, tmp_path), count=2, cpus=1, deadline=2.0) as pool:
+    with Crew(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew, deadline=2.0) as pool:
         requests = [((i,), 1.0) for i in (5, -4, 6, 7)]
         assert fitness(pool.evaluate(requests)) == [5.0, -4.0, 6.0, 7.0]
         assert pool.events == {"hung": 1}
 
 
 def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:
-    with RayPool(Unmade, count=1, cpus=1) as pool, pytest.raises(EvaluationError, match="no such weights"):
+    with Crew(1, 1) as crew, RayPool(Unmade, crew) as pool, pytest.raises(EvaluationError, match="no such weights"):
         fitness(pool.evaluate([((1,), 1.0)]))
 
 
@@ -107,8 +109,8 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
     ray.init(address="local", num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
-            RayPool(partial(Fragile, tmp_path), count=3, cpus=1)
-        with RayPool(partial(Fragile, tmp_path), count=3, cpus=1, at_least=1) as pool:
+            Crew(3, 1)
+        with Crew(3, 1, at_least=1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
             assert fitness(pool.evaluate([((2,), 1.0), ((3,), 1.0)])) == [2.0, 3.0]
         assert ray.is_initialized()  # a Ray that was there before stays
     finally:
@@ -120,7 +122,7 @@ def test_a_node_is_removed_and_another_one_joins(cluster: Any, tmp_path: Path) -
     first, _ = add_node(cluster), add_node(cluster)
     cluster.wait_for_nodes()
     requests = [((i, 1), 1.0) for i in range(60)]
-    with RayPool(partial(Fragile, tmp_path, 0.1), count=2, cpus=1) as pool:
+    with Crew(2, 1) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
         scores = pool.evaluate(requests)
         found = [next(scores).fitness for _ in range(10)]
         cluster.remove_node(first, allow_graceful=False)
@@ -137,9 +139,26 @@ def test_workers_that_join_during_a_run_are_used(cluster: Any, tmp_path: Path) -
     add_node(cluster)
     cluster.wait_for_nodes()
     requests = [((i, 1), 1.0) for i in range(60)]
-    with RayPool(partial(Fragile, tmp_path, 0.1), count=3, cpus=1, at_least=1) as pool:
+    with Crew(3, 1, at_least=1) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
         scores = pool.evaluate(requests)
         found = [next(scores).fitness for _ in range(10)]
         add_node(cluster)
         assert found + fitness(scores) == [sum(candidate) for candidate, _ in requests]
         use_until(pool, tmp_path, nodes=2)
+
+
+def _process(_: int) -> int:
+    time.sleep(0.2)
+    return os.getpid()
+
+
+def test_the_search_takes_over_the_processes_of_the_build(tmp_path: Path) -> None:
+    with Crew(2, 1) as crew:
+        built = set(RayWorkers(crew)._map(_process, [(i,) for i in range(8)]))
+        for _ in range(2):
+            with RayPool(partial(Fragile, tmp_path), crew) as pool:
+                assert fitness(pool.evaluate([((i,), 1.0) for i in range(8)])) == [float(i) for i in range(8)]
+        scored = {int(path.name.rsplit("-", 1)[1]) for path in tmp_path.glob("worker-*")}
+        assert scored == built
+        assert len(built) == 2
+    assert not ray.is_initialized()

@@ -1,5 +1,7 @@
 """Builds on Ray workers: the same database to the bit as in one process."""
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 
 from compressors import work
 from compressors.errors import LayerError
+from db.crew import Crew
 from db.fanout import InProcess, RayWorkers
 from tests.db.test_build import make, net
 
@@ -16,17 +19,10 @@ ray = pytest.importorskip("ray")
 LEVELS = ("dense", "unstr-0.50", "unstr-0.90", "w4a8", "unstr-0.50+w4", "1:2", "block2-0.50")
 
 
-@pytest.fixture
-def workers() -> Iterator[list[RayWorkers]]:
-    made: list[RayWorkers] = []
-    yield made
-    for each in made:
-        each.close()
-
-
 def test_two_workers_build_the_same_database(tmp_path: Path) -> None:
     here = make(tmp_path / "here", levels=LEVELS)
-    there = make(tmp_path / "there", levels=LEVELS, fanout=lambda: RayWorkers(2, 1))
+    with Crew(2, 1) as crew:
+        there = make(tmp_path / "there", levels=LEVELS, fanout=lambda: RayWorkers(crew))
     assert there.fingerprint == here.fingerprint
     assert not ray.is_initialized()
 
@@ -42,7 +38,8 @@ def test_a_layer_that_outweighs_the_others_is_shared_row_by_row(tmp_path: Path, 
             mapped.append(len(tasks))
             return super()._map(function, tasks)
 
-    there = make(tmp_path / "there", wide, LEVELS, fanout=lambda: Watched(2, 1))
+    with Crew(2, 1) as crew:
+        there = make(tmp_path / "there", wide, LEVELS, fanout=lambda: Watched(crew))
     assert there.fingerprint == here.fingerprint
     assert mapped
 
@@ -51,7 +48,21 @@ def test_a_layer_that_cannot_be_made_is_the_same_error_on_a_worker(tmp_path: Pat
     model = net()
     with torch.no_grad():
         model[5].weight[0, 0] = torch.nan
-    for fanout in (InProcess, lambda: RayWorkers(2, 1)):
-        with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):
-            make(tmp_path / "nan", model, fanout=fanout)
+    with Crew(2, 1) as crew:
+        for fanout in (InProcess, lambda: RayWorkers(crew)):
+            with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):
+                make(tmp_path / "nan", model, fanout=fanout)
     assert not ray.is_initialized()
+
+
+def test_work_of_a_worker_that_dies_is_done_again(tmp_path: Path) -> None:
+    def lost_once(number: int) -> int:
+        marker = tmp_path / f"lost-{number}"
+        if number == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with Crew(2, 1) as crew:
+        assert list(RayWorkers(crew)._map(lost_once, [(i,) for i in range(6)])) == list(range(6))
+    assert (tmp_path / "lost-3").exists()

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.conftest import NICENESS
+
 pytest.importorskip("ray", reason="apportion[ray] is not installed")
 
 _BIN = Path(sys.executable).parent
@@ -37,7 +39,7 @@ class ServiceCluster:
     def __init__(self, home: Path, *head: str) -> None:
         self.home = home
         self._environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+            **{key: value for key, value in os.environ.items() if not key.startswith("RAY_") or key == NICENESS},
             "PATH": f"{_BIN}:{os.environ['PATH']}",
             "HOME": str(home),
             "RAY_AUTH_MODE": "disabled",
