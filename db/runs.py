@@ -45,6 +45,22 @@ class Run:
     thought: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    def describe(self) -> dict[str, Any]:
+        """As lists of runs show it."""
+        return {
+            "run": self.id,
+            "job": self.job,
+            "algorithm": self.algorithm,
+            "seed": self.seed,
+            "state": self.state,
+            "asked": self.asked,
+            "evaluations": self.evaluations,
+            "trials": self.told,
+            "scored": self.scored,
+            "best": self.best,
+            "seconds": self.spent,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTrial:

@@ -174,10 +174,8 @@ def _search(options: argparse.Namespace) -> None:
 
 
 def _runs(options: argparse.Namespace) -> None:
-    from search.report import describe_run
-
     store = _open_store(options)
-    rows = [describe_run(run) for run in store.runs()]
+    rows = [run.describe() for run in store.runs()]
     columns = ("run", "job", "algorithm", "seed", "state", "trials", "scored", "best", "seconds")
     show(options, rows, lambda: table(columns, rows))
 

@@ -139,23 +139,6 @@ def starting_points(results: Sequence[RunResult], problem: Problem) -> dict[str,
     return {name: known[candidate] for name, candidate in points.items() if candidate in known}
 
 
-def describe_run(run: Run) -> dict[str, Any]:
-    """A row of `apportion runs`."""
-    return {
-        "run": run.id,
-        "job": run.job,
-        "algorithm": run.algorithm,
-        "seed": run.seed,
-        "state": run.state,
-        "asked": run.asked,
-        "evaluations": run.evaluations,
-        "trials": run.told,
-        "scored": run.scored,
-        "best": run.best,
-        "seconds": run.spent,
-    }
-
-
 def describe_pick(result: RunResult, problem: Problem) -> dict[str, Any]:
     """What `apportion show RUN` says: the picked profile, its costs as fractions of the dense model, and when it was found."""
     best = result.pick

@@ -163,7 +163,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     from search.export import export
     from search.job import Job
     from search.pipeline import ModelProblem, job_runs, prepare, run_search
-    from search.report import comparison, describe_pick, describe_run, league
+    from search.report import comparison, describe_pick, league
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
@@ -180,7 +180,7 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
 
         def look() -> None:
             runs = [run for run in store.runs(problem.id) if run.id in own]
-            reporter.state.runs = [describe_run(run) for run in runs]
+            reporter.state.runs = [run.describe() for run in runs]
             best = min(((run.best, run.id) for run in runs if run.best is not None), default=None)
             reporter.state.best = {"run": best[1], "fitness": best[0]} if best and math.isfinite(best[0]) else None
             reporter.state.workers = {"there": problem.workers, "replaced": dict(problem.replaced)}

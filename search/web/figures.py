@@ -11,7 +11,7 @@ import numpy as np
 from compressors.errors import StoreError
 from db.files import finite
 from db.runs import Run, RunStore, StoredTrial
-from search.report import comparison, describe_run, standings
+from search.report import comparison, standings
 from search.run import RunResult, result_of
 from search.statistics import Anytime
 
@@ -47,7 +47,7 @@ def job_figures(store: RunStore, job: str) -> dict[str, Any]:
     space = store.space(job)
     figures = {
         "summary": job_summary(store, job),
-        "runs": [describe_run(run) | {"notes": run.notes} for run in runs],
+        "runs": [run.describe() | {"notes": run.notes} for run in runs],
         "space": space,
         "curves": _curves(results),
         "league": standings(results) if results else [],
