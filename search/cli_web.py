@@ -21,7 +21,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], store_url: Cal
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; another needs the token)")
     serve.add_argument("--port", type=int, default=8080)
-    serve.add_argument("--storage", type=Path, help="the service's storage; default: that of this machine's own jobs")
+    serve.add_argument("--storage", help="the service's storage, a folder or URL; default: that of this machine's own jobs")
     report = command(
         "report",
         lambda options: _report(options, store_url(options)),

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from compressors.errors import OutputError
+from db.files import write_atomically
 from evaluators.files import cache_folder, is_url
+from search.service.folder import ENDED
+
+_FOLLOW_EVERY = 5.0
 
 
 class Mirror:
     """`folder` is where the storage's files are on this machine: the storage itself, or the copy of what lies at its URL. Names
     are relative to it. Raises OutputError where the URL cannot be reached."""
 
-    def __init__(self, storage: str) -> None:
+    def __init__(self, storage: str, kept: str = "storage") -> None:
+        """`kept`: the folder of the user's cache that the copy is in."""
         self._url = storage.rstrip("/") if is_url(storage) else None
+        self._followed = -_FOLLOW_EVERY
         if self._url is None:
             self.folder = Path(storage).expanduser().absolute()
         else:
-            self.folder = cache_folder() / "storage" / hashlib.sha256(self._url.encode()).hexdigest()[:16]
+            self.folder = cache_folder() / kept / hashlib.sha256(self._url.encode()).hexdigest()[:16]
 
     def pull(self, name: str, sign: str) -> None:
         """Copy the folder `name` here, unless its file `sign` is here already, or is not there."""
@@ -49,6 +57,26 @@ class Mirror:
                 system.put_file(str(file), there)
         except Exception as error:
             raise OutputError(f"{self._url}/{name}", f"cannot be written: {error}") from error
+
+    def follow(self) -> None:
+        """Bring what the jobs say of themselves here, and the results of those that have ended; every five seconds at most."""
+        if self._url is None or time.monotonic() - self._followed < _FOLLOW_EVERY:
+            return
+        self._followed = time.monotonic()
+        try:
+            system, root = fsspec.url_to_fs(self._url)
+            system.invalidate_cache()
+            for there in system.glob(f"{root}/jobs/*/state.json"):
+                name = str(there)[len(str(root)) + 1 :]
+                folder = (self.folder / name).parent
+                content = system.cat_file(there)
+                if (folder / "state.json").is_file() and (folder / "state.json").read_bytes() == content:
+                    continue
+                if json.loads(content)["state"] in ENDED and system.exists(f"{str(there).rpartition('/')[0]}/results"):
+                    fetch(system, f"{str(there).rpartition('/')[0]}/results", folder / "results")
+                write_atomically(folder / "state.json", lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+        except Exception as error:  # each of fsspec's file systems raises its own
+            raise OutputError(self._url, f"cannot be read: {error}") from error
 
 
 def fetch(system: Any, path: str, target: Path, last: str = "") -> None:

@@ -20,24 +20,29 @@ const text = (value) => value === null || value === undefined ? "–"
 const colour = (names, name) => COLOURS[names.indexOf(name) % COLOURS.length];
 
 // A table whose columns sort. columns: [key, title, cell(row)?]
+const sorted = {}; // caption -> [key, ascending]: an update keeps the order that a table was given
 function table(columns, rows, caption) {
   const body = el("tbody");
   const numeric = (key) => rows.some((row) => typeof row[key] === "number");
-  const fill = (sorted) => body.replaceChildren(...sorted.map((row) => el("tr", {}, columns.map(([key, , cell]) =>
+  const fill = (ordered) => body.replaceChildren(...ordered.map((row) => el("tr", {}, columns.map(([key, , cell]) =>
     el("td", { class: numeric(key) ? "number" : null }, cell ? cell(row) : text(row[key]))))));
-  const heads = columns.map(([key, title]) => el("th", { scope: "col", class: numeric(key) ? "number" : null, "aria-sort": "none" },
-    el("button", { type: "button", onclick: (event) => {
-      const head = event.currentTarget.parentNode, up = head.getAttribute("aria-sort") !== "ascending";
-      heads.forEach((other) => other.setAttribute("aria-sort", "none"));
-      head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      const rank = (row) => row[key] === null || row[key] === undefined ? null : row[key];
-      fill([...rows].sort((a, b) => {
-        const [x, y] = [rank(a), rank(b)];
-        if (x === null || y === null) return (x === null) - (y === null);
-        return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
-      }));
+  const order = () => {
+    const [key, up] = sorted[caption] || [];
+    heads.forEach((head, i) => head.setAttribute("aria-sort", columns[i][0] !== key ? "none" : up ? "ascending" : "descending"));
+    const rank = (row) => row[key] === null || row[key] === undefined ? null : row[key];
+    fill(key === undefined ? rows : [...rows].sort((a, b) => {
+      const [x, y] = [rank(a), rank(b)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      return (x < y ? -1 : x > y ? 1 : 0) * (up ? 1 : -1);
+    }));
+  };
+  const heads = columns.map(([key, title]) => el("th", { scope: "col", class: numeric(key) ? "number" : null },
+    el("button", { type: "button", onclick: () => {
+      const [last, up] = sorted[caption] || [];
+      sorted[caption] = [key, !(last === key && up)];
+      order();
     } }, title)));
-  fill(rows);
+  order();
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el("table", {}, el("caption", { class: "visually-hidden" }, caption), el("thead", {}, el("tr", {}, heads)), body));
 }
@@ -205,9 +210,9 @@ async function listView() {
     const rows = jobs.map((job) => ({ ...job, done: job.evaluations ? job.asked / job.evaluations : 0, names: job.algorithms.join(", "),
       bounds: Object.entries(job.budgets).map(([k, v]) => `${k} ${v}`).join(", ") }));
     main.replaceChildren(el("h2", {}, "Jobs"), rows.length ? table([
-      ["chosen", "", (row) => { const box = el("input", { type: "checkbox", "aria-label": `choose ${row.job}`, checked: chosen.has(row.job),
+      ["chosen", "", (row) => { if (row.waiting) return ""; const box = el("input", { type: "checkbox", "aria-label": `choose ${row.job}`, checked: chosen.has(row.job),
         onchange: () => box.checked ? chosen.add(row.job) : chosen.delete(row.job) }); return box; }],
-      ["job", "job", (row) => el("a", { href: `#/job/${encodeURIComponent(row.job)}` }, row.name || row.job)], ["state", "state"], ["bounds", "budgets"], ["fitness", "fitness"],
+      ["job", "job", (row) => row.waiting ? row.job : el("a", { href: `#/job/${encodeURIComponent(row.job)}` }, row.name || row.job)], ["state", "state"], ["bounds", "budgets"], ["fitness", "fitness"],
       ["names", "algorithms"], ["done", "done", (row) => `${Math.floor(100 * row.done)} %`], ["best", "best"]], rows, "Jobs") : el("p", {}, "No jobs yet."), compare);
   };
   draw(await get("api/jobs"));

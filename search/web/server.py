@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from compressors.errors import ApportionError
 from db.runs import RunStore
 from search.service.folder import JobFolder, JobState, job_folders
+from search.service.mirror import Mirror
 from search.web.figures import job_figures, job_summary
 from search.web.report import page
 
@@ -27,8 +28,9 @@ _COOKIE = "apportion_token"
 class Jobs:
     """The jobs of a run store, and those of the service's storage, each with its own store."""
 
-    def __init__(self, store: str | None, storage: Path) -> None:
-        self._store, self._storage = store, storage
+    def __init__(self, store: str | None, storage: str | Path) -> None:
+        self._store, self._mirror = store, Mirror(str(storage), kept="page")
+        self._storage = self._mirror.folder
         self._open: dict[str, RunStore] = {}
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -38,7 +40,8 @@ class Jobs:
         if self._store is not None:
             for job in self._opened(self._store).jobs():
                 rows.setdefault((self._store, job), job_summary(self._opened(self._store), job))
-        return list(reversed(rows.values()))
+        waiting = [_not_searching(state) for state in self._states() if state.search is None]
+        return [*reversed(waiting), *reversed(rows.values())]
 
     def figures(self, job: str) -> dict[str, Any]:
         """Raises KeyError for a job that is not there."""
@@ -78,8 +81,11 @@ class Jobs:
 
     def _service_jobs(self) -> dict[tuple[str, str], JobState]:
         """(store, job in it) -> state, of the storage's jobs that have begun to search; the latest where several are one."""
-        states = [state for folder in job_folders(self._storage) if (state := folder.read_state()) is not None]
-        return {(state.store, state.search): state for state in states if state.store and state.search}
+        return {(state.store, state.search): state for state in self._states() if state.store and state.search}
+
+    def _states(self) -> list[JobState]:
+        self._mirror.follow()
+        return [state for folder in job_folders(self._storage) if (state := folder.read_state()) is not None]
 
     @staticmethod
     def _named(summary: dict[str, Any], state: JobState | None) -> dict[str, Any]:
@@ -89,6 +95,13 @@ class Jobs:
         if url not in self._open:
             self._open[url] = RunStore(url)
         return self._open[url]
+
+
+def _not_searching(state: JobState) -> dict[str, Any]:
+    """The row of a job that has not begun to search, and may never."""
+    said = state.state if state.step is None else "{}: {} {}/{}".format(state.state, *state.step)
+    row = {"job": state.job, "state": f"{said}: {state.error}" if state.error else said, "waiting": True}
+    return row | {"fitness": None, "budgets": {}, "algorithms": [], "asked": 0, "evaluations": 0, "best": None}
 
 
 def make_app(jobs: Jobs, token: str | None = None) -> FastAPI:

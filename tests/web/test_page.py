@@ -21,6 +21,7 @@ from fastapi.testclient import TestClient
 from db.runs import Run, RunStore, StoredTrial
 from search.job_file import parse_job
 from search.pipeline import prepare, run_search
+from search.service import mirror
 from search.service.folder import JobFolder, JobState
 from search.web.report import page, write_report
 from search.web.server import Jobs, make_app
@@ -117,6 +118,34 @@ def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(store: Ru
     assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 
+@pytest.mark.parametrize("at_a_url", [False, True])
+def test_jobs_of_a_storage_before_and_after_their_search(
+    at_a_url: bool, store: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "_FOLLOW_EVERY", 0.0)
+    folder = JobFolder(tmp_path, "mine")
+    state = JobState("mine", "job.yaml", state="building", step=("compress", 3, 14))
+    folder.write_state(state)
+    client = TestClient(make_app(Jobs(None, f"file://{tmp_path}" if at_a_url else tmp_path)))
+    (row,) = client.get("/api/jobs").json()
+    assert (row["job"], row["state"], row["waiting"]) == ("mine", "building: compress 3/14", True)
+    state.state, state.store, state.search = "finished", store.url, store.jobs()[0]
+    (folder.results / "best").mkdir(parents=True)
+    (folder.results / "best" / "profile.json").write_text("{}")
+    folder.write_state(state)
+    (row,) = client.get("/api/jobs").json()
+    assert (row["name"], row["state"], "waiting" in row) == ("mine", "finished", False)
+    assert client.get(f"/api/jobs/{row['job']}/files/best/profile.json").text == "{}"
+
+
+def test_a_storage_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
+    (tmp_path / "jobs/a").mkdir(parents=True)
+    (tmp_path / "jobs/a/state.json").write_text("not JSON")
+    answer = TestClient(make_app(Jobs(None, f"file://{tmp_path}"))).get("/api/jobs")
+    assert answer.status_code == 503
+    assert f"file://{tmp_path}" in answer.json()["detail"]
+
+
 def test_a_report_cannot_break_out_of_its_data() -> None:
     text = page({"summary": {"job": "</title><script>alert(1)</script>"}, "x": "</script><script>alert(1)</script>"})
     assert "<script>alert(1)" not in text
@@ -209,6 +238,8 @@ def test_the_page_shows_jobs_and_what_changes_while_it_is_open(tab: Any, served:
     store.append("late-s0", "late", 0, StoredTrial(candidate, 1.0, 0.125, True, 0.1))
     tab.get_by_role("region", name="Runs").get_by_text("late-s0").wait_for()
     tab.get_by_text("updated").wait_for()
+    league = tab.get_by_role("region", name="Standings of the algorithms")
+    assert league.locator("tbody tr td:first-child").all_inner_texts() == ["random", "race", "local", "late"]  # as it was sorted
     tab.goto(served)
     tab.get_by_role("checkbox").check()
     tab.get_by_role("button", name="Compare chosen").click()
