@@ -1,4 +1,4 @@
-"""Models by name: the CIFAR ResNets, torchvision's, and any callable of the user's."""
+"""Models by name: the CIFAR ResNets, torchvision's, Hugging Face's, and any callable of the user's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from compressors.errors import ModelError, UnknownNameError, WeightsError
+from evaluators import huggingface
 from evaluators.files import local_file
 
 _MODELS: dict[str, Callable[[], nn.Module]] = {}
@@ -32,19 +33,22 @@ def register_model(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[]
 
 
 def build_model(name: str, weights: str | None = None) -> nn.Module:
-    """The model called `name`, in eval mode on the CPU: a registered name, `torchvision:NAME`, or `package.module:function`.
-    `weights`: a file (.safetensors; .pt, .pth) or, for torchvision, the name of one of its weight enums. Raises
-    UnknownNameError, ModelError, WeightsError."""
+    """The model called `name`, in eval mode on the CPU: a registered name, `torchvision:NAME`, `huggingface:NAME` (with its own
+    weights), or `package.module:function`. `weights`: a file (.safetensors; .pt, .pth) or, for torchvision, the name of one of its
+    weight enums. Raises UnknownNameError, ModelError, WeightsError."""
     if name in _MODELS:
         model = _MODELS[name]()
     elif name.startswith("torchvision:"):
         model = _torchvision(name.removeprefix("torchvision:"), weights)
         if weights is not None and not is_file_name(weights):
             return model.eval()
+    elif name.startswith(huggingface.PREFIX):
+        model = huggingface.load(name.removeprefix(huggingface.PREFIX))
     elif ":" in name:
         model = _call(name)
     else:
-        raise UnknownNameError("model", name, [*_MODELS, "torchvision:NAME", "package.module:function"])
+        valid = [*_MODELS, "torchvision:NAME", f"{huggingface.PREFIX}NAME", "package.module:function"]
+        raise UnknownNameError("model", name, valid)
     if weights is not None:
         load_weights(model, local_file(weights))
     _check_finite(model, name)

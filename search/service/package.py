@@ -12,6 +12,7 @@ from typing import Any
 
 from compressors.errors import ConfigurationError, JobError
 from db.files import write_json
+from evaluators.huggingface import PREFIX
 from evaluators.latency import is_function
 from search.job import AnyJob
 from search.job_file import load_job, map_paths, read_content, resolve_paths
@@ -57,7 +58,7 @@ def code_names(content: dict[str, Any]) -> list[str]:
     def look(part: Any) -> None:
         for one in part if isinstance(part, list) else [*part, *part.values()] if isinstance(part, dict) else ():
             look(one)
-        if isinstance(part, str) and is_function(part) and not part.startswith("torchvision:"):
+        if isinstance(part, str) and is_function(part) and not part.startswith(("torchvision:", PREFIX)):
             found.append(part)
 
     workload, latency, search = (content.get(key) or {} for key in ("workload", "latency", "search"))
