@@ -34,8 +34,8 @@ def register_model(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[]
 
 def build_model(name: str, weights: str | None = None) -> nn.Module:
     """The model called `name`, in eval mode on the CPU: a registered name, `torchvision:NAME`, `huggingface:NAME` (with its own
-    weights), or `package.module:function`. `weights`: a file (.safetensors; .pt, .pth) or, for torchvision, the name of one of its
-    weight enums. Raises UnknownNameError, ModelError, WeightsError."""
+    weights), or `package.module:function`. `weights`: a file (.safetensors; .pt, .pth) or, for torchvision, the name of one of
+    its weight enums. Raises UnknownNameError, ModelError, WeightsError."""
     if name in _MODELS:
         model = _MODELS[name]()
     elif name.startswith("torchvision:"):
