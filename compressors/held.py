@@ -33,24 +33,31 @@ class Hold:
 
 @contextmanager
 def held(model: nn.Module, what: Mapping[str, Hold]) -> Iterator[dict[str, Grid]]:
-    """Inside, the layers named train as their Hold says; when the block ends, whether by an error or not, their weights are
-    plain again. The grids that they lie on then are in the dictionary."""
+    """Inside, the layers named train as their Hold says, with all that share their weights; when the block ends, whether by an
+    error or not, weights are plain again, and shared ones still shared. The grids that they lie on then are in the dictionary."""
     grids: dict[str, Grid] = {}
-    modules = dict(model.named_modules())
-    begun: list[str] = []
+    modules = dict(model.named_modules(remove_duplicate=False))
+    begun: list[tuple[str, list[nn.Module]]] = []
     try:
         for name, hold in what.items():
-            parametrize.register_parametrization(modules[name], "weight", _Held(modules[name].weight, hold))
-            begun.append(name)
+            weight = modules[name].weight
+            assert isinstance(weight, Tensor)
+            made = _Held(weight, hold)
+            begun.append((name, []))
+            for module in model.modules():
+                if module._parameters.get("weight") is weight:
+                    parametrize.register_parametrization(module, "weight", made)
+                    begun[-1][1].append(module)
         yield grids
     finally:
-        for name in begun:
-            module = modules[name]
-            made = module.parametrizations.weight[0]
-            weight, grid = made.final(module.weight.detach())
-            parametrize.remove_parametrizations(module, "weight")
+        for name, sharing in begun:
+            first = modules[name]
+            made = first.parametrizations.weight[0]
+            weight, grid = made.final(first.weight.detach())
+            for module in sharing:
+                parametrize.remove_parametrizations(module, "weight")
             with torch.no_grad():
-                module.weight.copy_(weight)
+                first.weight.copy_(weight)
             if grid is not None:
                 grids[name] = grid
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,8 +25,8 @@ from compressors.grids import Grid
 from compressors.held import Hold, held
 from compressors.layers import hooked
 from compressors.progress import Progress
-from db.files import write_atomically
 from evaluators.augment import AugmentConfig, augment
+from evaluators.checkpoints import Checkpoints
 from evaluators.data import Split
 
 
@@ -56,6 +55,11 @@ class FinetuneConfig(_Config):
     decay: float = Field(1e-4, ge=0, description="Weight decay.")
     ema: float = Field(0.0, ge=0, lt=1, description="Decay per step of the moving average that weights end as; 0: none.")
     augment: AugmentConfig | None = Field(None, description="Random crops and mirror images; `rounds` is left out of account.")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Ray Train workers that share each batch, with the CPUs and GPUs of the job's workers; 0: one process.",
+    )
 
 
 class RecoveryConfig(_Config):
@@ -65,20 +69,31 @@ class RecoveryConfig(_Config):
     finetune: FinetuneConfig | None = None
 
 
+@dataclass(frozen=True)
+class Team:
+    """The processes that share each batch: this one's number, how many there are, and what makes a model's gradients those of the
+    whole batch."""
+
+    rank: int = 0
+    size: int = 1
+    join: Callable[[nn.Module], nn.Module] = lambda model: model
+
+
 @dataclass
 class Recovery:
     """Training of one compressed `model` towards the `dense` one, on `images`; `what` holds its layers. All chance comes from
-    `seed`. After each epoch the state is kept in `folder`: the same training, begun again, goes on from there."""
+    `seed`. After each epoch the state is kept in `checkpoints`: a training of the same `key`, begun again, goes on there."""
 
     model: nn.Module
     dense: nn.Module
     what: Mapping[str, Hold]
     batch_size: int
     seed: int
-    folder: Path
+    checkpoints: Checkpoints
     key: str
     progress: Progress | None = None
     device: str = "cpu"
+    team: Team = Team()
 
     def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
         """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids that quantized layers lie on
@@ -86,11 +101,11 @@ class Recovery:
         if not self.what:
             return {}
 
-        def loss(inputs: Tensor, _labels: Tensor) -> Tensor:
+        def loss(model: nn.Module, inputs: Tensor, _labels: Tensor) -> Tensor:
             with torch.no_grad(), _outputs(self.dense, self.what) as wanted:
                 self.dense(inputs)
             with _outputs(self.model, self.what) as found:
-                self.model(inputs)
+                model(inputs)
             return torch.stack([F.mse_loss(found[n], y) / y.square().mean().clamp(min=1e-12) for n, y in wanted.items()]).sum()
 
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -102,10 +117,10 @@ class Recovery:
         """Minimise teacher KL(dense || model) T^2 + (1 - teacher) cross-entropy; normalisations learn their statistics along.
         Gives the grids that quantized layers lie on then. Raises ModelError, OutputError."""
 
-        def loss(inputs: Tensor, labels: Tensor) -> Tensor:
+        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
             with torch.no_grad():
                 wanted = (self.dense(inputs) / config.temperature).log_softmax(1)
-            outputs = self.model(inputs)
+            outputs = model(inputs)
             found = (outputs / config.temperature).log_softmax(1)
             distilled = F.kl_div(found, wanted, log_target=True, reduction="batchmean") * config.temperature**2
             labelled = F.cross_entropy(outputs, labels, label_smoothing=config.smoothing)
@@ -127,30 +142,34 @@ class Recovery:
         name: str,
         images: Split,
         epochs: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
         make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         *,
         warmup: float,
         ema: float,
         crops: AugmentConfig | None = None,
     ) -> dict[str, Grid]:
-        model = self.model.to(self.device).requires_grad_(True)
+        model, rank, size = self.model.to(self.device).requires_grad_(True), self.team.rank, self.batch_size
         self.dense.to(self.device)
         with held(model, self.what) as grids:
+            joined = self.team.join(model)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = make(parameters)
-            each = max(1, len(images) // self.batch_size)  # whole batches: statistics of a few images mislead
+            each = max(1, len(images) // size)  # whole batches: statistics of a few images mislead
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))
             average = [parameter.detach().clone() for parameter in parameters] if ema else []
-            kept = _Checkpoint(self.folder / f"{name}.pt", self.key)
-            for epoch in range(kept.load(model, optimizer, schedule, average), epochs):
-                generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+            state = _State(self.key, model, optimizer, schedule, average)
+            for epoch in range(state.restore(self.checkpoints.read(name), name), epochs):
+                first = 1_000_003 * self.seed + epoch
+                generator = torch.Generator().manual_seed(first)
                 order = torch.randperm(len(images), generator=generator).tolist()
+                if rank:
+                    generator.manual_seed(first + 7_919 * rank)  # crops of its own
                 for step in range(each):
-                    batch = images.subset(order[step * self.batch_size : (step + 1) * self.batch_size])
+                    batch = images.subset(order[step * size : (step + 1) * size][rank :: self.team.size])
                     inputs = augment(batch.inputs, crops, generator) if crops else batch.inputs
                     optimizer.zero_grad(set_to_none=True)
-                    loss(inputs.to(self.device), batch.labels.to(self.device)).backward()
+                    loss(joined, inputs.to(self.device), batch.labels.to(self.device)).backward()
                     optimizer.step()
                     schedule.step()
                     with torch.no_grad():
@@ -158,7 +177,7 @@ class Recovery:
                             mean.lerp_(parameter, 1 - ema)
                     if self.progress:
                         self.progress(name, epoch * each + step + 1, epochs * each)
-                kept.save(model, optimizer, schedule, average, epoch + 1)
+                self.checkpoints.write(name, state.content(epoch + 1))
             with torch.no_grad():
                 for mean, parameter in zip(average, parameters, strict=False):
                     parameter.copy_(mean)
@@ -166,39 +185,40 @@ class Recovery:
         return grids
 
 
-class _Checkpoint:
-    """A training's state after whole epochs, in one file."""
+@dataclass(frozen=True)
+class _State:
+    """All that a training changes as it goes on."""
 
-    def __init__(self, path: Path, key: str) -> None:
-        self._path, self._key = path, key
+    key: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    average: list[Tensor]
 
-    def save(self, model: nn.Module, optimizer: Any, schedule: Any, average: list[Tensor], epoch: int) -> None:
-        content = {
-            "key": self._key,
+    def content(self, epoch: int) -> dict[str, Any]:
+        return {
+            "key": self.key,
             "epoch": epoch,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-            "average": average,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average,
         }
-        write_atomically(self._path, lambda temporary: torch.save(content, temporary))
 
-    def load(self, model: nn.Module, optimizer: Any, schedule: Any, average: list[Tensor]) -> int:
-        """Epochs that are done. Raises ModelError for a file that cannot be read."""
-        if not self._path.is_file():
-            return 0
+    def restore(self, content: dict[str, Any] | None, name: str) -> int:
+        """Epochs that are done. Raises ModelError for what is no training's state."""
+        if content is None or content.get("key", self.key) != self.key:
+            return 0  # another training's
         try:
-            content = torch.load(self._path, map_location="cpu", weights_only=True)
-            if content["key"] != self._key:
-                return 0  # another training's
-            model.load_state_dict(content["model"])
-            optimizer.load_state_dict(content["optimizer"])
-            schedule.load_state_dict(content["schedule"])
-            for mine, theirs in zip(average, content["average"], strict=True):
-                mine.copy_(theirs)
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            with torch.no_grad():
+                for mine, theirs in zip(self.average, content["average"], strict=True):
+                    mine.copy_(theirs)
             return int(content["epoch"])
-        except Exception as error:  # torch.load raises nearly anything for a damaged file
-            raise ModelError(f"{self._path}: no training's state, or damaged; remove it to begin again") from error
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the kept state of the training {name!r} is not this training's ({error})") from error
 
 
 def _course(steps: int, warmup: float) -> Callable[[int], float]:

@@ -16,7 +16,7 @@ from evaluators.workloads import Workload
 from search.job_file import parse_model_job
 from search.pipeline import build
 
-_RAY = ("tests/service/", "test_pool.py", "test_ray_pool.py", "test_fanout.py", "two_ray_workers")
+_RAY = ("tests/service/", "test_pool.py", "test_ray_pool.py", "test_fanout.py", "test_ray_training.py", "two_ray_workers")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressors.errors import ConfigurationError
 from compressors.held import Hold
 from compressors.progress import Progress
 from compressors.threads import torch_threads
 from db import format
 from db.profile import to_json
+from evaluators.checkpoints import FolderCheckpoints
+from evaluators.ray_training import train_together
 from evaluators.recovery import Recovery, RecoveryConfig, teacher_of
 from search.export.subject import Subject
 
@@ -23,15 +24,11 @@ def recover(
     subject: Subject, config: RecoveryConfig, folder: Path, done: Callable[[str], None], progress: Progress | None = None
 ) -> None:
     """Train `subject.model` as `config` says; `done` is told the name of each step after it. `folder` keeps the training's state
-    after each epoch. Raises ConfigurationError for tied weights, OutputError."""
+    after each epoch. Raises OutputError; with
+    workers, what `train_together` raises."""
     if config.adaprune is None and config.finetune is None:
         return
     problem = subject.problem
-    for name, record in problem.database.layers.items():
-        if record.aliases:
-            raise ConfigurationError(
-                f"recovery: layers {name!r} and {record.aliases[0]!r} share a weight, which cannot be trained"
-            )
     job, workload = problem.job, problem.workload
     key = format.digest(
         {
@@ -50,7 +47,7 @@ def recover(
             what={},
             batch_size=workload.batch_size,
             seed=job.workload.seed,
-            folder=folder,
+            checkpoints=FolderCheckpoints(folder),
             key=key,
             progress=progress,
             device="cuda" if job.workers.gpus and torch.cuda.is_available() else "cpu",
@@ -61,6 +58,10 @@ def recover(
             done("adaprune")
         if config.finetune is not None:
             training.what = _holds(subject)
+            if config.finetune.workers:
+                each = {"CPU": job.workers.cpus, "GPU": job.workers.gpus, **job.workers.resources}
+                problem.close()  # its workers hold the processors that the training needs
+                train_together(training, workload.train, config.finetune, each, folder, progress)
             subject.trained |= training.finetune(workload.train, config.finetune)
             done("finetune")
 

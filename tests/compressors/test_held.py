@@ -102,3 +102,32 @@ def test_activations_let_gradients_through_in_their_range() -> None:
     y.sum().backward()
     assert x.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("bits", [None, 3])
+def test_a_shared_weight_stays_shared(bits: int | None) -> None:
+    torch.manual_seed(0)
+    first, between, last = nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)
+    last.weight = first.weight
+    model = nn.Sequential(first, between, last)
+    mask = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)) < 0.7
+    grid = fit_grid(first.weight.detach() * mask, bits, GridOptions()) if bits else None
+    with torch.no_grad():
+        first.weight.copy_((grid.nearest(first.weight) if grid else first.weight) * mask)
+    before = first.weight.detach().clone()
+    generator = torch.Generator().manual_seed(1)
+    with held(model, {"0": Hold(mask, grid)}) as found:
+        parameters = list(model.parameters())
+        assert len(parameters) == (4 if bits else 3)  # the weight once, two biases, and the grid's scale once
+        optimizer = torch.optim.SGD(parameters, 0.1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            (model(torch.randn(8, 6, generator=generator)) - 1).square().mean().backward()
+            optimizer.step()
+        assert torch.equal(first.weight, last.weight)
+    assert first.weight is last.weight
+    assert not torch.equal(first.weight, before)
+    assert not (first.weight[~mask] != 0).any()
+    if bits:
+        trained = found["0"]
+        assert torch.equal(trained.values(trained.codes(first.weight.detach())) * mask, first.weight)

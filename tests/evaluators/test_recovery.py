@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressors.errors import ModelError
 from compressors.held import Hold
 from evaluators.augment import AugmentConfig
+from evaluators.checkpoints import FolderCheckpoints
 from evaluators.data import TensorSplit
 from evaluators.recovery import AdaPruneConfig, FinetuneConfig, Recovery
 
@@ -46,7 +47,7 @@ def gap(dense: nn.Module, model: nn.Module) -> float:
 
 def training(folder: Path, progress: Any = None, key: str = "k") -> tuple[Recovery, nn.Module, nn.Module]:
     dense, sparse, holds = models()
-    return Recovery(sparse, dense, holds, 32, 0, folder, key, progress), dense, sparse
+    return Recovery(sparse, dense, holds, 32, 0, FolderCheckpoints(folder), key, progress), dense, sparse
 
 
 def test_adaprune_brings_the_outputs_near_and_keeps_the_mask(tmp_path: Path) -> None:
