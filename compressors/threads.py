@@ -1,4 +1,4 @@
-"""How many threads torch computes on."""
+"""What torch computes on."""
 
 from __future__ import annotations
 
@@ -17,3 +17,8 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def device_for(gpus: float) -> str:
+    """Where work that may take `gpus` of them runs: on CUDA where there is some, and torch finds it."""
+    return "cuda" if gpus and torch.cuda.is_available() else "cpu"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from compressors.activations import ActivationGrid
@@ -17,6 +16,7 @@ from compressors.layers import LayerSpec
 from compressors.levels import Level
 from compressors.obs import CompressionOptions, compress_layer
 from compressors.progress import Progress
+from compressors.threads import device_for
 from compressors.work import Mapper
 from db import codec, format
 from db.crew import Crew
@@ -62,7 +62,7 @@ class InProcess:
     """One layer after the other, here: on the GPU where the job has one, and torch finds it."""
 
     def __init__(self, gpus: float = 0) -> None:
-        self._device = _device(gpus)
+        self._device = device_for(gpus)
 
     def run(self, tasks: Sequence[LayerTask], progress: Progress | None) -> Iterator[tuple[LayerTask, Encoded]]:
         for task in tasks:
@@ -178,17 +178,13 @@ def encode(made: Any) -> Encoded:
     return tensors, tuple(entries)
 
 
-def _device(gpus: float) -> str:
-    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
-
-
 def _nothing(_state: dict[str, Any]) -> None:
     """Tells that an actor is there."""
 
 
 def _whole(_state: dict[str, Any], task: LayerTask, gpus: float) -> Encoded:
     # Tensors out of the object store cannot be written to.
-    return replace(task, weight=task.weight.clone(), hessian=task.hessian.clone()).run(device=_device(gpus))
+    return replace(task, weight=task.weight.clone(), hessian=task.hessian.clone()).run(device=device_for(gpus))
 
 
 def _part(_state: dict[str, Any], threads: int, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -27,6 +27,7 @@ from torch import Tensor
 from compressors.corrections import correct, needs_dense, record
 from compressors.errors import ProfileError, UnknownNameError
 from compressors.progress import Progress
+from compressors.threads import device_for
 from db.files import write_atomically, write_json, write_text
 from db.profile import Profile, to_json, to_spdy
 from db.profile_files import to_csv, to_yaml
@@ -37,7 +38,7 @@ from search.export.formats import FORMATS
 from search.export.recover import recover
 from search.export.staging import SUMMARY, staging, summary
 from search.export.subject import Subject
-from search.export.verify import test_accuracy, verify
+from search.export.verify import running, test_accuracy, verify
 from search.pipeline import ModelProblem
 from search.run import RunResult
 from search.space import Candidate
@@ -174,20 +175,27 @@ def _compress(subject: Subject, recovery: RecoveryConfig, training: Path, progre
     """Stitch, correct and train `subject.model`; the test accuracy after each step. `training`: a folder for what is needed to
     go on with a training that was interrupted."""
     model, workload = subject.model, subject.problem.workload
+    device = device_for(subject.problem.job.workers.gpus)
 
     def measured(what: str) -> float:
-        return test_accuracy(model, workload.test, workload.batch_size, progress, f"test {what}")
+        with running(model, device) as run:
+            return test_accuracy(run, workload.test, workload.batch_size, progress, f"test {what}")
+
+    def training_images() -> Iterator[Tensor]:
+        return (inputs.to(device) for inputs in _training(workload))
 
     def note(step: str) -> None:
         accuracy[_AFTER[step]] = measured(_AFTER[step])
 
     accuracy = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
-    recorded = record(model, _training(workload)) if needs_dense(corrections) else {}
+    with running(model, device):
+        recorded = record(model, training_images()) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)
     accuracy["stitched"] = measured("stitched")
     for name in corrections:
-        correct(name, model, lambda: _training(workload), recorded)
+        with running(model, device):
+            correct(name, model, training_images, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
     return accuracy

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from compressors.held import Hold
 from compressors.progress import Progress
-from compressors.threads import torch_threads
+from compressors.threads import device_for, torch_threads
 from db import format
 from db.profile import to_json
 from evaluators.checkpoints import FolderCheckpoints
@@ -50,7 +50,7 @@ def recover(
             checkpoints=FolderCheckpoints(folder),
             key=key,
             progress=progress,
-            device="cuda" if job.workers.gpus and torch.cuda.is_available() else "cpu",
+            device=device_for(job.workers.gpus),
         )
         if config.adaprune is not None:
             training.what = _holds(subject)

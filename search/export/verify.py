@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from compressors.errors import OutputError
 from compressors.progress import Progress
+from compressors.threads import device_for
 from evaluators.data import Split
-from search.export.formats import Format, Runner
+from search.export.formats import Format, Packed, Runner, Safetensors
 from search.export.subject import Subject
 
 _SAME = 0.1
@@ -31,10 +35,26 @@ def verify(
             scale = max(scale, float(expected.abs().max()))
     if form.tolerance is not None and not largest <= form.tolerance * scale:
         raise OutputError(shown, f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g}")
-    found = test_accuracy(run, subject.problem.workload.test, subject.problem.workload.batch_size, progress, f"test {path.name}")
+    workload = subject.problem.workload
+    device = device_for(subject.problem.job.workers.gpus) if isinstance(form, (Safetensors, Packed)) else "cpu"
+    with running(run, device) as runner:
+        found = test_accuracy(runner, workload.test, workload.batch_size, progress, f"test {path.name}")
     if abs(found - accuracy) > _SAME:
         raise OutputError(shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} %")
     return {"bytes": path.stat().st_size, "largest_difference": largest, "accuracy": found}
+
+
+@contextmanager
+def running(model: Runner, device: str) -> Iterator[Runner]:
+    """The model, on `device` while this lasts: what is exported holds CPU tensors. Takes and gives CPU tensors itself."""
+    if device == "cpu" or not isinstance(model, nn.Module):
+        yield model
+        return
+    model.to(device)
+    try:
+        yield lambda inputs: model(inputs.to(device)).cpu()
+    finally:
+        model.cpu()
 
 
 def test_accuracy(run: Runner, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test") -> float:
