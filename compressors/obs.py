@@ -140,6 +140,8 @@ class _Problem:
                 self._counts.setdefault(sparsity.block or 1, []).append(self._count(sparsity))
         self._wanted = Counter(_same_weights(level) for level in levels)
         self._shared: dict[tuple[object, ...], tuple[Tensor, Grid | None]] = {}
+        self._patterned = Counter(key[0] for key in self._wanted)
+        self._patterns: dict[Sparsity, Tensor] = {}
 
     def weights(self, level: Level) -> tuple[Tensor, Grid | None]:
         """What is stored, float32 [rows, d], and its grid. Levels that differ in their inputs' bits alone share it."""
@@ -170,7 +172,13 @@ class _Problem:
         if sparsity.kind == "nm":
             if sparsity.magnitude:
                 return _n_of_m_by_magnitude(self.matrix, sparsity.n, sparsity.m)
-            return self._by_rows(self.matrix, _prune_n_of_m, lambda _rows: (sparsity.n, sparsity.m))
+            made = self._patterns.pop(sparsity, None)
+            if made is None:
+                made = self._by_rows(self.matrix, _prune_n_of_m, lambda _rows: (sparsity.n, sparsity.m))
+            self._patterned[sparsity] -= 1
+            if self._patterned[sparsity]:  # with other weight bits
+                self._patterns[sparsity] = made
+            return made
         size = sparsity.block or 1
         if sparsity.magnitude:
             return _by_magnitude(self.matrix, size, self._count(sparsity))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compressors import elimination
 from compressors.errors import LayerError, LevelError
 from compressors.hessian import collect_hessians
 from compressors.layers import find_layers, to_matrix
@@ -31,6 +32,19 @@ def test_a_pattern_that_removes_nothing_is_dense() -> None:
     nothing, joint, quantized = compress_layer(weight, linear(6, 12), hessian[None], levels)
     assert torch.equal(nothing.weight, weight.float())
     torch.testing.assert_close(joint.weight, quantized.weight)
+
+
+def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(10)
+    alone = [
+        next(compress_layer(weight, linear(6, 12), hessian[None], [parse_level(t)])).weight for t in ("2:4", "2:4+w4", "1:2")
+    ]
+    made: list[tuple[int, int]] = []
+    prune = elimination.prune_n_of_m
+    monkeypatch.setattr(elimination, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given))
+    together = list(compress_layer(weight, linear(6, 12), hessian[None], [parse_level(t) for t in ("2:4", "2:4+w4", "1:2")]))
+    assert made == [(2, 4), (1, 2)]
+    assert all(torch.equal(one.weight, other) for one, other in zip(together, alone, strict=True))
 
 
 @settings(deadline=None, max_examples=25)
