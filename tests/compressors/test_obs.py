@@ -42,7 +42,7 @@ def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyP
     made: list[tuple[int, int]] = []
     prune = elimination.prune_n_of_m
     monkeypatch.setattr(elimination, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given))
-    together = list(compress_layer(weight, linear(6, 12), hessian[None], [parse_level(t) for t in ("2:4", "2:4+w4", "1:2")]))
+    together = list(compress_layer(weight, linear(6, 12), hessian[None], levels))
     assert made == [(2, 4), (1, 2)]
     assert all(torch.equal(one.weight, other) for one, other in zip(together, alone, strict=True))
 
