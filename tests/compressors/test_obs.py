@@ -36,9 +36,8 @@ def test_a_pattern_that_removes_nothing_is_dense() -> None:
 
 def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem(10)
-    alone = [
-        next(compress_layer(weight, linear(6, 12), hessian[None], [parse_level(t)])).weight for t in ("2:4", "2:4+w4", "1:2")
-    ]
+    levels = [parse_level(text) for text in ("2:4", "2:4+w4", "1:2")]
+    alone = [next(compress_layer(weight, linear(6, 12), hessian[None], [level])).weight for level in levels]
     made: list[tuple[int, int]] = []
     prune = elimination.prune_n_of_m
     monkeypatch.setattr(elimination, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given))
