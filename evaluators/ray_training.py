@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -98,11 +99,16 @@ def _trained(
     )
     follower = Thread(target=follow, daemon=True)
     follower.start()
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
+    except SystemExit as error:  # what Ray Train makes of Ctrl-C
+        raise KeyboardInterrupt from error
     except Exception as error:  # Ray Train's own kinds differ from version to version
         raise EvaluationError((), f"fine-tuning: {error}") from error
     finally:
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own
         epochs.put(None)
         follower.join()
     assert result.checkpoint is not None  # of the last epoch
