@@ -20,7 +20,7 @@ SMALL: dict[str, Any] = {
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 128},
         "database": {"levels": ["dense", "w4", "unstr-0.75"]},
         "errors": "loss",
-        "search": {"algorithms": ["dp"], "evaluations": 1},
+        "search": {"algorithms": [{"dp": {"cold": True}}], "evaluations": 1},
     },
     "rows": [{"name": "w4", "level": "w4", "published": 97.5}, {"name": "flops-2x", "budgets": {"flops": "2x"}}],
 }
@@ -48,6 +48,7 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
             assert {str(level) for level in expand_levels([row.level])} <= levels
         else:
             assert row.budgets
+            assert job.search.with_parameters() == [("dp", {"cold": True})]  # and not the uniform profile, its first trial
             assert all(parse_budget(name, value) for name, value in row.budgets.items())
 
 
@@ -97,11 +98,22 @@ def test_data_that_is_missing_is_named(tmp_path: Path) -> None:
         job_of(recipe, tmp_path, tmp_path, None)
 
 
+def test_the_page_of_recipes_says_what_their_files_say() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "RECIPES.md").read_text()
+    for name in recipe_files():
+        assert f"`{name}`" in page
+        assert all(f"| {row.published:.2f} |" in page for row in load_recipe(name).rows if row.published is not None)
+
+
 @pytest.mark.slow
 def test_the_rows_on_the_real_network(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recipe", "cifar-resnet20", "--data", str(shared_data), "-o", str(tmp_path), "--json"]) == 0
+    """With the layer errors as additive table: to measure the losses of 1,076 levels takes 20 minutes."""
+    content = yaml.safe_load(recipe_files()["cifar-resnet20"].read_text())
+    content["job"]["errors"] = "layer"
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(content))
+    assert main(["recipe", str(tmp_path / "quick.yaml"), "--data", str(shared_data), "-o", str(tmp_path / "out"), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    retuned = {row["row"]: row["accuracy"]["retuned"] for row in rows}
-    assert retuned["w4"] > retuned["w2"] > 80
-    assert retuned["4:8"] > 87
+    for row in rows:
+        if row["published"] is not None:
+            assert row["accuracy"]["retuned"] > row["published"] - 0.75
     assert {row["row"]: row["costs"] for row in rows}["flops-4x"]["flops"] <= 0.25
