@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from compressors.errors import ConfigurationError, UnknownNameError
+from compressors.errors import ApportionError, ConfigurationError, UnknownNameError
 from compressors.levels import DENSE, parse_level
 from compressors.progress import Progress
 from db.profile import Profile
@@ -42,6 +42,13 @@ class Row(_Section):
     def _one_of_both(self) -> Row:
         if (self.level is None) == (self.budgets is None):
             raise ValueError("a row has either a level or budgets")
+        try:  # now, and not when its turn comes after hours
+            if self.level is not None:
+                parse_level(self.level)
+            for name, value in (self.budgets or {}).items():
+                parse_budget(name, value)
+        except ApportionError as error:
+            raise ValueError(str(error)) from error
         return self
 
 
@@ -52,9 +59,13 @@ class Recipe(_Section):
     source: str = Field(description="The paper and the table.")
     job: dict[str, Any]
     rows: tuple[Row, ...] = Field(min_length=1)
+    _file: Path = PrivateAttr(Path("recipe"))
 
     @model_validator(mode="after")
-    def _has_a_job(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
+        names = [row.name for row in self.rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"rows: two are called {twice[0]!r}")
         for key in ("workload", "database"):
             if not isinstance(self.job.get(key), dict):
                 raise ValueError(f"job.{key}: required key is missing")
@@ -81,9 +92,11 @@ def load_recipe(name: str) -> Recipe:
             raise UnknownNameError("recipe", name, files)
         path = files[name]
     try:
-        return Recipe.model_validate(read_content(path))
+        recipe = Recipe.model_validate(read_content(path))
     except ValidationError as error:
         raise explain(Recipe, path, error) from error
+    recipe._file = path
+    return recipe
 
 
 def job_of(recipe: Recipe, out: Path, data: Path | None, weights: str | None, workers: dict[str, float] | None = None) -> Job:
@@ -104,7 +117,7 @@ def job_of(recipe: Recipe, out: Path, data: Path | None, weights: str | None, wo
     content["store"] = f"sqlite:///{out / 'apportion.sqlite'}"
     if workers is not None:
         content["workers"] = {**content.get("workers", {}), **workers}
-    return parse_model_job(content, out / "recipe")
+    return parse_model_job(content, f"{recipe._file}, job")
 
 
 def run_recipe(recipe: Recipe, job: Job, out: Path, progress: Progress | None = None) -> Iterator[dict[str, Any]]:
@@ -122,9 +135,9 @@ def run_recipe(recipe: Recipe, job: Job, out: Path, progress: Progress | None = 
 
 def _make(row: Row, job: Job, out: Path, progress: Progress | None) -> Exported:
     # A uniform profile is not searched: its job needs no budgets, and no losses measured level by level.
-    change = {"budgets": row.budgets} if row.budgets else {"errors": "layer"}
+    change = {"errors": "layer"} if row.budgets is None else {"budgets": row.budgets}
     with prepare(job.model_copy(update=change), progress) as problem:
-        chosen = _searched(problem, progress) if row.budgets else _uniform(row, problem)
+        chosen = _uniform(row, problem) if row.budgets is None else _searched(problem, progress)
         return exported_before(chosen, problem, out) or export(chosen, problem, out, progress)
 
 
@@ -150,5 +163,5 @@ def _told(row: Row) -> list[str]:
 
 def _wanted(recipe: Recipe) -> list[str]:
     """The files and folders that the user's data must have."""
-    data = recipe.job["workload"]["data"]
+    data = recipe.job["workload"].get("data", {})
     return [str(data[key]) for key in ("calibration", "train", "test", "root") if isinstance(data.get(key), str)]
