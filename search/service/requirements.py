@@ -5,29 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from compressors.errors import ConfigurationError
 from db.cluster import label
 from search.job import AnyJob, Job
-
-_MARK = "apportion-limits "
-# What the autoscaler was started with, on the head; its node types alone leave it: the rest may hold secrets.
-_ASK = f"""
-import glob, json, yaml
-for path in glob.glob("/proc/[0-9]*/cmdline"):
-    try:
-        arguments = open(path, "rb").read().decode(errors="replace").split(chr(0))
-    except OSError:
-        continue
-    files = [a.partition("=")[2] for a in arguments if a.startswith("--autoscaling-config=")]
-    if files and any(a.endswith("monitor.py") for a in arguments):
-        config = yaml.safe_load(open(files[0]))
-        most = config.get("max_workers")
-        kinds = [(name == config.get("head_node_type"), kind.get("max_workers", most or 0), kind.get("resources") or {{}})
-                 for name, kind in config["available_node_types"].items()]
-        print({_MARK!r} + json.dumps({{"most": most, "kinds": kinds}}))
-"""
+from search.service import limits
 
 
 def check_requirements(job: AnyJob, client: Any, address: str, run: Callable[[str], tuple[str, str]]) -> None:
@@ -75,19 +59,19 @@ def _grows(client: Any) -> bool:
 
 
 def _most(run: Callable[[str], tuple[str, str]], names: list[str]) -> dict[str, float]:
-    """How much of each resource the cluster may have in the end; none where its autoscaler (KubeRay's) keeps that to itself.
-    Ray's dashboard does not say, so that the autoscaler's configuration on the head is looked at."""
-    script = base64.b64encode(_ASK.encode()).decode()
+    """How much of each resource the cluster may have in the end; none where that cannot be found out. Ray's dashboard does not
+    say, so that the autoscaler's configuration is looked at, from the head (`limits`)."""
+    script = base64.b64encode(Path(limits.__file__).read_bytes()).decode()
     _, text = run(f"python -c \"import base64; exec(base64.b64decode('{script}'))\"")
-    told = [line.partition(_MARK)[2] for line in text.splitlines() if _MARK in line]
+    told = [line.partition(limits.MARK)[2] for line in text.splitlines() if limits.MARK in line]
     if not told:
         return {}
-    limits = json.loads(told[-1])
+    config = json.loads(told[-1])
     most = {}
     for name in names:
-        most[name] = sum(float(own.get(name, 0)) for head, _, own in limits["kinds"] if head)
-        left = limits["most"] if limits["most"] is not None else float("inf")
-        for own, number in sorted(((float(own.get(name, 0)), n) for head, n, own in limits["kinds"] if not head), reverse=True):
+        most[name] = sum(float(own.get(name, 0)) for head, _, own in config["kinds"] if head)
+        left = config["most"] if config["most"] is not None else float("inf")
+        for own, number in sorted(((float(own.get(name, 0)), n) for head, n, own in config["kinds"] if not head), reverse=True):
             taken = min(left, number)
             most[name] += taken * own
             left -= taken

@@ -2,13 +2,86 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
+from search.service import requirements
+from tests.needs import missing
 from tests.service.conftest import ServiceCluster, write_job
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An HTTPS server that answers as Kubernetes does for our own RayCluster; what a head's environment says of it."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    if shutil.which("openssl") is None:
+        missing("no openssl is installed")
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=kubernetes"]
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([*make, *names], check=True, capture_output=True)
+    manifest = yaml.safe_load((ROOT / "examples/clusters/raycluster.yaml").read_text())
+    manifest["metadata"]["namespace"] = "teams"
+    place = f"/apis/ray.io/v1/namespaces/teams/rayclusters/{manifest['metadata']['name']}"
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == place else 404)
+            self.end_headers()
+            self.wfile.write(json.dumps(manifest if self.path == place else {}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT_HTTPS": str(server.server_port),
+        "RAY_CLUSTER_NAME": manifest["metadata"]["name"],
+        "RAY_CLUSTER_NAMESPACE": "teams",
+        "RAY_KUBERAY_CA_CERT_PATH": str(certificate),
+        "RAY_KUBERAY_CLIENT_CERT_PATH": str(certificate),
+        "RAY_KUBERAY_CLIENT_KEY_PATH": str(key),
+    }
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_kuberays_autoscaler_may_add_is_found(kubernetes: dict[str, str]) -> None:
+    def run(command: str) -> tuple[str, str]:
+        environment = {**os.environ, **kubernetes, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return "done", done.stdout
+
+    groups = yaml.safe_load((ROOT / "examples/clusters/raycluster.yaml").read_text())["spec"]["workerGroupSpecs"]
+    gpus = sum(
+        group["maxReplicas"] * int(group["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu", 0))
+        for group in groups
+    )
+    most = requirements._most(run, ["GPU", "CPU", "a100"])
+    assert most["GPU"] == gpus > 0
+    assert most["CPU"] > 0
+    assert most["a100"] == 0
+    del kubernetes["RAY_CLUSTER_NAME"]
+    assert requirements._most(run, ["GPU"]) == {}
 
 
 @pytest.mark.slow

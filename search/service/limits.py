@@ -1,0 +1,57 @@
+"""What a cluster's autoscaler may make of it. The service sends this file's text to the head, where it runs by itself (no other
+module of apportion is there yet), and prints one line: MARK, and JSON {"most": workers in all, "kinds": [[is the head's, most of
+them, resources], ...]}. Node types alone are told: the rest of an autoscaler's configuration may hold secrets."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from typing import Any
+
+MARK = "apportion-limits "
+_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+def launched() -> dict[str, Any] | None:
+    """What Ray's cluster launcher started the autoscaler on this machine with."""
+    import yaml
+
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            with open(path, "rb") as file:
+                arguments = file.read().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # the process has ended
+        files = [a.partition("=")[2] for a in arguments if a.startswith("--autoscaling-config=")]
+        if files and any(a.endswith("monitor.py") for a in arguments):
+            with open(files[0]) as file:
+                return dict(yaml.safe_load(file))
+    return None
+
+
+def kuberay() -> dict[str, Any] | None:
+    """What KubeRay's autoscaler takes from the RayCluster that this pod is the head of, by Ray's own reading of it. The head's
+    service account may read that where the cluster has an autoscaler."""
+    name = os.environ.get("RAY_CLUSTER_NAME")
+    if name is None or "KUBERNETES_SERVICE_HOST" not in os.environ:
+        return None
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
+    autoscaling_config.MAX_RAYCLUSTER_FETCH_TRIES = 1  # a user waits for the answer
+    namespace = os.environ.get("RAY_CLUSTER_NAMESPACE")
+    if namespace is None:
+        with open(_NAMESPACE) as file:
+            namespace = file.read().strip()
+    return dict(autoscaling_config.AutoscalingConfigProducer(name, namespace)())
+
+
+if __name__ == "__main__":
+    config = launched() or kuberay()
+    if config is not None:
+        most = config.get("max_workers")
+        kinds = [
+            (name == config.get("head_node_type"), kind.get("max_workers", most or 0), kind.get("resources") or {})
+            for name, kind in config["available_node_types"].items()
+        ]
+        print(MARK + json.dumps({"most": most, "kinds": kinds}))
