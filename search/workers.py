@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import torch
@@ -76,6 +77,6 @@ def measured_errors(
     modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
     tables = []
     for mode in modes:
-        with workers.pool(scorers(job, workload, database, "loss", mode)) as pool:
-            tables.append(measure_losses(workload, database, mode, pool, progress, job.corrections.score))
+        start = partial(workers.pool, scorers(job, workload, database, "loss", mode))
+        tables.append(measure_losses(workload, database, mode, start, progress, job.corrections.score))
     return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))
