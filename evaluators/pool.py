@@ -78,6 +78,32 @@ def prefix_order(requests: Sequence[Request]) -> list[int]:
     return [number for window in windows for number in sorted(window, key=lambda n: requests[n][0])]
 
 
+class LazyPool(Pool):
+    """The pool that `start` gives, from when there is first something to score."""
+
+    def __init__(self, start: Callable[[], Pool]) -> None:
+        super().__init__()
+        self._start = start
+        self._pool: Pool | None = None
+
+    def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
+        if not requests:
+            return iter(())
+        if self._pool is None:
+            self._pool = self._start()
+            self._pool.events = self.events
+        return self._pool.evaluate(requests)
+
+    @property
+    def there(self) -> int:
+        return 0 if self._pool is None else self._pool.there
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+
 class LocalPool(Pool):
     """Scores in this process. `make_scorer` is called at the first request; `threads` is how many torch may use."""
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -25,6 +26,7 @@ from evaluators.budgets import Budget
 from evaluators.costs import cost_tables
 from evaluators.latency import LatencyTable, ask_latency, is_function, read_latency
 from evaluators.pool import Pool
+from evaluators.scorers import ScorerMaker
 from evaluators.workloads import Workload, data_fingerprint, load_workload, model_fingerprint
 from search.algorithms.base import create
 from search.decisions import Decisions
@@ -57,15 +59,19 @@ class ModelProblem(Problem):
         self.crew.close()
 
     def start_pool(self) -> Pool:
-        return self.crew.pool(scorers(self.job, self.workload, self.database, self.job.fitness, self.job.batchnorm))
+        return self.crew.pool(partial(scorers, self.job, self.workload, self.database, self.job.fitness, self.job.batchnorm))
 
     def start_selection_pool(self) -> Pool | None:
         """KL to the dense model on the workload's selection images, in the job's batch-norm mode."""
         images = self.workload.selection
         if images is None or self.job.search.picks == 1:
             return None
-        unseen = replace(self.workload, calibration=images.load(), selection=None)
-        return self.crew.pool(scorers(self.job, unseen, self.database, "kl", self.job.batchnorm))
+
+        def maker() -> ScorerMaker:
+            unseen = replace(self.workload, calibration=images.load(), selection=None)
+            return scorers(self.job, unseen, self.database, "kl", self.job.batchnorm)
+
+        return self.crew.pool(maker)
 
 
 def build(job: Job, progress: Progress | None = None, crew: Workers | None = None) -> tuple[Workload, LayerDatabase]:
@@ -253,7 +259,7 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
     found = []
     for precision in (problem.job.workers.precision, "float32"):
         job = problem.job.model_copy(update={"workers": problem.job.workers.model_copy(update={"precision": precision})})
-        with problem.crew.pool(scorers(job, problem.workload, problem.database, job.fitness, job.batchnorm)) as pool:
+        with problem.crew.pool(partial(scorers, job, problem.workload, problem.database, job.fitness, job.batchnorm)) as pool:
             scores = []
             for done, score in enumerate(pool.evaluate(requests)):
                 scores.append(score.fitness)

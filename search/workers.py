@@ -14,7 +14,7 @@ from compressors.progress import Progress
 from db.crew import Crew
 from db.database import LayerDatabase
 from db.fanout import Fanout, InProcess, RayWorkers
-from evaluators.pool import LocalPool, Pool, Scorer
+from evaluators.pool import LazyPool, LocalPool, Pool
 from evaluators.ray_pool import RayPool
 from evaluators.scorers import ScorerMaker
 from evaluators.sensitivity import measure_losses
@@ -33,7 +33,11 @@ class Workers(AbstractContextManager["Workers"]):
     def fanout(self) -> Fanout:
         return RayWorkers(self._actors()) if self._config.count else InProcess(self._config.gpus)
 
-    def pool(self, make_scorer: Callable[[], Scorer]) -> Pool:
+    def pool(self, maker: Callable[[], ScorerMaker]) -> Pool:
+        """Workers that score with what `maker` gives; they start when there is first something to score."""
+        return LazyPool(lambda: self._start(maker()))
+
+    def _start(self, make_scorer: ScorerMaker) -> Pool:
         config = self._config
         if config.count:
             return RayPool(make_scorer, self._actors(), config.deadline)
@@ -77,6 +81,6 @@ def measured_errors(
     modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
     tables = []
     for mode in modes:
-        start = partial(workers.pool, scorers(job, workload, database, "loss", mode))
-        tables.append(measure_losses(workload, database, mode, start, progress, job.corrections.score))
+        with workers.pool(partial(scorers, job, workload, database, "loss", mode)) as pool:
+            tables.append(measure_losses(workload, database, mode, pool, progress, job.corrections.score))
     return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))

@@ -15,7 +15,7 @@ from compressors.errors import ConfigurationError, EvaluationError
 from db.cluster import Connection
 from db.crew import Crew
 from db.database import LayerDatabase
-from evaluators.pool import LocalPool, Pool, Score, Scorer
+from evaluators.pool import LazyPool, LocalPool, Pool, Score, Scorer
 from evaluators.ray_pool import RayPool
 from evaluators.scorers import ScorerMaker
 from evaluators.workloads import Workload
@@ -105,6 +105,23 @@ def test_scorers_that_take_several_at_once(name: str, tmp_path: Path) -> None:
         with pytest.raises(EvaluationError, match="this candidate cannot be scored") as caught:
             fitness(pool.evaluate([((1,), 1.0), ((-1,), 1.0), ((2,), 1.0)]))
         assert caught.value.candidate == (-1,)
+
+
+def test_a_lazy_pool_starts_with_the_first_request(tmp_path: Path) -> None:
+    started: list[Pool] = []
+
+    def start() -> Pool:
+        started.append(LocalPool(partial(Sum, tmp_path), threads=1))
+        return started[-1]
+
+    with LazyPool(start) as pool:
+        assert fitness(pool.evaluate([])) == []
+        assert (pool.there, started) == (0, [])
+        assert fitness(pool.evaluate([((1,), 1.0), ((3,), 1.0)])) == [1.0, 3.0]
+        assert fitness(pool.evaluate([((2,), 1.0)])) == [2.0]
+        assert (pool.there, len(started)) == (1, 1)
+        started[0].events["lost"] += 1
+        assert pool.events == {"lost": 1}
 
 
 def test_neighbours_are_scored_one_after_the_other() -> None:

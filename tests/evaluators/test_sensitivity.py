@@ -31,17 +31,15 @@ class Watched(Pool):
 def test_every_level_alone_measured_once_and_resumable(digits: Workload, database: LayerDatabase) -> None:
     stopped = Watched(digits, database, most=30)  # the dense model, and seven layers of four levels each
     with pytest.raises(KeyboardInterrupt):
-        measure_losses(digits, database, "running", lambda: stopped)
+        measure_losses(digits, database, "running", stopped)
     rest = Watched(digits, database)
     seen: list[tuple[str, int, int]] = []
-    table = measure_losses(digits, database, "running", lambda: rest, lambda *step: seen.append(step))
+    table = measure_losses(digits, database, "running", rest, lambda *step: seen.append(step))
     assert rest.count == 1 + 4 * 7
     assert seen[-1] == ("measure single layers, batch-norm running", 70, 70)
-
-    def none() -> Pool:
-        raise AssertionError("all is there: no workers are needed")
-
-    assert all((a == b).all() for a, b in zip(measure_losses(digits, database, "running", none), table, strict=True))
+    again = Watched(digits, database)
+    assert all((a == b).all() for a, b in zip(measure_losses(digits, database, "running", again), table, strict=True))
+    assert again.count == 0
 
     scorer = StitchedScorer(digits, database, "loss", "running")
     dense = scorer.score((0,) * 14)
