@@ -1,9 +1,10 @@
 """What each recovery step wins back: test accuracy of the ResNet-20's additive optimum stitched, re-tuned, after global AdaPrune
 and after fine-tuning with its masks held, and how small the packed model is.
 
-    python benchmarks/recovery.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125] [--adaprune '{}'] [--finetune '{}']
+    python benchmarks/recovery.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125] [--lintune '{}'] [--adaprune '{}']
+        [--finetune '{}']
 
-The ResNet-20 and database of benchmarks/resnet20.py. `--adaprune` and `--finetune` take settings as JSON (docs/JOBS.md).
+The ResNet-20 and database of benchmarks/resnet20.py. The steps take their settings as JSON (docs/JOBS.md); null leaves one out.
 """
 
 from __future__ import annotations
@@ -28,12 +29,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("scratch/resnet20"))
     parser.add_argument("--budget", type=float, default=0.125)
+    parser.add_argument("--lintune", type=json.loads, default=None)
     parser.add_argument("--adaprune", type=json.loads, default={})
     parser.add_argument("--finetune", type=json.loads, default={})
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     given = SimpleNamespace(**vars(options), errors="loss", evaluations=1, seeds=[0])
-    recovery = RecoveryConfig.model_validate({"adaprune": options.adaprune, "finetune": options.finetune})
+    steps = {"lintune": options.lintune, "adaprune": options.adaprune, "finetune": options.finetune}
+    recovery = RecoveryConfig.model_validate(steps)
     with TerminalProgress() as progress, tempfile.TemporaryDirectory() as folder:
         problem = prepare(job(given, options.budget), progress)  # type: ignore[arg-type]
         with problem:

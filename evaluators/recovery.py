@@ -1,5 +1,7 @@
 """Recovery: training after stitching that wins back accuracy, with every mask and grid held (compressors/held.py).
 
+lintune    biases and normalisations alone, on the calibration images, so that the model's outputs come near the dense model's
+           (the published code of Frantar & Alistarh 2022); no labels, and weights stay as they are
 adaprune   all layers tuned together on the calibration images so that every compressed layer's outputs come near the dense
            model's (global AdaPrune: Frantar & Alistarh 2022, "SPDY", section 3.3); no labels
 finetune   training on the training images, with the dense model as teacher (Hinton et al. 2015)
@@ -34,6 +36,13 @@ class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LintuneConfig(_Config):
+    """Tuning of biases and normalisations, by Adam."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the calibration images.")
+    rate: float = Field(1e-3, gt=0, description="Learning rate; falls to 0 as a cosine.")
+
+
 class AdaPruneConfig(_Config):
     """Global AdaPrune, by Adam."""
 
@@ -65,6 +74,7 @@ class FinetuneConfig(_Config):
 class RecoveryConfig(_Config):
     """Training of the exported model, in this order; null: none."""
 
+    lintune: LintuneConfig | None = None
     adaprune: AdaPruneConfig | None = None
     finetune: FinetuneConfig | None = None
 
@@ -95,6 +105,21 @@ class Recovery:
     device: str = "cpu"
     team: Team = Team()
 
+    def lintune(self, images: Split, config: LintuneConfig) -> None:
+        """Minimise the mean squared difference of the outputs from the dense model's, over the parameters of one dimension.
+        Normalisations keep their statistics. Raises ModelError, OutputError."""
+
+        def loss(model: nn.Module, inputs: Tensor, _labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = self.dense(inputs)
+            return F.mse_loss(model(inputs), wanted)
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, config.rate)
+
+        if any(map(_is_linear, self.model.parameters())):
+            self._train("lintune", images, config.epochs, loss, optimizer, {}, trained=_is_linear)
+
     def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
         """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids that quantized layers lie on
         then. Normalisations keep their statistics. Raises ModelError, OutputError."""
@@ -111,7 +136,7 @@ class Recovery:
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, config.rate)
 
-        return self._train("adaprune", images, config.epochs, loss, optimizer, warmup=0.0, ema=0.0)
+        return self._train("adaprune", images, config.epochs, loss, optimizer, self.what)
 
     def finetune(self, images: Split, config: FinetuneConfig) -> dict[str, Grid]:
         """Minimise teacher KL(dense || model) T^2 + (1 - teacher) cross-entropy; normalisations learn their statistics along.
@@ -132,7 +157,15 @@ class Recovery:
         self.model.train()
         try:
             return self._train(
-                "finetune", images, config.epochs, loss, optimizer, warmup=config.warmup, ema=config.ema, crops=config.augment
+                "finetune",
+                images,
+                config.epochs,
+                loss,
+                optimizer,
+                self.what,
+                warmup=config.warmup,
+                ema=config.ema,
+                crops=config.augment,
             )
         finally:
             self.model.eval()
@@ -144,14 +177,18 @@ class Recovery:
         epochs: int,
         loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
         make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        what: Mapping[str, Hold],
         *,
-        warmup: float,
-        ema: float,
+        warmup: float = 0.0,
+        ema: float = 0.0,
         crops: AugmentConfig | None = None,
+        trained: Callable[[nn.Parameter], bool] = lambda _: True,
     ) -> dict[str, Grid]:
-        model, rank, size = self.model.to(self.device).requires_grad_(True), self.team.rank, self.batch_size
+        model, rank, size = self.model.to(self.device), self.team.rank, self.batch_size
         self.dense.to(self.device)
-        with held(model, self.what) as grids:
+        for parameter in model.parameters():
+            parameter.requires_grad_(trained(parameter))
+        with held(model, what) as grids:
             joined = self.team.join(model)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = make(parameters)
@@ -231,6 +268,11 @@ def _course(steps: int, warmup: float) -> Callable[[int], float]:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
     return share
+
+
+def _is_linear(parameter: nn.Parameter) -> bool:
+    """Of a bias or a normalisation."""
+    return parameter.dim() == 1
 
 
 def teacher_of(model: nn.Module) -> nn.Module:

@@ -11,7 +11,7 @@ from compressors.errors import ConfigurationError
 from search.printing import show, table
 from search.progress import TerminalProgress
 
-_STEPS = ("adaprune", "finetune")
+_STEPS = ("lintune", "adaprune", "finetune")
 
 
 def add_commands(

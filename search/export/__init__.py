@@ -49,6 +49,7 @@ _AFTER = {
     "batchnorm": "retuned",
     "statistics": "statistics corrected",
     "bias": "bias corrected",
+    "lintune": "lintuned",
     "adaprune": "adapruned",
     "finetune": "fine-tuned",
 }

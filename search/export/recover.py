@@ -26,7 +26,7 @@ def recover(
     """Train `subject.model` as `config` says; `done` is told the name of each step after it. `folder` keeps the training's state
     after each epoch. Raises OutputError; with
     workers, what `train_together` raises."""
-    if config.adaprune is None and config.finetune is None:
+    if config == RecoveryConfig():
         return
     problem = subject.problem
     job, workload = problem.job, problem.workload
@@ -52,6 +52,9 @@ def recover(
             progress=progress,
             device=device_for(job.workers.gpus),
         )
+        if config.lintune is not None:
+            training.lintune(workload.calibration, config.lintune)
+            done("lintune")
         if config.adaprune is not None:
             training.what = _holds(subject)
             subject.trained |= training.adaprune(workload.calibration, config.adaprune)

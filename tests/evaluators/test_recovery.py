@@ -13,7 +13,7 @@ from compressors.held import Hold
 from evaluators.augment import AugmentConfig
 from evaluators.checkpoints import FolderCheckpoints
 from evaluators.data import TensorSplit
-from evaluators.recovery import AdaPruneConfig, FinetuneConfig, Recovery
+from evaluators.recovery import AdaPruneConfig, FinetuneConfig, LintuneConfig, Recovery
 
 
 def models(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Hold]]:
@@ -60,6 +60,25 @@ def test_adaprune_brings_the_outputs_near_and_keeps_the_mask(tmp_path: Path) -> 
         assert torch.equal(sparse.get_submodule(name).weight != 0, hold.mask)
     assert torch.equal(sparse[1].running_mean, statistics)
     assert not sparse.training
+
+
+def test_lintune_moves_biases_and_normalisations_alone(tmp_path: Path) -> None:
+    work, dense, sparse = training(tmp_path)
+    before, stitched = gap(dense, sparse), copy.deepcopy(sparse.state_dict())
+    work.lintune(images(), LintuneConfig(epochs=20, rate=1e-2))
+    assert gap(dense, sparse) < 0.9 * before
+    moved = {name for name, tensor in sparse.state_dict().items() if not torch.equal(tensor, stitched[name])}
+    assert moved == {"0.bias", "1.weight", "1.bias", "3.bias", "6.bias"}
+    work.adaprune(images(), AdaPruneConfig(epochs=1))  # which trains all of them again
+    assert not torch.equal(sparse[0].weight, stitched["0.weight"])
+
+
+def test_lintune_leaves_a_model_without_biases_alone(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
+    work = Recovery(model, copy.deepcopy(model), {}, 32, 0, FolderCheckpoints(tmp_path), "key")
+    weight = model[1].weight.detach().clone()
+    work.lintune(images(), LintuneConfig())
+    assert torch.equal(model[1].weight, weight)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
