@@ -183,7 +183,7 @@ def _compress(subject: Subject, recovery: RecoveryConfig, training: Path, progre
             return test_accuracy(run, workload.test, workload.batch_size, progress, f"test {what}")
 
     def training_images() -> Iterator[Tensor]:
-        return (inputs.to(device) for inputs in _training(workload))
+        return (inputs.to(device) for inputs in _training(workload, subject.problem.job.workload.seed))
 
     def note(step: str) -> None:
         accuracy[_AFTER[step]] = measured(_AFTER[step])
@@ -210,12 +210,12 @@ def _profiles(profile: Profile, every: bool) -> dict[str, str]:
     return texts
 
 
-def _training(workload: Workload) -> Iterator[Tensor]:
+def _training(workload: Workload, seed: int) -> Iterator[Tensor]:
     """The images that corrections look at: all training images, or as many random ones, read batch by batch."""
     train, size = workload.train, workload.batch_size
     if len(train) <= _ENOUGH:
         return (inputs for inputs, _ in train.batches(size))
-    order = np.random.default_rng(0).permutation(len(train))[:_ENOUGH].tolist()
+    order = np.random.default_rng(seed).permutation(len(train))[:_ENOUGH].tolist()
     return (train.subset(order[at : at + size]).inputs for at in range(0, _ENOUGH, size))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from compressors.errors import OutputError, UnknownNameError
 from db.packed import load_packed
 from db.profile_files import read_profile
 from db.runs import RunStore
+from evaluators.data import TensorSplit
 from evaluators.recovery import RecoveryConfig
+from search import export as exporting
 from search.export import export, formats, score_profile
 from search.job_file import parse_model_job
 from search.pipeline import ModelProblem, prepare, run_search
@@ -174,3 +176,28 @@ def test_formats_are_named(found: tuple[ModelProblem, RunResult], tmp_path: Path
     with pytest.raises(UnknownNameError, match="safetensors"):
         export(found[1], found[0], tmp_path / "out", formats=("safetensor",))
     assert not (tmp_path / "out").exists()
+
+
+def test_corrections_of_many_training_images_look_at_random_ones(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, result = found
+    read: list[int] = []
+
+    class Noting(TensorSplit):
+        def subset(self, indices: Sequence[int], progress: Any = None) -> TensorSplit:
+            read.extend(indices)
+            return super().subset(indices, progress)
+
+        def batches(self, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            raise AssertionError(f"all images are more than enough, also {batch_size} at a time")
+
+    train = problem.workload.train
+    assert isinstance(train, TensorSplit)
+    monkeypatch.setattr(exporting, "_ENOUGH", 100)
+    monkeypatch.setattr(problem.workload, "train", Noting(train.inputs, train.labels))
+    export(result, problem, tmp_path / "out", formats=("profile",))
+    once = read[:100]
+    assert len(set(once)) == 100
+    assert once != sorted(once)
+    assert read == 3 * once  # recorded, re-tuned, bias-corrected
