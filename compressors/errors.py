@@ -175,6 +175,13 @@ class EvaluationError(ApportionError):
         super().__init__(f"{what}; the last failure was:\n{traceback}")
 
 
+class TrainingError(ApportionError):
+    """Training that several processes shared, and that failed on them."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"training on several workers failed; the last failure was:\n{reason}")
+
+
 class ConfigurationError(ApportionError):
     """Options that contradict each other or the machine they run on."""
 

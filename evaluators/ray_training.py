@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from compressors.errors import ConfigurationError, EvaluationError
+from compressors.errors import ConfigurationError, TrainingError
 from compressors.progress import Progress
 from compressors.threads import torch_threads
 from db.cluster import Connection, check_resources
@@ -35,7 +35,7 @@ def train_together(
 ) -> None:
     """Run `recovery.finetune(images, config)` on `config.workers` processes with the resources `each`, which split every batch;
     normalisations see their own part of it. The last state ends in `recovery.checkpoints`, so that `recovery.finetune` ends at
-    once. Ray Train keeps its states in `folder`, which all nodes must see. Raises ConfigurationError, EvaluationError."""
+    once. Ray Train keeps its states in `folder`, which all nodes must see. Raises ConfigurationError, TrainingError."""
     count = config.workers
     if recovery.batch_size % count:
         raise ConfigurationError(f"recovery.finetune.workers: {count} do not divide workload.batch_size, {recovery.batch_size}")
@@ -105,7 +105,7 @@ def _trained(
     except SystemExit as error:  # what Ray Train makes of Ctrl-C
         raise KeyboardInterrupt from error
     except Exception as error:  # Ray Train's own kinds differ from version to version
-        raise EvaluationError((), f"fine-tuning: {error}") from error
+        raise TrainingError(str(error)) from error
     finally:
         if current_thread() is main_thread():
             signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own

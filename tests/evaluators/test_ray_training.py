@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.errors import ConfigurationError
+from compressors.errors import ConfigurationError, TrainingError
 from compressors.held import Hold
 from evaluators.augment import AugmentConfig
 from evaluators.checkpoints import FolderCheckpoints
@@ -85,6 +85,16 @@ def test_a_process_that_is_killed_changes_nothing(tmp_path: Path) -> None:
     assert marker.exists()
     assert [epoch for _, epoch, _ in told] == [1, 2, 3, 4]
     assert all(torch.equal(disturbed[name], weight) for name, weight in whole.items())
+
+
+@pytest.mark.slow
+def test_what_fails_on_the_workers_is_told(tmp_path: Path) -> None:
+    class Unreadable(TensorSplit):
+        def subset(self, indices: Sequence[int], progress: Any = None) -> TensorSplit:
+            raise OSError(f"image {indices[0]} is gone ({progress})")
+
+    with pytest.raises(TrainingError, match="image .* is gone"):
+        trained(tmp_path, FinetuneConfig(epochs=1, workers=2), Unreadable(images().inputs, images().labels))
 
 
 def test_batches_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
