@@ -36,7 +36,7 @@ class Crew(AbstractContextManager["Crew"]):
             self._connection.close()
             raise
         self.count, self.gpus, self.threads = count, gpus, max(1, int(cpus))
-        self._make = self.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=needs, max_restarts=0)(_Actor)
+        self._make = self.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=needs, max_restarts=0)(CrewActor)
         self._idle: list[Any] = []
         self._taken = 0
 
@@ -68,7 +68,9 @@ class Crew(AbstractContextManager["Crew"]):
         self.close()
 
 
-class _Actor:
+class CrewActor:
+    """Calls functions; by its name `ray list actors` shows the workers of jobs."""
+
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._state: dict[str, Any] = {}

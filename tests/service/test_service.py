@@ -17,6 +17,7 @@ from db.database import LayerDatabase
 from db.runs import RunStore
 from search.job_file import load_job
 from search.pipeline import prepare, run_search
+from search.service.folder import JobFolder
 from tests import postgres
 from tests.service.conftest import ServiceCluster, write_job
 
@@ -74,17 +75,18 @@ def test_cancelled_killed_and_resumed_a_job_ends_as_if_nothing_had_happened(
 ) -> None:
     job = cluster.submit(write_job(tmp_path, search=_LONG))
     _until_trials(cluster, job, 20)
-    refused = cluster.apportion("resume", job, check=False)
-    assert refused.returncode == 1
-    assert "it cannot be resumed while it runs" in refused.stderr
+    assert _actors(cluster) > 0
     cluster.apportion("cancel", job)
     assert cluster.state(job)["state"] == "cancelled"
     assert _actors(cluster) == 0
     cluster.apportion("resume", job)
-    _until_trials(cluster, job, 60)
+    _until_trials(cluster, job, 60, attempt=2)
     os.kill(_driver(job), signal.SIGKILL)
     assert _wait_failed(cluster, job)["attempt"] == 2
     cluster.apportion("resume", job)
+    refused = cluster.apportion("resume", job, check=False)
+    assert refused.returncode == 1
+    assert "it cannot be resumed while it runs" in refused.stderr
     state = cluster.wait(job, "finished")
     assert state["attempt"] == 3
     assert found(cluster, state) == undisturbed
@@ -92,13 +94,18 @@ def test_cancelled_killed_and_resumed_a_job_ends_as_if_nothing_had_happened(
     assert "is finished: there is nothing to resume" in again.stderr
 
 
-def _until_trials(cluster: ServiceCluster, job: str, number: int) -> None:
-    for _ in range(200):
-        state = cluster.wait(job, "searching", "finished")
-        if sum(run["asked"] for run in state["runs"]) >= number:
-            assert state["state"] == "searching", "too late to stop it: the job is finished"
-            return
-    raise AssertionError(state)
+def _until_trials(cluster: ServiceCluster, job: str, number: int, attempt: int = 1) -> None:
+    """Looks at what the job's process writes: the command line would take as long as the search."""
+    folder, end = JobFolder(cluster.home / "apportion", job), time.monotonic() + 120
+    while (
+        (state := folder.read_state()) is None
+        or state.attempt < attempt
+        or state.state in ("queued", "building")
+        or sum(run["asked"] for run in state.runs) < number
+    ):
+        assert time.monotonic() < end, state
+        time.sleep(0.1)
+    assert state.state == "searching", "too late to stop it: the job is finished"
 
 
 def _driver(job: str) -> int:
@@ -119,10 +126,10 @@ def _wait_failed(cluster: ServiceCluster, job: str) -> dict[str, Any]:
 
 
 def _actors(cluster: ServiceCluster) -> int:
-    """Evaluators that are alive."""
+    """Workers that are alive."""
     from ray.util.state import list_actors
 
-    alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "_Worker")])
+    alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "CrewActor")])
     return len(alive)
 
 
