@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
+from compressors.errors import DataError
 from compressors.progress import Progress
 from compressors.threads import torch_threads
 from db.files import write_atomically
@@ -23,12 +26,20 @@ _TEST, _EPOCHS, _BATCH, _RATE = 447, 30, 64, 0.1
 
 def digits_splits() -> Splits:
     """1,350 images to train and calibrate with, 447 to test with; the split is fixed. Pixels 0..16 become [-1, 1]."""
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    images = torch.from_numpy(found.images[order]).float()[:, None] / 8 - 1
-    labels = torch.from_numpy(found.target[order].astype(np.int64))
+    table = _table()
+    order = np.random.default_rng(0).permutation(len(table))
+    images = torch.from_numpy(table[order, :-1]).float().reshape(-1, 1, 8, 8) / 8 - 1
+    labels = torch.from_numpy(table[order, -1].astype(np.int64))
     train = TensorSplit(images[_TEST:].contiguous(), labels[_TEST:])
     return Splits(train, TensorSplit(images[:_TEST].contiguous(), labels[:_TEST]), train)
+
+
+def _table() -> np.ndarray:
+    """scikit-learn's file, [1797, 64 pixels and the label]. Its own loader would import pandas and more for a second."""
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise DataError("digits", "scikit-learn, which brings them, is not installed")
+    return np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
 
 
 def load_trained(model: nn.Module, progress: Progress | None = None) -> None:

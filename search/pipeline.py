@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from compressors.layers import find_layers
 from compressors.levels import parse_level
@@ -252,6 +251,8 @@ def make_run(job: str, algorithm: str, parameters: dict[str, Any], seed: int, ev
 def precision_agrees(problem: ModelProblem, progress: Progress | None = None) -> float:
     """Spearman's rank correlation between the fitnesses of 64 random profiles within the budgets in the job's precision and in
     float32. Below 0.99 or so, a lower precision changes which profile is found."""
+    from scipy.stats import spearmanr  # takes most of a second to import
+
     rng = np.random.default_rng(0)
     space = problem.space
     drawn = dict.fromkeys(draw(space, rng) for _ in range(8 * _AGREEING))

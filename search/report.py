@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from db.runs import Run
 from search.problem import Problem
@@ -111,6 +110,8 @@ def table_agrees(results: Sequence[RunResult], problem: Problem) -> float | None
     scored = {t.candidate: t.fitness for r in results for t in r.trials if t.fidelity == 1.0 and math.isfinite(t.fitness)}
     if len(scored) < 10:
         return None
+    from scipy.stats import spearmanr  # takes most of a second to import
+
     correlation = spearmanr([problem.whole.error(candidate) for candidate in scored], list(scored.values())).statistic
     return float(correlation) if math.isfinite(correlation) else None
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata, studentized_range, wilcoxon
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Anytime:
 def pairwise(finals: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], float]:
     """p of Wilcoxon's signed-rank test (two-sided) for every pair of algorithms, each with one final fitness per common seed,
     corrected for their number after Holm (1979). 1 where all are equal. With fewer than six seeds no p can lie below 0.05."""
+    from scipy.stats import wilcoxon  # scipy.stats takes most of a second to import
+
     raw = {}
     for a, b in itertools.combinations(finals, 2):
         difference = np.asarray(finals[a], dtype=float) - np.asarray(finals[b], dtype=float)
@@ -57,6 +58,8 @@ def pairwise(finals: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], flo
 
 def mean_ranks(finals: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Mean rank of each algorithm over the seeds; 1 is best, equal fitnesses share their ranks."""
+    from scipy.stats import rankdata
+
     table = np.array(list(finals.values()), dtype=float)
     return dict(zip(finals, rankdata(table, axis=0).mean(1).tolist(), strict=True))
 
@@ -65,5 +68,7 @@ def critical_difference(algorithms: int, seeds: int, alpha: float = 0.05) -> flo
     """Mean ranks that differ by more are different at `alpha` (Nemenyi's test; Demsar 2006, section 3.2.2)."""
     if algorithms < 2:
         return 0.0
+    from scipy.stats import studentized_range
+
     quantile = float(studentized_range.ppf(1 - alpha, algorithms, np.inf)) / math.sqrt(2)
     return quantile * math.sqrt(algorithms * (algorithms + 1) / (6 * seeds))

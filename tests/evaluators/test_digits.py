@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,3 +84,11 @@ def test_the_split_is_fixed_and_complete() -> None:
     assert set(labels.tolist()) == set(range(10))
     again = digits.digits_splits().test.subset(range(447))
     assert torch.equal(again.inputs, inputs)
+
+
+def test_the_file_is_read_as_its_own_loader_does() -> None:
+    from sklearn.datasets import load_digits
+
+    theirs, ours = load_digits(), digits._table()
+    assert np.array_equal(ours[:, :-1], theirs.data)
+    assert np.array_equal(ours[:, -1], theirs.target)
