@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from compressors.errors import ModelError
 from db.files import write_atomically
@@ -47,3 +48,39 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path) -> ModelError:
     return ModelError(f"{path}: no training's state, or damaged; remove it to begin again")
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that the training of `key` changes as it goes on; `average`: of its parameters, where it keeps one."""
+
+    key: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    average: list[Tensor]
+
+    def content(self, epoch: int) -> dict[str, Any]:
+        return {
+            "key": self.key,
+            "epoch": epoch,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "average": self.average,
+        }
+
+    def restore(self, content: dict[str, Any] | None, name: str) -> int:
+        """Epochs that are done. Raises ModelError for what is no training's state."""
+        if content is None or content.get("key", self.key) != self.key:
+            return 0  # another training's
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            with torch.no_grad():
+                for mine, theirs in zip(self.average, content["average"], strict=True):
+                    mine.copy_(theirs)
+            return int(content["epoch"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the kept state of the training {name!r} is not this training's ({error})") from error

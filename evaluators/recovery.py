@@ -22,13 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressors.errors import ModelError
 from compressors.grids import Grid
 from compressors.held import Hold, held
 from compressors.layers import hooked
 from compressors.progress import Progress
 from evaluators.augment import AugmentConfig, augment
-from evaluators.checkpoints import Checkpoints
+from evaluators.checkpoints import Checkpoints, TrainingState
 from evaluators.data import Split
 
 
@@ -117,8 +116,8 @@ class Recovery:
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, config.rate)
 
-        if any(map(_is_linear, self.model.parameters())):
-            self._train("lintune", images, config.epochs, loss, optimizer, {}, trained=_is_linear)
+        if any(map(_is_vector, self.model.parameters())):
+            self._train("lintune", images, config.epochs, loss, optimizer, {}, trained=_is_vector)
 
     def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
         """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids that quantized layers lie on
@@ -195,7 +194,7 @@ class Recovery:
             each = max(1, len(images) // size)  # whole batches: statistics of a few images mislead
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))
             average = [parameter.detach().clone() for parameter in parameters] if ema else []
-            state = _State(self.key, model, optimizer, schedule, average)
+            state = TrainingState(self.key, model, optimizer, schedule, average)
             for epoch in range(state.restore(self.checkpoints.read(name), name), epochs):
                 first = 1_000_003 * self.seed + epoch
                 generator = torch.Generator().manual_seed(first)
@@ -222,42 +221,6 @@ class Recovery:
         return grids
 
 
-@dataclass(frozen=True)
-class _State:
-    """All that a training changes as it goes on."""
-
-    key: str
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LambdaLR
-    average: list[Tensor]
-
-    def content(self, epoch: int) -> dict[str, Any]:
-        return {
-            "key": self.key,
-            "epoch": epoch,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "average": self.average,
-        }
-
-    def restore(self, content: dict[str, Any] | None, name: str) -> int:
-        """Epochs that are done. Raises ModelError for what is no training's state."""
-        if content is None or content.get("key", self.key) != self.key:
-            return 0  # another training's
-        try:
-            self.model.load_state_dict(content["model"])
-            self.optimizer.load_state_dict(content["optimizer"])
-            self.schedule.load_state_dict(content["schedule"])
-            with torch.no_grad():
-                for mine, theirs in zip(self.average, content["average"], strict=True):
-                    mine.copy_(theirs)
-            return int(content["epoch"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the kept state of the training {name!r} is not this training's ({error})") from error
-
-
 def _course(steps: int, warmup: float) -> Callable[[int], float]:
     """Step -> share of the learning rate: a line up, then a cosine down."""
     rising = int(warmup * steps)
@@ -270,7 +233,7 @@ def _course(steps: int, warmup: float) -> Callable[[int], float]:
     return share
 
 
-def _is_linear(parameter: nn.Parameter) -> bool:
+def _is_vector(parameter: nn.Parameter) -> bool:
     """Of a bias or a normalisation."""
     return parameter.dim() == 1
 

@@ -29,7 +29,7 @@ class WorkloadConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(
-        None, description="A registered name, torchvision:NAME, huggingface:NAME, or package.module:function"
+        None, description="A registered name, torchvision:NAME, huggingface:NAME, or package.module:function."
     )
     weights: str | None = Field(None, description="A .safetensors or .pt file, its URL, or one of torchvision's weight enums.")
     fold: bool = Field(False, description="Fold batch-norm into the convolutions before it, as integer hardware runs them.")

@@ -31,6 +31,7 @@ class Workers(AbstractContextManager["Workers"]):
         self._crew: Crew | None = None
 
     def fanout(self) -> Fanout:
+        self._check_device()  # a database takes hours, and the search could not use it here
         return RayWorkers(self._actors()) if self._config.count else InProcess(self._config.gpus)
 
     def pool(self, maker: Callable[[], ScorerMaker]) -> Pool:
@@ -41,8 +42,7 @@ class Workers(AbstractContextManager["Workers"]):
         config = self._config
         if config.count:
             return RayPool(make_scorer, self._actors(), config.deadline)
-        if config.gpus and not torch.cuda.is_available():
-            raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")
+        self._check_device()
         return LocalPool(make_scorer, config.cpus)
 
     def close(self) -> None:
@@ -52,6 +52,10 @@ class Workers(AbstractContextManager["Workers"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_device(self) -> None:
+        if self._config.gpus and not self._config.count and not torch.cuda.is_available():
+            raise ConfigurationError("workers.gpus is above 0, and torch finds no CUDA device on this machine")
 
     def _actors(self) -> Crew:
         if self._crew is None:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,13 @@ class Jobs:
 
     def summaries(self) -> list[dict[str, Any]]:
         """Of all jobs, the newest first."""
-        service = self._service_jobs()
+        states = self._states()
+        service = _searching(states)
         rows = {(url, job): self._named(job_summary(self._opened(url), job), state) for (url, job), state in service.items()}
         if self._store is not None:
             for job in self._opened(self._store).jobs():
                 rows.setdefault((self._store, job), job_summary(self._opened(self._store), job))
-        waiting = [_not_searching(state) for state in self._states() if state.search is None]
+        waiting = [_not_searching(state) for state in states if state.search is None]
         return [*reversed(waiting), *reversed(rows.values())]
 
     def figures(self, job: str) -> dict[str, Any]:
@@ -72,16 +73,12 @@ class Jobs:
         return sorted(path.relative_to(results) for path in results.rglob("*") if path.is_file() and not path.is_symlink())
 
     def _find(self, job: str) -> tuple[str, JobState | None]:
-        for (url, own), state in self._service_jobs().items():
+        for (url, own), state in _searching(self._states()).items():
             if own == job:
                 return url, state
         if self._store is not None and job in self._opened(self._store).jobs():
             return self._store, None
         raise KeyError(job)
-
-    def _service_jobs(self) -> dict[tuple[str, str], JobState]:
-        """(store, job in it) -> state, of the storage's jobs that have begun to search; the latest where several are one."""
-        return {(state.store, state.search): state for state in self._states() if state.store and state.search}
 
     def _states(self) -> list[JobState]:
         self._mirror.follow()
@@ -95,6 +92,11 @@ class Jobs:
         if url not in self._open:
             self._open[url] = RunStore(url)
         return self._open[url]
+
+
+def _searching(states: Sequence[JobState]) -> dict[tuple[str, str], JobState]:
+    """(store, job in it) -> state, of those that have begun to search; the latest where several are one."""
+    return {(state.store, state.search): state for state in states if state.store and state.search}
 
 
 def _not_searching(state: JobState) -> dict[str, Any]:
