@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from compressors import factored
@@ -33,8 +32,8 @@ class Limits:
 def eliminate(weight: Tensor, hinv: Tensor, limits: Limits = Limits()) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate`: order [rows, d] int64 and losses [rows, d], on the device of `weight`."""
     if kernel := _kernel("unstructured", weight):
-        with _threads(hinv, limits):
-            order, losses = kernel(*_arrays(weight, hinv))
+        with _threads(hinv, limits) as threads:
+            order, losses = kernel(*_arrays(weight, hinv), threads)
         return torch.from_numpy(order), torch.from_numpy(losses)
     return _cat(_form(w).eliminate(w, hinv) for w in _chunks(weight, limits))
 
@@ -42,8 +41,8 @@ def eliminate(weight: Tensor, hinv: Tensor, limits: Limits = Limits()) -> tuple[
 def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int, limits: Limits = Limits()) -> tuple[Tensor, Tensor]:
     """As `textbook.eliminate_blocks`: order and losses of blocks, [rows, d / block]."""
     if kernel := _kernel("blocks", weight):
-        with _threads(hinv, limits):
-            order, losses = kernel(*_arrays(weight, hinv), block)
+        with _threads(hinv, limits) as threads:
+            order, losses = kernel(*_arrays(weight, hinv), block, threads)
         return torch.from_numpy(order), torch.from_numpy(losses)
     return _cat(factored.eliminate_blocks(w, hinv, block) for w in _chunks(weight, limits))
 
@@ -51,8 +50,8 @@ def eliminate_blocks(weight: Tensor, hinv: Tensor, block: int, limits: Limits = 
 def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits = Limits()) -> Tensor:
     """As `textbook.prune_n_of_m`: weights [rows, d]."""
     if kernel := _kernel("n_of_m", weight):
-        with _threads(hinv, limits):
-            return torch.from_numpy(kernel(*_arrays(weight, hinv), n, m))
+        with _threads(hinv, limits) as threads:
+            return torch.from_numpy(kernel(*_arrays(weight, hinv), n, m, threads))
     return torch.cat([_form(w).prune_n_of_m(w, hinv, n, m) for w in _chunks(weight, limits)])
 
 
@@ -61,15 +60,24 @@ def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Li
     if kernel := _kernel("quantize", weight):
         scale, zero = (t.to(weight.dtype).expand(len(weight), 1).squeeze(1).contiguous().numpy() for t in (grid.scale, grid.zero))
         highest = scale.dtype.type(2**grid.bits - 1)
-        with _threads(hinv, limits):
+        with _threads(hinv, limits) as threads:
             w, h = _arrays(weight, hinv)
-            return torch.from_numpy(kernel(w, fixed.contiguous().numpy(), h, scale, zero, highest))
+            return torch.from_numpy(kernel(w, fixed.contiguous().numpy(), h, scale, zero, highest, threads))
     parts, start = [], 0
     for w in _chunks(weight, limits):
         rows = slice(start, start + len(w))
         parts.append(_form(w).quantize(w, hinv, grid.rows(rows), fixed[rows]))
         start += len(w)
     return torch.cat(parts)
+
+
+def replay(weight: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, limits: Limits = Limits()) -> Tensor | None:
+    """Weights, float32 [levels, rows, d], after the first counts[r, l] of the columns order[r] of row r are gone and the others
+    made up for them. NaN where the precision does not do. None where the compiled form is not to be had."""
+    if kernel := _kernel("replay", weight):
+        with _threads(hinv, limits) as threads:
+            return torch.from_numpy(kernel(*_arrays(weight, hinv, order, counts), threads))
+    return None
 
 
 def _chunks(weight: Tensor, limits: Limits) -> Iterator[Tensor]:
@@ -83,19 +91,24 @@ def _cat(parts: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _kernel(name: str, weight: Tensor) -> Callable[..., Any] | None:
-    found = _kernels() if weight.device.type == "cpu" else None
-    return None if found is None else getattr(found, name)
+    return _kernels().get(name) if weight.device.type == "cpu" else None
 
 
 @functools.cache
-def _kernels() -> Any:
-    """The compiled kernels, or None without numba."""
+def _kernels() -> dict[str, Callable[..., Any]]:
+    """The compiled kernels by name; none without numba."""
     try:
-        from compressors import kernels
+        from compressors import kernels, replay
     except ImportError:
         log.warning("numba is not installed (apportion[fast]): layers are compressed several times slower")
-        return None
-    return kernels
+        return {}
+    return {
+        "unstructured": kernels.unstructured,
+        "blocks": kernels.blocks,
+        "n_of_m": kernels.n_of_m,
+        "quantize": kernels.quantize,
+        "replay": replay.replay,
+    }
 
 
 def _form(weight: Tensor) -> Any:
@@ -114,20 +127,20 @@ def _fused(device: torch.device) -> Any:
 
 
 @contextmanager
-def _threads(hinv: Tensor, limits: Limits) -> Iterator[None]:
-    """As many threads as the limits allow, with a d x d matrix for each; every thread calls BLAS for itself."""
+def _threads(hinv: Tensor, limits: Limits) -> Iterator[int]:
+    """As many threads as the limits allow, with half a d x d matrix and the factor for each."""
     import numba
 
-    size = 2 * hinv.numel() * hinv.element_size()
+    size = hinv.numel() * hinv.element_size()
     before = numba.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(max(1, min(limits.threads, most, limits.memory // size)))
+    threads = max(1, min(limits.threads, most, limits.memory // size))
+    numba.set_num_threads(threads)
     try:
-        with threadpool_limits(1, "blas"):
-            yield
+        yield threads
     finally:
         numba.set_num_threads(before)
 
 
-def _arrays(weight: Tensor, hinv: Tensor) -> tuple[Any, Any]:
-    return weight.contiguous().numpy(), hinv.contiguous().numpy()
+def _arrays(*tensors: Tensor) -> tuple[Any, ...]:
+    return tuple(t.contiguous().numpy() for t in tensors)

@@ -38,10 +38,10 @@ def _steps(  # type: ignore[no-untyped-def]
     b_stride, b_width, u_rows, m, first, count, groups, width, n, highest,
     RULE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`count` removals from row r = program_id, after `first` others since the last refresh. W, D, ALIVE, COLUMN [rows, m] are
-    as in factored.Rows, U its factor; B [d, d] of all rows or [rows, m, m]. Writes the column that each step removed (-1: none)
-    and its loss (quantize: the value it was set to). DUE [rows]: steps that the row still takes; LEFT [rows, groups]: weights
-    left in each group of `width`."""
+    """`count` removals from row r = program_id, after `first` others since the last refresh. W, D, COLUMN [rows, m] are as in
+    factored.Rows, ALIVE is what is not gone there, U its factor; B [d, d] of all rows or [rows, m, m]. Writes the column that
+    each step removed (-1: none) and its loss (quantize: the value it was set to). DUE [rows]: steps that the row still takes;
+    LEFT [rows, groups]: weights left in each group of `width`."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < m
@@ -134,7 +134,7 @@ class _Fused(factored.Rows):
         rows, m = self.w.shape
         column = self.every.new_empty(rows, count)
         value = self.w.new_empty(rows, count)
-        alive = self.alive.to(torch.int8)
+        alive = (~self.gone).to(torch.int8)
         base = self.base.contiguous()
         nothing = self.every
         fixed = given["fixed"].gather(1, self.column).to(torch.int8) if "fixed" in given else nothing
@@ -146,7 +146,7 @@ class _Fused(factored.Rows):
             left.shape[-1], given.get("width", 1), given.get("n", 0), given.get("highest", 0.0),
             RULE=rule, BLOCK=triton.next_power_of_2(max(m, 16)), num_warps=8 if m > 1024 else 4,
         )  # fmt: skip
-        self.alive = alive != 0
+        self.gone = alive == 0
         return column, value
 
 

@@ -60,7 +60,13 @@ class Ladder:
                 tasks.append((group.weight[at : at + len(order)], group.hinv, order, self._size, by_row[rows], self._work.limits))
                 at += len(order)
             start += at
-        return torch.cat(list(self._work.map(_weights, tasks)), 1)
+        like = self._groups[0].weight
+        made = torch.empty(len(counts), self._rows, like.shape[1], device=like.device)
+        start = 0
+        for part in self._work.map(_weights, tasks):  # joined as they come: all levels once more would not fit the memory
+            made[:, start : start + part.shape[1]] = part
+            start += part.shape[1]
+        return made
 
 
 def _run(weight: Tensor, hinv: Tensor, size: int, limits: Limits) -> tuple[Tensor, Tensor]:
@@ -79,6 +85,9 @@ def _weights(weight: Tensor, hinv: Tensor, order: Tensor, size: int, counts: Ten
     """Weights [levels, rows, d] after the first counts[r, l] columns of row r's sequence are gone, the rest at its optimum."""
     d = weight.shape[1]
     sequence = (order[:, :, None] * size + torch.arange(size, device=order.device)).flatten(1)
+    made = elimination.replay(weight, hinv, sequence, counts, limits)
+    if made is not None and torch.isfinite(made).all():
+        return made
     step = max(1, _AT_ONCE // d**2)  # of the shape alone: a batched product may round otherwise in a larger batch
     parts = [slice(i, i + step) for i in range(0, len(weight), step)]
     counts = counts.to(weight.device)

@@ -63,16 +63,19 @@ class CompressedLayer:
     activation: ActivationGrid | None = None
 
 
-def check_level(level: Level) -> None:
-    """Raise LevelError for a level that no compressor makes yet."""
-    if level.sparsity is not None and level.sparsity.kind == "filter":
-        raise LevelError(str(level), "structured (filter) levels are not made yet")
-
-
 def fits(spec: LayerSpec, level: Level) -> bool:
-    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide."""
+    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide. A filter level leaves at least
+    one filter, and a layer that can be run as such: among grouped convolutions that is true of depthwise ones alone."""
     sparsity = level.sparsity
+    if sparsity is not None and sparsity.kind == "filter":
+        return spec.groups in (1, spec.rows) and _share(spec.rows, sparsity) < spec.rows
     return sparsity is None or spec.columns % {"block": sparsity.block, "nm": sparsity.m}.get(sparsity.kind, 1) == 0
+
+
+def _share(count: int, sparsity: Sparsity) -> int:
+    """How many of `count` the level removes. Rounded up, as the published code does; round() takes off what the fraction's
+    binary form adds."""
+    return math.ceil(round(count * sparsity.fraction, 6))
 
 
 def compress_layer(
@@ -90,7 +93,6 @@ def compress_layer(
     `mapper` runs the tasks that the layer is cut into (by default one after the other, here). Raises LayerError for values that
     are not finite, LevelError."""
     for level in levels:
-        check_level(level)
         if level.activation_bits and level.activation_bits not in (activations or {}):
             raise LevelError(
                 str(level), f"no grid of {level.activation_bits} bits was calibrated for the inputs of {spec.name!r}"
@@ -136,7 +138,7 @@ class _Problem:
         sparsities = [level.sparsity for level in levels if level.sparsity and not level.sparsity.magnitude]
         self._counts: dict[int, list[int]] = {}
         for sparsity in sparsities:
-            if sparsity.kind != "nm":
+            if sparsity.kind in ("unstr", "block"):
                 self._counts.setdefault(sparsity.block or 1, []).append(self._count(sparsity))
         self._wanted = Counter(_same_weights(level) for level in levels)
         self._shared: dict[tuple[object, ...], tuple[Tensor, Grid | None]] = {}
@@ -164,8 +166,7 @@ class _Problem:
         return grid.values(grid.codes(compressed)) * ~fixed, grid
 
     def _count(self, sparsity: Sparsity) -> int:
-        # Rounded up, as the published code does; round() takes off what the fraction's binary form adds.
-        return math.ceil(round(self.matrix.numel() / (sparsity.block or 1) * sparsity.fraction, 6))
+        return _share(self.matrix.numel() // (sparsity.block or 1), sparsity)
 
     def _sparse(self, sparsity: Sparsity) -> Tensor:
         """The weights [rows, d] with the pattern of `sparsity`."""
@@ -179,12 +180,24 @@ class _Problem:
             if self._patterned[sparsity]:  # with other weight bits
                 self._patterns[sparsity] = made
             return made
+        if sparsity.kind == "filter":
+            return self._filters(sparsity)
         size = sparsity.block or 1
         if sparsity.magnitude:
             return _by_magnitude(self.matrix, size, self._count(sparsity))
         if size not in self._ladders:
             self._ladders[size] = Ladder(self._inverted(), size, self._counts[size], self._work)
         return self._ladders[size].without(self._count(sparsity))
+
+    def _filters(self, sparsity: Sparsity) -> Tensor:
+        """Without the rows whose errors w H w^T / 2 are least. Rows do not act on each other's outputs, so that none can make
+        up for another, and this is the optimum."""
+        grouped = self.matrix.reshape(len(self.hessian), -1, self.matrix.shape[1])
+        changed = grouped if sparsity.magnitude else grouped @ self.hessian
+        rises = (changed * grouped).sum(2).flatten()
+        kept = self.matrix.clone()
+        kept[rises.argsort(stable=True)[: _share(len(kept), sparsity)]] = 0
+        return kept
 
     def _quantize(self, matrix: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
         """OBQ of weights [rows, d]. Zeros that are `fixed` stay zeros, and only the weights that are left compensate."""

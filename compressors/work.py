@@ -20,7 +20,7 @@ _DOUBLE_UP_TO = 1152
 """Columns up to which layers are compressed in double precision: there it costs little. Beyond, single precision of an inverse
 that was taken in double precision keeps layer errors to 1e-4."""
 _TASK_FLOPS = 2.5e11
-"""About three seconds of one CPU core: often enough to show progress and to share a large layer among workers."""
+"""One to three seconds of one CPU core: often enough to show progress and to share a large layer among workers."""
 
 
 @dataclass(frozen=True, slots=True)

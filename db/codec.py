@@ -2,8 +2,10 @@
 
     dense           all values
     bitmask         one bit per weight, and the values of those that are not zero
+    rowmask         one bit per row (output channel), and the values of the rows that are not all zeros
     packedB         codes of B bits per weight on the grid of its row, or of all rows: scale (q - zero)
     bitmask+packedB one bit per weight, and the codes of those that are not zero
+    rowmask+packedB likewise
 
 An encoding never changes a value: `decode(encode(w)) == w` to the bit (negative zeros excepted, which come back positive).
 """
@@ -27,16 +29,18 @@ def encode(weight: Tensor, grid: Grid | None = None) -> tuple[str, dict[str, Ten
     parts, CPU tensors. Raises ValueError for a weight that is not on its grid."""
     flat = weight.detach().to("cpu").contiguous().reshape(-1)
     mask = flat != 0
-    packed_mask = torch.from_numpy(np.packbits(mask.numpy()))
-    options: dict[str, dict[str, Tensor]] = {
-        "dense": {"values": flat.clone()},
-        "bitmask": {"mask": packed_mask, "values": flat[mask]},
-    }
+    masks = {"bitmask": (mask, _bits(mask))}
+    if weight.dim() > 1 and flat.numel():
+        rows = mask.reshape(len(weight), -1).any(1)
+        masks["rowmask"] = (rows.repeat_interleave(flat.numel() // len(weight)), _bits(rows))
+    options: dict[str, dict[str, Tensor]] = {"dense": {"values": flat.clone()}}
+    options |= {name: {"mask": packed, "values": flat[of]} for name, (of, packed) in masks.items()}
     if grid is not None:
         codes = grid.codes(weight.detach().to("cpu").reshape(len(weight), -1)).reshape(-1).to(torch.uint8)
         parts = {"scale": grid.scale.reshape(-1).clone(), "zero": grid.zero.reshape(-1).to(torch.uint8)}
         options[f"packed{grid.bits}"] = {**parts, "codes": _pack(codes, grid.bits)}
-        options[f"bitmask+packed{grid.bits}"] = {**parts, "mask": packed_mask, "codes": _pack(codes[mask], grid.bits)}
+        for masked, (of, packed) in masks.items():
+            options[f"{masked}+packed{grid.bits}"] = {**parts, "mask": packed, "codes": _pack(codes[of], grid.bits)}
     name = min(options, key=lambda option: stored_bits(options[option]))
     if grid is not None and not torch.equal(decode(name, options[name], tuple(weight.shape)), weight.detach().cpu() + 0.0):
         raise ValueError("the weights are not on their grid")
@@ -50,14 +54,16 @@ def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -
         return parts["values"].reshape(shape).clone()
     masked, _, packing = encoding.rpartition("+") if "+" in encoding else (encoding, "", encoding)
     mask = torch.ones(count, dtype=torch.bool)
-    if masked == "bitmask":
-        mask = torch.from_numpy(np.unpackbits(parts["mask"].numpy(), count=count).astype(bool))
+    if masked in ("bitmask", "rowmask"):
+        bits = count if masked == "bitmask" else shape[0]
+        there = np.unpackbits(parts["mask"].numpy(), count=bits).astype(bool)
+        mask = torch.from_numpy(there).repeat_interleave(count // max(1, bits))
     if packing.startswith("packed"):
         codes = _unpack(parts["codes"], int(packing.removeprefix("packed")), int(mask.sum()))
         rows = torch.arange(shape[0]).repeat_interleave(count // shape[0])[mask]
         scale, zero = (parts[name].float().expand(shape[0])[rows] for name in ("scale", "zero"))
         values = scale * (codes.float() - zero)
-    elif packing == "bitmask":
+    elif packing in ("bitmask", "rowmask"):
         values = parts["values"]
     else:
         raise ValueError(f"unknown encoding {encoding!r}")
@@ -66,6 +72,10 @@ def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -
     weight = torch.zeros(count, dtype=values.dtype)
     weight[mask] = values
     return weight.reshape(shape)
+
+
+def _bits(mask: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask.numpy()))
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:

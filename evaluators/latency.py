@@ -22,6 +22,9 @@ WHOLE = "*"
 """In a CSV table, the layer name of the row with the whole dense model's time."""
 
 
+_LADDERS = ("unstr", "filter")
+
+
 @dataclass(frozen=True)
 class LatencyTable:
     """`seconds[layer][level]`, dense among the levels of each; `whole`: of the whole dense model; `source`: the file. Lower is
@@ -42,29 +45,27 @@ class LatencyTable:
         if layer not in self.seconds:
             raise DataError(self.source, f"has no layer {layer!r}; it has {', '.join(list(self.seconds)[:5])}, ...")
         row = self.seconds[layer]
-        removed, times = _unstructured(row)
-        return np.array([row.get(level, self._between(level, removed, times, row[DENSE])) for level in levels])
+        return np.array([row[level] if level in row else _between(row, level) for level in levels])
 
     def unknown(self, layer: str, levels: Iterable[Level]) -> list[Level]:
         """The levels that nothing in the table speeds up: they cost what dense costs."""
         row = self.seconds.get(layer, {})
-        return [level for level in levels if level not in row and not _is_unstructured(level)]
+        laddered = {"unstr", *(_ladder_of(level) for level in row)} - {None}
+        return [level for level in levels if level not in row and _ladder_of(level) not in laddered]
 
     def cleaned(self) -> LatencyTable:
-        """The table with each layer's unstructured times made non-increasing in sparsity, by isotonic regression: a sparser
-        layer that measured slower was noise."""
+        """The table with each layer's times of unstructured and of filter levels made non-increasing in sparsity, by isotonic
+        regression: a sparser layer that measured slower was noise. Dense is the first of the unstructured ones; a filter level
+        may be slower, as what it lacks has to be filled in."""
         rows, moved = {}, 0
         for layer, row in self.seconds.items():
-            removed, times = _unstructured(row)
-            smooth = isotonic_regression(times, increasing=False).x
-            moved += int((~np.isclose(smooth, times, rtol=1e-9, atol=0)).sum())
-            by_share = dict(zip(removed.tolist(), smooth.tolist(), strict=True))
-            rows[layer] = {k: by_share[k.fraction_removed] if _is_unstructured(k) else v for k, v in row.items()}
+            rows[layer] = dict(row)
+            for kind in _LADDERS:
+                levels, _, times = _ladder(rows[layer], kind, dense=kind == "unstr")
+                smooth = isotonic_regression(times, increasing=False).x
+                moved += int((~np.isclose(smooth, times, rtol=1e-9, atol=0)).sum())
+                rows[layer] |= dict(zip(levels, smooth.tolist(), strict=True))
         return replace(self, seconds=rows, moved=moved)
-
-    @staticmethod
-    def _between(level: Level, removed: np.ndarray, times: np.ndarray, dense: float) -> float:
-        return float(np.interp(level.fraction_removed, removed, times)) if _is_unstructured(level) else dense
 
 
 def read_latency(path: str | Path) -> LatencyTable:
@@ -173,11 +174,22 @@ def _seconds(where: str, value: object) -> float:
     return number
 
 
-def _is_unstructured(level: Level) -> bool:
-    return level.is_dense or (level.quantization is None and level.sparsity is not None and level.sparsity.kind == "unstr")
+def _ladder_of(level: Level) -> str | None:
+    """The kind of levels, from dense on, between whose shares removed the times of `level` lie; None for others."""
+    sparsity = level.sparsity
+    return sparsity.kind if sparsity and level.quantization is None and sparsity.kind in _LADDERS else None
 
 
-def _unstructured(row: dict[Level, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Shares removed, ascending, and their seconds; dense is 0."""
-    pairs = sorted((level.fraction_removed, seconds) for level, seconds in row.items() if _is_unstructured(level))
-    return np.array([share for share, _ in pairs]), np.array([seconds for _, seconds in pairs])
+def _ladder(row: dict[Level, float], kind: str, dense: bool = True) -> tuple[list[Level], np.ndarray, np.ndarray]:
+    """The levels of `kind`, and dense, by the shares that they remove, ascending; the shares; their seconds."""
+    members = (level for level in row if _ladder_of(level) == kind or (dense and level.is_dense))
+    levels = sorted(members, key=lambda level: level.fraction_removed)
+    return levels, np.array([lv.fraction_removed for lv in levels]), np.array([row[lv] for lv in levels])
+
+
+def _between(row: dict[Level, float], level: Level) -> float:
+    kind = _ladder_of(level)
+    if kind is None:
+        return row[DENSE]
+    _, removed, times = _ladder(row, kind)
+    return float(np.interp(level.fraction_removed, removed, times))

@@ -33,13 +33,16 @@ class Timing:
 
 
 class Runtime(ABC):
-    """`name` says what runs, with its version; `fastened(level)`, whether it runs a layer faster at `level` because of that
-    level's form. Anything else costs what dense costs."""
+    """`name` says what runs, with its version; `fastened(level)`, whether it has kernels that run a layer faster at `level`;
+    `reduced(level)`, whether the layer runs dense in the shape that the level leaves. Anything else costs what dense costs."""
 
     name: str
 
     @abstractmethod
     def fastened(self, module: nn.Module, level: Level) -> bool: ...
+
+    def reduced(self, level: Level) -> bool:
+        return level.sparsity is not None and level.sparsity.kind == "filter" and level.quantization is None
 
     @abstractmethod
     def prepare(

@@ -17,7 +17,7 @@ LIMITS = Limits(1 << 24, 2)
 def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both fast forms: compiled loops, and torch where there is no compiler."""
     if request.param == "torch":
-        monkeypatch.setattr(elimination, "_kernels", lambda: None)
+        monkeypatch.setattr(elimination, "_kernels", dict)
 
 
 unhurried = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])

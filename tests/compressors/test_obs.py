@@ -190,9 +190,8 @@ def test_values_that_are_not_finite_and_levels_that_are_not_made() -> None:
         next(compress_layer(bad, spec, hessian[None], half))
     with pytest.raises(LayerError, match="layer 'layer': its Hessian holds NaN"):
         next(compress_layer(weight, spec, hessian[None] * float("nan"), half))
-    for text in ("filter-0.50", "w4a8"):
-        with pytest.raises(LevelError, match=text):
-            next(compress_layer(weight, spec, hessian[None], [parse_level(text)]))
+    with pytest.raises(LevelError, match="w4a8"):
+        next(compress_layer(weight, spec, hessian[None], [parse_level("w4a8")]))
 
 
 def test_greedy_is_near_the_best_pattern() -> None:

@@ -66,6 +66,19 @@ def test_clean_times_never_rise_and_keep_their_sum(times: list[float]) -> None:
     assert sum(smooth) == pytest.approx(sum(times))
 
 
+def test_filter_levels_have_a_ladder_of_their_own(tmp_path: Path) -> None:
+    rows = "layer,level,seconds\nfc,dense,1\nfc,filter-0.2,1.25\nfc,filter-0.4,0.5\nfc,filter-0.8,0.6\n"
+    table = read_latency(write(tmp_path, rows, "t.csv"))
+    levels = [parse_level(text) for text in ("filter-0.1", "filter-0.6", "filter-0.9", "filter-0.4+w8", "unstr-0.5")]
+    assert table.of("fc", levels).tolist() == pytest.approx([1.125, 0.55, 0.6, 1, 1])
+    assert [str(level) for level in table.unknown("fc", levels)] == ["filter-0.40+w8"]
+    clean = table.cleaned()
+    assert clean.moved == 2
+    assert list(clean.seconds["fc"].values()) == pytest.approx([1, 1.25, 0.55, 0.55])  # one that is slower than dense stays so
+    without = read_latency(write(tmp_path, "layer,level,seconds\nfc,dense,1\nfc,w4,1\n", "w.csv"))
+    assert without.unknown("fc", levels) == [*levels[:4]]
+
+
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from db.build import build_database
 from db.database import LayerDatabase
 from evaluators.latency import read_latency
 from evaluators.measure import check_latency, measure_latency, sample_profiles
-from evaluators.runtimes import OnnxRuntime, TorchRuntime, open_runtime
+from evaluators.runtimes import OnnxRuntime, Runtime, TorchRuntime, open_runtime
 from evaluators.workloads import Workload
 from search.job_file import parse_model_job
 from search.pipeline import build
@@ -111,6 +111,55 @@ def test_layers_of_one_shape_are_timed_once(quantized: tuple[Workload, LayerData
     assert all(set(row) == {DENSE} for row in measured.layers.values())  # torch on the CPU accelerates nothing
     assert len({id(row[DENSE]) for row in measured.layers.values()}) < 14
     assert set(measured.idle) == {parse_level(text) for text in LEVELS[1:]}
+
+
+def test_filter_levels_do_not_hide_what_runs_in_integers(quantized: tuple[Workload, LayerDatabase], tmp_path: Path) -> None:
+    workload, _ = quantized
+    example, facts = workload.calibration.inputs[:2], []
+    for levels in (["dense", "rtn:w8a8"], ["dense", "rtn:w8a8", "filter-0.50"]):
+        job = {
+            "workload": {"data": {"kind": "digits"}, "calibration_samples": 64},
+            "database": {"path": str(tmp_path / str(len(levels))), "levels": levels, "grid": {"symmetric": True}},
+            "budgets": {"flops": 1.0},
+        }
+        _, database = build(parse_model_job(job, tmp_path / "job.yaml"))
+        facts.append(measure_latency(workload.model, database, example, OnnxRuntime(1)).facts["in integers"])
+    assert facts[0] == facts[1] != "none"
+
+
+@pytest.mark.parametrize("runtime", [TorchRuntime(1), OnnxRuntime(1)])
+def test_filter_levels_run_in_the_shapes_that_are_left(tmp_path: Path, runtime: Runtime) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten())
+    model.append(nn.Linear(16 * 36, 4)).eval()
+    example = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    levels = [parse_level(text) for text in ("dense", "filter-0.75", "filter-0.75+rtn:w4")]
+    database = build_database(
+        tmp_path / "wide", model, lambda: [example], levels, model_fingerprint="m", calibration_fingerprint="c",
+        exceptions={"5": [DENSE]},
+    )  # fmt: skip
+    measured = measure_latency(model, database, example, runtime)
+    assert measured.idle == (levels[2],)
+    assert {name: list(row) for name, row in measured.layers.items()} == {"0": levels[:2], "2": levels[:2], "5": [DENSE]}
+    (tmp_path / "t.csv").write_text(measured.to_csv())
+    seen: list[nn.Module] = []
+
+    class Watched:
+        """The runtime, and the models that it is given."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(runtime, name)
+
+        def prepare(self, whole: nn.Module, *rest: Any) -> Any:
+            seen.append(whole)
+            return runtime.prepare(whole, *rest)
+
+    profile = {"0": DENSE, "2": levels[1], "5": DENSE}
+    (check,) = check_latency(model, database, read_latency(tmp_path / "t.csv"), example, cast(Runtime, Watched()), [profile])
+    assert check.measured > 0
+    assert seen[0][2].inner.weight.shape == (4, 8, 3, 3)  # type: ignore[index]
+    stitched = copy.deepcopy(model)
+    database.stitch(stitched, profile)
+    torch.testing.assert_close(seen[0](example), stitched(example))
 
 
 def test_runtimes_are_named() -> None:

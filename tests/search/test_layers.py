@@ -77,7 +77,7 @@ def test_ranges_and_ties_that_leave_nothing() -> None:
         config(tie=[["q_proj", "v_proj"]]).tied(NAMES)
 
 
-@pytest.mark.parametrize("content", [{"first": "2:"}, {"levels": {"*": ["filter-0.5"]}}, {"bits": {"*": (8, 4)}}, {"skipp": []}])
+@pytest.mark.parametrize("content", [{"first": "2:"}, {"levels": {"*": ["filter-1.5"]}}, {"bits": {"*": (8, 4)}}, {"skipp": []}])
 def test_bad_values_are_the_files_errors(content: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(**content)
