@@ -18,7 +18,8 @@ def compiled(*below: ModuleType) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(parallel=True, cache=True)(function)
-        index = dispatcher._cache._cache_file  # numba has no public way to say what else a kept function depends on
+        # numba has no public way to say what else a kept function depends on.
+        index: Any = dispatcher._cache._cache_file  # type: ignore[attr-defined]
         index._source_stamp = (index._source_stamp, sources)
         return dispatcher
 

@@ -1,5 +1,5 @@
 """ExactOBS's greedy eliminations: compiled loops on the CPU, a Triton kernel on CUDA, factored torch where there is neither.
-Same choices, same result up to rounding; see `kernels`, `fused` and `factored` for how, and `textbook` for what.
+Same choices, same result up to rounding; see `removal`, `fused` and `factored` for how, and `textbook` for what.
 """
 
 from __future__ import annotations

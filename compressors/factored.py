@@ -1,4 +1,4 @@
-"""ExactOBS in the factored form of `kernels`, in plain torch: all rows at once, on any device. What runs on a GPU, and where no
+"""ExactOBS in the factored form of `removal`, in plain torch: all rows at once, on any device. What runs on a GPU, and where no
 compiler is.
 
 All take weight [rows, d] and hinv [d, d] (H^-1) of one floating type; ties go to the lowest column. Once B is a row's own,

@@ -86,6 +86,9 @@ def _weights(weight: Tensor, hinv: Tensor, order: Tensor, size: int, counts: Ten
     d = weight.shape[1]
     sequence = (order[:, :, None] * size + torch.arange(size, device=order.device)).flatten(1)
     made = elimination.replay(weight, hinv, sequence, counts, limits)
+    if made is not None and not torch.isfinite(made).all():  # as in _run
+        weight, hinv = weight.double(), hinv.double()
+        made = elimination.replay(weight, hinv, sequence, counts, limits)
     if made is not None and torch.isfinite(made).all():
         return made
     step = max(1, _AT_ONCE // d**2)  # of the shape alone: a batched product may round otherwise in a larger batch

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressors import elimination
+from compressors import elimination, magnitude
 from compressors.activations import ActivationGrid
 from compressors.elimination import Limits
 from compressors.errors import LayerError, LevelError
@@ -68,13 +68,13 @@ def fits(spec: LayerSpec, level: Level) -> bool:
     one filter, and a layer that can be run as such: among grouped convolutions that is true of depthwise ones alone."""
     sparsity = level.sparsity
     if sparsity is not None and sparsity.kind == "filter":
-        return spec.groups in (1, spec.rows) and _share(spec.rows, sparsity) < spec.rows
+        return spec.groups in (1, spec.rows) and _removed(spec.rows, sparsity) < spec.rows
     return sparsity is None or spec.columns % {"block": sparsity.block, "nm": sparsity.m}.get(sparsity.kind, 1) == 0
 
 
-def _share(count: int, sparsity: Sparsity) -> int:
-    """How many of `count` the level removes. Rounded up, as the published code does; round() takes off what the fraction's
-    binary form adds."""
+def _removed(count: int, sparsity: Sparsity) -> int:
+    """How many of `count` weights, blocks or filters the level removes. Rounded up, as the published code does; round() takes
+    off what the fraction's binary form adds."""
     return math.ceil(round(count * sparsity.fraction, 6))
 
 
@@ -166,13 +166,13 @@ class _Problem:
         return grid.values(grid.codes(compressed)) * ~fixed, grid
 
     def _count(self, sparsity: Sparsity) -> int:
-        return _share(self.matrix.numel() // (sparsity.block or 1), sparsity)
+        return _removed(self.matrix.numel() // (sparsity.block or 1), sparsity)
 
     def _sparse(self, sparsity: Sparsity) -> Tensor:
         """The weights [rows, d] with the pattern of `sparsity`."""
         if sparsity.kind == "nm":
             if sparsity.magnitude:
-                return _n_of_m_by_magnitude(self.matrix, sparsity.n, sparsity.m)
+                return magnitude.prune_n_of_m(self.matrix, sparsity.n, sparsity.m)
             made = self._patterns.pop(sparsity, None)
             if made is None:
                 made = self._by_rows(self.matrix, _prune_n_of_m, lambda _rows: (sparsity.n, sparsity.m))
@@ -184,7 +184,7 @@ class _Problem:
             return self._filters(sparsity)
         size = sparsity.block or 1
         if sparsity.magnitude:
-            return _by_magnitude(self.matrix, size, self._count(sparsity))
+            return magnitude.prune_blocks(self.matrix, size, self._count(sparsity))
         if size not in self._ladders:
             self._ladders[size] = Ladder(self._inverted(), size, self._counts[size], self._work)
         return self._ladders[size].without(self._count(sparsity))
@@ -196,7 +196,7 @@ class _Problem:
         changed = grouped if sparsity.magnitude else grouped @ self.hessian
         rises = (changed * grouped).sum(2).flatten()
         kept = self.matrix.clone()
-        kept[rises.argsort(stable=True)[: _share(len(kept), sparsity)]] = 0
+        kept[rises.argsort(stable=True)[: _removed(len(kept), sparsity)]] = 0
         return kept
 
     def _quantize(self, matrix: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
@@ -249,16 +249,3 @@ def _finite(run: Callable[[Tensor, Tensor], Tensor], weight: Tensor, hinv: Tenso
     """In double precision where single breaks down on a Hessian that is nearly singular."""
     result = run(weight, hinv)
     return result if torch.isfinite(result).all() else run(weight.double(), hinv.double())
-
-
-def _by_magnitude(matrix: Tensor, size: int, count: int) -> Tensor:
-    """The `count` blocks of least norm set to zero; ties go to the lowest index."""
-    blocks = matrix.reshape(-1, size).clone()
-    blocks[(blocks**2).sum(1).argsort(stable=True)[:count]] = 0
-    return blocks.reshape(matrix.shape)
-
-
-def _n_of_m_by_magnitude(matrix: Tensor, n: int, m: int) -> Tensor:
-    groups = matrix.reshape(-1, m).clone()
-    gone = groups.abs().argsort(dim=1, stable=True)[:, : m - n]
-    return groups.scatter_(1, gone, 0.0).reshape(matrix.shape)

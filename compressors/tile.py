@@ -1,4 +1,4 @@
-"""A rank-k update of a small tile, C -= A^T B, as vector instructions: what the refreshes and steps of `kernels` spend their time
+"""A rank-k update of a small tile, C -= A^T B, as vector instructions: what the refreshes and steps of `removal` spend their time
 in. The tile stays in registers over all k, the widest that this machine has, and C is updated where it lies.
 
 Importing this needs numba.

@@ -29,10 +29,10 @@ def encode(weight: Tensor, grid: Grid | None = None) -> tuple[str, dict[str, Ten
     parts, CPU tensors. Raises ValueError for a weight that is not on its grid."""
     flat = weight.detach().to("cpu").contiguous().reshape(-1)
     mask = flat != 0
-    masks = {"bitmask": (mask, _bits(mask))}
+    masks = {"bitmask": (mask, _packed_mask(mask))}
     if weight.dim() > 1 and flat.numel():
         rows = mask.reshape(len(weight), -1).any(1)
-        masks["rowmask"] = (rows.repeat_interleave(flat.numel() // len(weight)), _bits(rows))
+        masks["rowmask"] = (rows.repeat_interleave(flat.numel() // len(weight)), _packed_mask(rows))
     options: dict[str, dict[str, Tensor]] = {"dense": {"values": flat.clone()}}
     options |= {name: {"mask": packed, "values": flat[of]} for name, (of, packed) in masks.items()}
     if grid is not None:
@@ -74,7 +74,7 @@ def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -
     return weight.reshape(shape)
 
 
-def _bits(mask: Tensor) -> Tensor:
+def _packed_mask(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.numpy()))
 
 

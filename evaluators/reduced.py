@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 class ReducedLayer(nn.Module):
     """A convolution or linear layer without the output channels whose weights are all zeros; what they put out, zeros or their
-    bias, is filled in, so that the rest of the model stays as it is. Of a depthwise convolution the groups go."""
+    bias, is filled in, so that the rest of the model stays as it is: the output has the layer's own shape. Of a depthwise
+    convolution the groups go.
+
+    kept [channels left]: int64, which output channels are computed; source [channels]: which of them each channel of the output
+    is; rest [channels, 1, ...]: the bias of those that are not computed, None without one."""
 
     kept: Tensor
     source: Tensor

@@ -13,17 +13,10 @@ from tests.compressors.problems import problem
 LIMITS = Limits(1 << 24, 2)
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both fast forms: compiled loops, and torch where there is no compiler."""
-    if request.param == "torch":
-        monkeypatch.setattr(elimination, "_kernels", dict)
-
-
 unhurried = settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@pytest.mark.usefixtures("_form")
+@pytest.mark.usefixtures("each_form")
 @unhurried
 @given(st.integers(0, 10_000), st.integers(1, 9), st.integers(1, 150))
 def test_a_fast_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> None:
@@ -34,7 +27,7 @@ def test_a_fast_elimination_is_the_textbooks(seed: int, rows: int, d: int) -> No
     torch.testing.assert_close(ours[1], expected[1], rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.usefixtures("_form")
+@pytest.mark.usefixtures("each_form")
 @unhurried
 @given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 20), st.integers(1, 5))
 def test_fast_blocks_and_patterns_are_the_textbooks(seed: int, rows: int, groups: int, size: int) -> None:
@@ -48,7 +41,7 @@ def test_fast_blocks_and_patterns_are_the_textbooks(seed: int, rows: int, groups
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.usefixtures("_form")
+@pytest.mark.usefixtures("each_form")
 @unhurried
 @given(
     st.integers(0, 10_000),
@@ -69,7 +62,7 @@ def test_fast_quantization_is_the_textbooks(seed: int, rows: int, d: int, bits: 
     assert not near[fixed].any()
 
 
-@pytest.mark.usefixtures("_form")
+@pytest.mark.usefixtures("each_form")
 def test_many_refreshes_change_nothing() -> None:
     weight, hessian = problem(5, 3, 400)
     hinv = torch.linalg.inv(hessian)

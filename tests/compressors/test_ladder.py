@@ -5,18 +5,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from compressors import elimination, ladder
+from compressors import ladder
 from compressors.elimination import Limits
 from tests.compressors.problems import problem
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "torch":
-        monkeypatch.setattr(elimination, "_kernels", dict)
-
-
-@pytest.mark.usefixtures("_form")
+@pytest.mark.usefixtures("each_form")
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 260), st.data())
 def test_what_is_left_is_at_its_optimum(seed: int, rows: int, d: int, data: st.DataObject) -> None:
@@ -38,6 +32,7 @@ def test_what_is_left_is_at_its_optimum(seed: int, rows: int, d: int, data: st.D
             assert (made[level, r, gone] == 0).all()
 
 
+@pytest.mark.usefixtures("each_form")
 def test_single_precision_that_breaks_down_is_doubled() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(30, 60, generator=generator, dtype=torch.float64)
