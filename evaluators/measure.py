@@ -21,7 +21,7 @@ from db.database import LayerDatabase
 from db.profile import Profile
 from evaluators.latency import WHOLE, LatencyTable
 from evaluators.onnx_model import Quantized
-from evaluators.reduced import reduce_layers
+from evaluators.reduced import reducible, reducible_layers
 from evaluators.runtimes import Runtime, Timing, machine, time_run
 
 
@@ -65,7 +65,7 @@ def measure_latency(
     inputs = _inputs(model, example)
     levels = {name: [parse_level(text) for text in texts] for name, texts in database.levels().items()}
     timed = {
-        name: [DENSE, *(lv for lv in own if runtime.reduced(lv) or (not lv.is_dense and runtime.fastened(modules[name], lv)))]
+        name: [DENSE, *(lv for lv in own if reducible(lv) or (not lv.is_dense and runtime.fastened(modules[name], lv)))]
         for name, own in levels.items()
     }
     chained = _chained(model, database, example, runtime, timed)
@@ -80,15 +80,14 @@ def measure_latency(
             if key not in known:
                 layer = nn.Sequential(copy.deepcopy(modules[name]))
                 layer[0].weight.data = database.weight(name, level)
-                if runtime.reduced(level):
-                    reduce_layers(layer, ["0"])
+                reduced = ["0"] if reducible(level) else []
                 quantized = _quantized(database, {name: level}, {name: "0"})
-                known[key] = time_run(runtime.prepare(layer, inputs[name], quantized, name in chained))
+                known[key] = time_run(runtime.prepare(layer, inputs[name], quantized, reduced, name in chained))
             layers[name][level] = known[key]
             done += 1
             if progress:
                 progress("time layers", done, total)
-    whole = time_run(runtime.prepare(model, example, {}, False))
+    whole = time_run(runtime.prepare(model, example, {}, [], False))
     if progress:
         progress("time layers", total, total)
     facts = {
@@ -127,9 +126,8 @@ def check_latency(
     for done, profile in enumerate(profiles):
         stitched = copy.deepcopy(model)
         database.stitch(stitched, profile)
-        reduced = [name for name, level in profile.items() if runtime.reduced(level)]
-        reduce_layers(stitched, [own for name in reduced for own in (name, *database.layers[name].aliases)])
-        measured = time_run(runtime.prepare(stitched, example, _quantized(database, profile), False)).seconds
+        quantized, reduced = _quantized(database, profile), reducible_layers(database, profile)
+        measured = time_run(runtime.prepare(stitched, example, quantized, reduced, False)).seconds
         predicted = table.base + sum(float(table.of(name, [level])[0]) for name, level in profile.items())
         names = [str(level) for level in profile.values()]
         checks.append(Check({name: names.count(name) for name in dict.fromkeys(names)}, predicted, measured))
@@ -158,7 +156,7 @@ def _chained(
     model: nn.Module, database: LayerDatabase, example: Tensor, runtime: Runtime, timed: Mapping[str, Sequence[Level]]
 ) -> set[str]:
     """The layers that run in integers when all are at levels that the runtime runs so."""
-    profile = {name: [level for level in own if not runtime.reduced(level)][-1] for name, own in timed.items()}
+    profile = {name: [level for level in own if not reducible(level)][-1] for name, own in timed.items()}
     stitched = copy.deepcopy(model)
     database.stitch(stitched, profile)
     return runtime.chained(stitched, example, _quantized(database, profile))

@@ -11,7 +11,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from compressors.activations import ActivationGrid, quantize_input
 from compressors.errors import ConfigurationError, ModelError
 from compressors.grids import Grid
+from evaluators.reduced import reduce_layers
 
 log = logging.getLogger(__name__)
 _CODES = ".parametrizations.weight.original"
@@ -38,11 +39,17 @@ class Quantized:
     activation: ActivationGrid | None = None
 
 
-def to_onnx(model: nn.Module, example: Tensor, quantized: Mapping[str, Quantized], output: ActivationGrid | None = None) -> Any:
+def to_onnx(
+    model: nn.Module,
+    example: Tensor,
+    quantized: Mapping[str, Quantized],
+    reduced: Collection[str] = (),
+    output: ActivationGrid | None = None,
+) -> Any:
     """An onnx.ModelProto of `model` (eval mode, one tensor in and out, the batch dynamic), whose layers `quantized` names (by
-    module name) are quantized. Their weights must lie on the grids given. `output`: quantizes the outputs too. Raises
-    ModelError for a model that torch.onnx cannot export or a layer that it does not have, ConfigurationError where onnx is
-    missing."""
+    module name) are quantized. Their weights must lie on the grids given. The layers `reduced`, which are not quantized, come in
+    the shapes that are left of them (evaluators/reduced.py). `output`: quantizes the outputs too. Raises ModelError for a model
+    that torch.onnx cannot export or a layer that it does not have, ConfigurationError where onnx is missing."""
     onnx = _import("onnx")
     _import("onnxscript")
     plain = copy.deepcopy(model).eval().requires_grad_(False)
@@ -50,6 +57,7 @@ def to_onnx(model: nn.Module, example: Tensor, quantized: Mapping[str, Quantized
         quantize_input(module, None)
     plain, quantized = _folded(plain, _once(plain, quantized))
     modules = dict(plain.named_modules(remove_duplicate=False))
+    reduce_layers(plain, [name for name in reduced if name in modules])  # a traced model knows shared layers by one name
     codes: dict[int, Tensor] = {}  # of each weight that layers share, by its address
     for name, what in quantized.items():
         if what.activation is not None:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
+
+from compressors.levels import Level
+from db.database import LayerDatabase
+
+
+def reducible(level: Level) -> bool:
+    """Whether a layer at this level runs in a smaller shape."""
+    return level.sparsity is not None and level.sparsity.kind == "filter" and level.quantization is None
+
+
+def reducible_layers(database: LayerDatabase, profile: Mapping[str, Level]) -> list[str]:
+    """The layers of the profile that run in smaller shapes, under all their names."""
+    return [own for name, level in profile.items() if reducible(level) for own in (name, *database.layers[name].aliases)]
 
 
 class ReducedLayer(nn.Module):
@@ -14,12 +27,13 @@ class ReducedLayer(nn.Module):
     bias, is filled in, so that the rest of the model stays as it is: the output has the layer's own shape. Of a depthwise
     convolution the groups go.
 
-    kept [channels left]: int64, which output channels are computed; source [channels]: which of them each channel of the output
-    is; rest [channels, 1, ...]: the bias of those that are not computed, None without one."""
+    kept [channels left]: int64, which channels are computed; filling [k, 1, ...]: what the others put out, one place of zeros
+    for all of them where there is no bias; source [channels]: the place of every output channel in what is computed and, behind
+    it, the filling."""
 
     kept: Tensor
+    filling: Tensor
     source: Tensor
-    rest: Tensor | None
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -36,21 +50,20 @@ class ReducedLayer(nn.Module):
             self.inner.out_channels = len(kept)
             if self._depthwise:
                 self.inner.groups = self.inner.in_channels = len(kept)
-        rest = None
+        filling, place = weight.new_zeros(1), torch.zeros_like(there, dtype=torch.int64)
         if isinstance(bias, Tensor):
             self.inner.bias = nn.Parameter(bias.detach()[kept], requires_grad=False)
-            rest = (bias.detach() * ~there).reshape(-1, *[1] * (weight.dim() - 2))
-        self.register_buffer("rest", rest)
+            filling, place = bias.detach()[~there], (~there).cumsum(0) - 1
         self.register_buffer("kept", kept)
-        # Channel c of the output is channel source[c] of what is computed, behind which stands a channel of zeros.
-        self.register_buffer("source", torch.where(there, there.cumsum(0) - 1, len(kept)))
+        self.register_buffer("filling", filling.reshape(-1, *[1] * (weight.dim() - 2)))
+        self.register_buffer("source", torch.where(there, there.cumsum(0) - 1, len(kept) + place))
         self._dim = 1 - weight.dim()  # of the channels, counted from the end: of a batch and of one image alike
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(x.index_select(self._dim, self.kept) if self._depthwise else x)
-        nothing = torch.zeros_like(y.narrow(self._dim, 0, 1))
-        y = torch.cat([y, nothing], self._dim).index_select(self._dim, self.source)
-        return y if self.rest is None else y + self.rest
+        shape = [*y.shape]
+        shape[self._dim] = len(self.filling)
+        return torch.cat([y, self.filling.expand(shape)], self._dim).index_select(self._dim, self.source)
 
 
 def reduce_layers(model: nn.Module, names: Collection[str]) -> None:

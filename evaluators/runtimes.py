@@ -8,7 +8,7 @@ import platform
 import statistics
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from compressors.errors import ConfigurationError, UnknownNameError
 from compressors.levels import Level
 from evaluators import onnx_model
 from evaluators.onnx_model import Quantized
+from evaluators.reduced import reduce_layers
 
 _WARM_UP, _REPEATS, _SECONDS = 5, 50, 0.2
 """Runs before the first that counts; then at least so many, and for at least so long."""
@@ -33,22 +34,20 @@ class Timing:
 
 
 class Runtime(ABC):
-    """`name` says what runs, with its version; `fastened(level)`, whether it has kernels that run a layer faster at `level`;
-    `reduced(level)`, whether the layer runs dense in the shape that the level leaves. Anything else costs what dense costs."""
+    """`name` says what runs, with its version; `fastened(level)`, whether it has kernels that run a layer faster at `level`.
+    Layers at filter levels run dense in the shape that is left (`reduced`). Anything else costs what dense costs."""
 
     name: str
 
     @abstractmethod
     def fastened(self, module: nn.Module, level: Level) -> bool: ...
 
-    def reduced(self, level: Level) -> bool:
-        return level.sparsity is not None and level.sparsity.kind == "filter" and level.quantization is None
-
     @abstractmethod
     def prepare(
-        self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized], chained: bool
+        self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized], reduced: Collection[str], chained: bool
     ) -> Callable[[], object]:
-        """A call that runs `model` once on `inputs`. `chained`: a single layer, whose outputs are quantized for the next one."""
+        """A call that runs `model` once on `inputs`, with the layers `reduced` in the shapes that are left of them. `chained`: a
+        single layer, whose outputs are quantized for the next one."""
 
     def chained(self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized]) -> set[str]:  # noqa: ARG002
         """The `quantized` layers that run in integers within the whole model because what follows them is quantized too."""
@@ -73,11 +72,14 @@ class TorchRuntime(Runtime):
         model: nn.Module,
         inputs: Tensor,
         quantized: Mapping[str, Quantized],  # noqa: ARG002
+        reduced: Collection[str],
         chained: bool,  # noqa: ARG002
     ) -> Callable[[], object]:
         cuda = self._device.type == "cuda"
         kind = torch.float16 if cuda else torch.float32
-        placed, x = copy.deepcopy(model).eval().to(self._device, kind), inputs.to(self._device, kind)
+        placed = copy.deepcopy(model).eval()
+        reduce_layers(placed, reduced)
+        placed, x = placed.to(self._device, kind), inputs.to(self._device, kind)
         if cuda:
             for module in placed.modules():
                 if isinstance(module, nn.Linear) and _is_two_of_four(module.weight):
@@ -105,10 +107,10 @@ class OnnxRuntime(Runtime):
         return all(b is not None and b <= 8 for b in bits)
 
     def prepare(
-        self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized], chained: bool
+        self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized], reduced: Collection[str], chained: bool
     ) -> Callable[[], object]:
         grid = next((q.activation for q in quantized.values()), None) if chained else None
-        opened = onnx_model.session(onnx_model.to_onnx(model, inputs, quantized, output=grid), self._threads)
+        opened = onnx_model.session(onnx_model.to_onnx(model, inputs, quantized, reduced, grid), self._threads)
         return lambda: onnx_model.run(opened, inputs)
 
     def chained(self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized]) -> set[str]:

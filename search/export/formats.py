@@ -18,6 +18,7 @@ from compressors.errors import ModelError
 from db.files import write_atomically, write_bytes
 from db.packed import load_packed, save_packed
 from evaluators import onnx_model
+from evaluators.reduced import reduce_layers
 from search.export.subject import Subject
 
 Runner = Callable[[Tensor], Tensor]
@@ -72,18 +73,21 @@ class Packed(Format):
 
 
 class Program(Format):
-    """A program of torch.export, without the model's Python code; the batch is dynamic."""
+    """A program of torch.export, without the model's Python code; the batch is dynamic. Filter levels come in the
+    shapes that are left."""
 
     file, runtime, tolerance = "model.pt2", "torch.export", 1e-4
 
     def write(self, subject: Subject, path: Path) -> None:
         sizes = ({0: torch.export.Dim("batch")},)
+        model = copy.deepcopy(subject.model)
+        reduce_layers(model, subject.reduced())
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(subject.model, (subject.example(),), dynamic_shapes=sizes, strict=False)
+                program = torch.export.export(model, (subject.example(),), dynamic_shapes=sizes, strict=False)
         except Exception as error:  # whatever the model's own code, or torch.export, raise
             raise ModelError(f"torch.export cannot export the model: {str(error).strip().splitlines()[0]}") from error
         finally:
@@ -101,12 +105,12 @@ class Program(Format):
 
 
 class Onnx(Format):
-    """ONNX, quantized layers in integers: evaluators/onnx_model.py."""
+    """ONNX, quantized layers in integers, filter levels in the shapes that are left: evaluators/onnx_model.py."""
 
     file, runtime, tolerance = "model.onnx", "ONNX Runtime", None
 
     def write(self, subject: Subject, path: Path) -> None:
-        proto = onnx_model.to_onnx(subject.model, subject.example(), subject.quantized())
+        proto = onnx_model.to_onnx(subject.model, subject.example(), subject.quantized(), subject.reduced())
         write_atomically(path, lambda temporary: write_bytes(temporary, proto.SerializeToString()))
 
     def load(self, subject: Subject, path: Path) -> Runner:  # noqa: ARG002 - the file says all

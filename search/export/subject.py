@@ -13,6 +13,7 @@ from compressors.activations import ActivationGrid
 from compressors.grids import Grid
 from db.profile import Profile
 from evaluators.onnx_model import Quantized, stretched
+from evaluators.reduced import reducible_layers
 from search.pipeline import ModelProblem
 
 
@@ -53,6 +54,10 @@ class Subject:
             for own in (name, *self.problem.database.layers[name].aliases):
                 made[own] = Quantized(grids.get(name), self.activations.get(name))
         return made
+
+    def reduced(self) -> list[str]:
+        """The layers that run in smaller shapes."""
+        return reducible_layers(self.problem.database, self.profile)
 
     def samples(self, most: int = 256) -> Iterator[Tensor]:
         """Calibration inputs, in batches."""

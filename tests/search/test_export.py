@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 from compressors.errors import OutputError, UnknownNameError
+from compressors.levels import parse_level
 from db.packed import load_packed
 from db.profile_files import read_profile
 from db.runs import RunStore
@@ -156,6 +157,31 @@ def test_a_folded_model_on_power_of_two_grids(tmp_path: Path) -> None:
             assert (grid.scale.frexp().mantissa == 0.5).all()
             assert (state[f"{layer}.weight"].flatten(1) / grid.scale % 1 == 0).all()
     assert exported.content["accuracy"]["fine-tuned"] > exported.content["accuracy"]["dense"] - 2
+
+
+def test_filter_levels_are_exported_in_the_shapes_that_are_left(tmp_path: Path) -> None:
+    content: dict[str, Any] = {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
+        "database": {"path": str(tmp_path / "db"), "levels": ["dense", "filter-0.50"]},
+        "layers": {"last": "dense"},
+        "budgets": {"flops": 0.6},
+        "corrections": {"export": ["batchnorm", "bias"]},
+    }
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        profile = problem.profile([len(levels) - 1 for levels in problem.whole.levels])
+        chosen = score_profile(profile, problem, "half of all filters")
+        exported = export(chosen, problem, tmp_path / "out", formats=("onnx", "torch", "safetensors"))
+    halves = {name: level == parse_level("filter-0.50") for name, level in profile.items()}
+    assert sum(halves.values()) == len(profile) - 1
+    state = load_file(exported.files["model.safetensors"])
+    expected = sorted(len(state[f"{name}.weight"]) // (2 if half else 1) for name, half in halves.items())
+    proto = onnx.load(exported.files["model.onnx"]).graph
+    weights = {tensor.name: list(tensor.dims) for tensor in proto.initializer}
+    used = [weights[node.input[1]] for node in proto.node if node.op_type == "Conv"]
+    assert sorted([dims[0] for dims in used] + [len(state["linear.weight"])]) == expected
+    assert not any(node.op_type == "BatchNormalization" for node in proto.node)
+    program = torch.export.load(exported.files["model.pt2"]).state_dict
+    assert sorted(len(tensor) for tensor in program.values() if tensor.dim() in (2, 4)) == expected
 
 
 @pytest.mark.slow
