@@ -13,14 +13,15 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from compressors.grids import Grid
 
-_CACHED = 1 << 22
+_CACHED = 1 << 23
 """Values of U that the CPU's cache is expected to hold."""
 
-_STRIP = 192
-"""Rows of B that one matrix product updates on the CPU."""
+_STRIP, _PRODUCT = 256, 1 << 20
+"""Rows of B that one matrix product updates on the CPU at least, and about as many values where it has memory of its own."""
 
 
 class _Space:
@@ -38,16 +39,16 @@ class _Space:
 
 
 class Rows:
-    """The state of all rows: H^-1_t = B - U^T U over the columns that are left (`column` [rows, m] says which), in order. A
-    column that is `gone` and not dropped yet means nothing: w, diagonal and U are 0, 1 and 0 there up to rounding. `first` +
-    position is the place in a flat [rows, m]."""
+    """The state of all rows: H^-1_t = B - U^T U over the columns that are left (`column` [rows, m] says which), in order.
+    `penalty` is inf in a column that is gone and not dropped yet, whose w, diagonal and U are 0, 1 and 0 up to rounding, and 0
+    elsewhere. `first` + position is the place in a flat [rows, m]."""
 
     def __init__(self, weight: Tensor, hinv: Tensor, extra: int = 0, space: _Space | None = None) -> None:
         rows, d = weight.shape
         self.w = weight.clone()
         self.every = torch.arange(rows, device=weight.device)
         self.diagonal = hinv.diagonal().repeat(rows, 1)
-        self.gone = torch.zeros_like(weight, dtype=torch.bool)
+        self.penalty = torch.zeros_like(weight)
         self.column = torch.arange(d, device=weight.device).repeat(rows, 1)
         self._shared: Tensor | None = hinv
         self._own = weight.new_empty(0)
@@ -57,7 +58,7 @@ class Rows:
     def _begin(self, m: int) -> None:
         """Start to collect U anew; a refresh is due after near 2 sqrt(m) steps where memory is the limit, later where
         products gain from a larger share; `extra` steps may come late."""
-        self.period, self.step = max(16, int((4 if self._on_cpu else 2) * math.sqrt(m))), 0
+        self.period, self.step = max(16, int((5 if self._on_cpu else 2) * math.sqrt(m))), 0
         self.first = self.every * m
         self.u = self._space.take("u", self.w, len(self.w), self.period + self._extra, m)
 
@@ -65,6 +66,10 @@ class Rows:
     def base(self) -> Tensor:
         """B: [d, d] while all rows share it, [rows, m, m] then."""
         return self._own if self._shared is None else self._shared
+
+    @property
+    def gone(self) -> Tensor:
+        return self.penalty > 0
 
     def remove(self, p: Tensor, change: Tensor, acting: Tensor | None = None) -> Tensor:
         """Lower the weight at position p [rows] by `change` [rows] and take its column out; the weights that are left make up
@@ -83,8 +88,8 @@ class Rows:
             at = at[acting]
         self.w.addcmul_(row, (change / root)[:, None], value=-1)
         self.diagonal.addcmul_(row, row, value=-1)
-        for state, gone in (self.w, 0), (self.diagonal, 1), (self.gone, True):
-            state.view(-1).index_fill_(0, at, gone)
+        self.diagonal.view(-1).index_fill_(0, at, 1)
+        self.penalty.view(-1).index_fill_(0, at, torch.inf)
         self.u[:, self.step] = row
         self.step += 1
         return row
@@ -94,18 +99,19 @@ class Rows:
         return state.view(-1).index_select(0, self.first + p)
 
     def refresh(self) -> Tensor | None:
-        """Fold U into B, and drop what is gone when that is a fifth, or a tenth on the CPU. Returns the old positions that stay
+        """Fold U into B, and drop what is gone, on a GPU only when that is a fifth. Returns the old positions that stay
         [rows, m], where they changed."""
         m = self.w.shape[1]
-        left = m - int(self.gone.sum(1).min())
+        gone = self.gone
+        left = m - int(gone.sum(1).min())
         keep: Tensor | None = None
         u = self.u[:, : self.step]
-        if self._shared is not None or left <= (0.9 if self._on_cpu else 0.8) * m:
-            keep = self.gone.to(torch.int8).argsort(dim=1, stable=True)[:, :left].sort(1).values
+        if self._on_cpu or self._shared is not None or left <= 0.8 * m:
+            keep = gone.to(torch.int8).argsort(dim=1, stable=True)[:, :left].sort(1).values
             self._own, self._shared = self._inner(keep), None
             u = u.gather(2, keep[:, None, :].expand(-1, self.step, -1))
-            self.w, self.diagonal, self.gone, self.column = (
-                t.gather(1, keep) for t in (self.w, self.diagonal, self.gone, self.column)
+            self.w, self.diagonal, self.penalty, self.column = (
+                t.gather(1, keep) for t in (self.w, self.diagonal, self.penalty, self.column)
             )
         if self._on_cpu and self.w.shape[1] > _STRIP:
             for own, each in zip(self._own, u, strict=True):
@@ -132,17 +138,26 @@ class Rows:
 
 
 def _fold(own: Tensor, u: Tensor) -> None:
-    """B [m, m] -= U^T U for U [steps, m]: the lower triangle strip by strip, and its reflection."""
-    for start in range(0, len(own), _STRIP):
-        strip = slice(start, min(len(own), start + _STRIP))
-        own[strip, : strip.stop].addmm_(u[:, strip].T, u[:, : strip.stop], alpha=-1)
-        own[:start, strip].copy_(own[strip, :start].T)
+    """B [m, m] -= U^T U for U [steps, m]: the lower triangle strip by strip, and its reflection. In single precision by oneDNN,
+    whose products use the widest vectors of every CPU, where MKL's leave them out on some."""
+    m, wide = len(own), own.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    columns = u.T.contiguous() if wide else u.T
+    height = max(_STRIP, _PRODUCT // m) if wide else _STRIP
+    for start in range(0, m, height):
+        stop = min(m, start + height)
+        strip = own[start:stop, :stop]
+        if wide:
+            strip.sub_(functional.linear(columns[start:stop].to_mkldnn(), columns[:stop].to_mkldnn()).to_dense())
+        else:
+            strip.addmm_(columns[start:stop], u[:, :stop], alpha=-1)
+        own[:start, start:stop].copy_(strip[:, :start].T)
 
 
 def _parts(weight: Tensor, hinv: Tensor, extra: int = 0) -> Iterator[tuple[slice, Rows]]:
     """The rows that are worked on at a time: which, and their state."""
     on_cpu, space = weight.device.type == "cpu", _Space()
-    size = max(8, int(_CACHED / (4 * weight.shape[1] ** 1.5))) if on_cpu else max(1, len(weight))
+    size = max(8, int(_CACHED / (5 * weight.shape[1] ** 1.5))) if on_cpu else max(1, len(weight))
+    size = math.ceil(len(weight) / math.ceil(len(weight) / size))  # of equal parts
     for start in range(0, len(weight), size):
         part = slice(start, start + size)
         yield part, Rows(weight[part], hinv, extra, space)
@@ -153,7 +168,7 @@ def eliminate(weight: Tensor, hinv: Tensor) -> tuple[Tensor, Tensor]:
     order, losses = torch.empty_like(weight, dtype=torch.int64), torch.empty_like(weight)
     for part, rows in _parts(weight, hinv):
         for turn in range(weight.shape[1]):
-            lowest, p = (rows.w * rows.w).div_(rows.diagonal).masked_fill_(rows.gone, torch.inf).min(1)
+            lowest, p = torch.addcdiv(rows.penalty, rows.w * rows.w, rows.diagonal).min(1)
             order[part, turn], losses[part, turn] = rows.values(rows.column, p), lowest / 2
             rows.remove(p, rows.values(rows.w, p))
             if rows.step == rows.period:
@@ -191,8 +206,8 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
     for part, rows in _parts(weight, hinv):
         left = torch.full((len(rows.w), weight.shape[1] // m), m, device=weight.device)
         for _ in range(weight.shape[1] // m * (m - n)):
-            closed = rows.gone | (left.gather(1, rows.column // m) <= n)
-            p = (rows.w * rows.w).div_(rows.diagonal).masked_fill_(closed, torch.inf).argmin(1)
+            score = torch.addcdiv(rows.penalty, rows.w * rows.w, rows.diagonal)
+            p = score.masked_fill_(left.gather(1, rows.column // m) <= n, torch.inf).argmin(1)
             left[rows.every, rows.values(rows.column, p) // m] -= 1
             rows.remove(p, rows.values(rows.w, p))
             if rows.step == rows.period:
@@ -220,11 +235,10 @@ def _quantize(rows: Rows, grid: Grid, fixed: Tensor, result: Tensor) -> None:
     active = fixed.shape[1] - still
     for turn in range(int(active.max())):
         near = grid.nearest(rows.w)
-        error = ((near - rows.w) ** 2).masked_fill_(rows.gone, -torch.inf)
-        farthest = error.argmax(1)
-        outlier = error.gather(1, farthest[:, None]) > scale**2 / 4
-        score = (error / rows.diagonal).masked_fill_(rows.gone, torch.inf)
-        p = torch.where(outlier.squeeze(1), farthest, score.argmin(1))
+        error = (near - rows.w).square_()
+        farthest, within = (error - rows.penalty).argmax(1), torch.addcdiv(rows.penalty, error, rows.diagonal).argmin(1)
+        outlier = rows.values(error, farthest) > scale.squeeze(1) ** 2 / 4
+        p = torch.where(outlier, farthest, within)
         acting = turn < active
         to = rows.values(near, p)
         result[rows.every[acting], rows.values(rows.column, p)[acting]] = to[acting]

@@ -134,7 +134,7 @@ class _Fused(factored.Rows):
         rows, m = self.w.shape
         column = self.every.new_empty(rows, count)
         value = self.w.new_empty(rows, count)
-        alive = (~self.gone).to(torch.int8)
+        alive = (self.penalty == 0).to(torch.int8)
         base = self.base.contiguous()
         nothing = self.every
         fixed = given["fixed"].gather(1, self.column).to(torch.int8) if "fixed" in given else nothing
@@ -146,7 +146,7 @@ class _Fused(factored.Rows):
             left.shape[-1], given.get("width", 1), given.get("n", 0), given.get("highest", 0.0),
             RULE=rule, BLOCK=triton.next_power_of_2(max(m, 16)), num_warps=8 if m > 1024 else 4,
         )  # fmt: skip
-        self.gone = alive == 0
+        self.penalty.masked_fill_(alive == 0, torch.inf)
         return column, value
 
 
