@@ -57,7 +57,8 @@ def to_onnx(
         quantize_input(module, None)
     plain, quantized = _folded(plain, _once(plain, quantized))
     modules = dict(plain.named_modules(remove_duplicate=False))
-    reduce_layers(plain, [name for name in reduced if name in modules])  # a traced model knows shared layers by one name
+    reduce_layers(plain, [name for name in reduced if name in modules], quantized)  # traced, shared layers have one name
+    modules = dict(plain.named_modules(remove_duplicate=False))
     codes: dict[int, Tensor] = {}  # of each weight that layers share, by its address
     for name, what in quantized.items():
         if what.activation is not None:

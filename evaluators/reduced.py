@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressors.levels import Level
 from db.database import LayerDatabase
+from evaluators.channels import close, find_passages
 
 
 def reducible(level: Level) -> bool:
@@ -66,8 +67,15 @@ class ReducedLayer(nn.Module):
         return torch.cat([y, self.filling.expand(shape)], self._dim).index_select(self._dim, self.source)
 
 
-def reduce_layers(model: nn.Module, names: Collection[str]) -> None:
-    """Put the layers of `model` with these names into their reduced shapes."""
-    for name in names:
+def reduce_layers(model: nn.Module, names: Collection[str], fixed: Collection[str] = ()) -> None:
+    """Put the layers of `model` (eval mode) with these names into their reduced shapes: with nothing filled in where one other
+    layer, that is not `fixed`, takes their outputs (`channels`)."""
+    passages = find_passages(model, names, fixed) if names else []
+    for passage in passages:
+        close(model, passage)
+    closed = {name for passage in passages for name in (passage.layer, *passage.depthwise)}
+    for name in set(names) - closed:
         parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, ReducedLayer(model.get_submodule(name)))
+        holder = model.get_submodule(parent)
+        if not isinstance(holder, nn.MultiheadAttention):  # which does not call its projection, but takes its weight
+            setattr(holder, own, ReducedLayer(model.get_submodule(name)))

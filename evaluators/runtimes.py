@@ -71,14 +71,14 @@ class TorchRuntime(Runtime):
         self,
         model: nn.Module,
         inputs: Tensor,
-        quantized: Mapping[str, Quantized],  # noqa: ARG002
+        quantized: Mapping[str, Quantized],
         reduced: Collection[str],
         chained: bool,  # noqa: ARG002
     ) -> Callable[[], object]:
         cuda = self._device.type == "cuda"
         kind = torch.float16 if cuda else torch.float32
         placed = copy.deepcopy(model).eval()
-        reduce_layers(placed, reduced)
+        reduce_layers(placed, reduced, quantized)
         placed, x = placed.to(self._device, kind), inputs.to(self._device, kind)
         if cuda:
             for module in placed.modules():

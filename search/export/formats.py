@@ -81,7 +81,7 @@ class Program(Format):
     def write(self, subject: Subject, path: Path) -> None:
         sizes = ({0: torch.export.Dim("batch")},)
         model = copy.deepcopy(subject.model)
-        reduce_layers(model, subject.reduced())
+        reduce_layers(model, subject.reduced(), subject.quantized())
         before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
