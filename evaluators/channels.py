@@ -62,8 +62,9 @@ def find_passages(model: nn.Module, names: Collection[str], fixed: Collection[st
             return False
         if node.op == "call_module":
             module = modules[str(node.target)]
+            known = free(node, *_NORMS) and module.running_mean is not None  # else it depends on the inputs
             # A norm behind a linear layer may act on another axis than its channels.
-            own = not isinstance(layer, nn.Linear) and (free(node, *_NORMS) or (free(node, *_CONVS) and _depthwise(module)))
+            own = not isinstance(layer, nn.Linear) and (known or (free(node, *_CONVS) and _depthwise(module)))
             return own or isinstance(module, _MODULES)
         return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS if node.op == "call_method" else ())
 
