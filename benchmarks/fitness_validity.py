@@ -48,7 +48,7 @@ class Scorers:
             totals = dict.fromkeys(CRITERIA, 0.0)
             with torch.inference_mode(), scorer._corrected(candidate):
                 for b, (_, labels) in enumerate(scorer._batches):
-                    outputs = scorer._forward(b, candidate)
+                    outputs = scorer._prefixes.run(b, candidate)
                     for name, criterion in CRITERIA.items():
                         totals[name] += float(criterion(outputs, labels, scorer._dense_outputs[b]).sum())
             count = sum(len(labels) for _, labels in scorer._batches)

@@ -4,9 +4,10 @@ running only what stands behind the first change."""
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -18,10 +19,12 @@ from compressors.corrections import Recorded, check_correction, correct, kept, n
 from compressors.errors import ConfigurationError, UnknownNameError
 from db.database import LayerDatabase
 from evaluators import batchnorm as bn
-from evaluators import segments, stacked
+from evaluators import stacked
 from evaluators.fitness import EMPTY, accuracy, criterion, needs_dense_outputs
+from evaluators.prefixes import Prefixes
 from evaluators.workloads import Workload
 
+log = logging.getLogger(__name__)
 Candidate = tuple[int, ...]
 
 PRECISIONS = ("float32", "bf16")
@@ -82,7 +85,8 @@ class StitchedScorer:
         if needs_dense(self._corrections):
             with torch.inference_mode(), self._in_mode():
                 self._recorded = record(self._model, self._inputs_of_batches())
-        self._cut_model(0 if self._corrections else prefix_bytes)
+        inputs = [x for x, _ in self._batches]
+        self._prefixes = Prefixes(self._model, self._names, inputs, 0 if self._corrections else prefix_bytes)
         self.width = self._choose_width()
 
     def score(self, candidate: Candidate, fidelity: float = 1.0, bound: float = math.inf) -> float:
@@ -133,7 +137,7 @@ class StitchedScorer:
         """Accuracy in percent on the calibration data, in the same batch-norm mode."""
         self._check(candidate)
         with torch.inference_mode(), self._corrected(candidate):
-            outputs = torch.cat([self._forward(b, candidate) for b in range(len(self._batches))])
+            outputs = torch.cat([self._prefixes.run(b, candidate) for b in range(len(self._batches))])
         return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
 
     def _used(self, fidelity: float) -> int:
@@ -163,7 +167,7 @@ class StitchedScorer:
 
         def single() -> None:
             self._sums.clear()
-            self._forget()
+            self._prefixes.forget()
             self.score(candidate)
 
         def together() -> None:
@@ -172,7 +176,7 @@ class StitchedScorer:
         try:
             better = stacked.pays(single, together, self._device)
         except RuntimeError as error:  # what torch.func cannot transform, or what does not fit the device's memory
-            segments.log.warning("candidates are scored one by one: they cannot be stacked (%s)", str(error).splitlines()[0])
+            log.warning("candidates are scored one by one: they cannot be stacked (%s)", str(error).splitlines()[0])
             return 1
         return stacked.WIDTH if better else 1
 
@@ -181,7 +185,7 @@ class StitchedScorer:
 
     def _sum(self, b: int, candidate: Candidate) -> float:
         """Of the criterion over batch `b`."""
-        return float(self._criterion(self._forward(b, candidate), self._batches[b][1], self._dense_outputs[b]).sum())
+        return float(self._criterion(self._prefixes.run(b, candidate), self._batches[b][1], self._dense_outputs[b]).sum())
 
     def _check(self, candidate: Candidate) -> None:
         if len(candidate) != len(self._names):
@@ -239,62 +243,6 @@ class StitchedScorer:
         with torch.inference_mode(), self._cast():
             return [self._model(x) for x, _ in self._batches]
 
-    # Prefix reuse. For every batch: the candidate that its kept activations belong to, and the inputs of the kept parts.
-
-    def _cut_model(self, prefix_bytes: int) -> None:
-        whole = segments.Segments((self._model,), dict.fromkeys(self._names, 0))
-        self._segments = segments.cut(self._model, self._names) if prefix_bytes else whole
-        if len(self._segments.parts) > 1 and not self._same_as_whole():
-            segments.log.warning("no prefix reuse: the traced model does not give the model's own outputs")
-            self._segments = whole
-        self._segment_of = [self._segments.where[name] for name in self._names]
-        self._forget()
-        self._keep = self._choose_cuts(prefix_bytes)
-
-    def _forget(self) -> None:
-        """All that is kept at the cuts."""
-        self._seen: list[Candidate | None] = [None] * len(self._batches)
-        self._inputs: list[dict[int, Tensor]] = [{} for _ in self._batches]
-
-    def _same_as_whole(self) -> bool:
-        with torch.inference_mode():
-            x = self._batches[0][0][:2]
-            return torch.equal(_chain(self._segments.parts, x), self._model(x))
-
-    def _choose_cuts(self, prefix_bytes: int) -> frozenset[int]:
-        """The parts whose inputs are kept: all where they fit `prefix_bytes` over all batches, else every second, third, ..."""
-        with torch.inference_mode():
-            x, sizes = self._batches[0][0], [0]
-            for part in self._segments.parts[:-1]:
-                x = part(x)
-                sizes.append(x.numel() * x.element_size() * len(self._batches))
-        for stride in range(1, len(sizes) + 1):
-            kept = range(stride, len(sizes), stride)
-            if sum(sizes[i] for i in kept) <= prefix_bytes:
-                return frozenset(kept)
-        return frozenset()
-
-    def _forward(self, b: int, candidate: Candidate) -> Tensor:
-        start = self._first_change(b, candidate)
-        inputs = self._inputs[b]
-        part = max((i for i in inputs if i <= start), default=0)
-        x = inputs[part] if part else self._batches[b][0]
-        self._seen[b] = None  # until all that is kept belongs to `candidate` again
-        for i in range(part, len(self._segments.parts)):
-            if i in self._keep:
-                inputs[i] = x
-            x = self._segments.parts[i](x)
-        self._seen[b] = candidate
-        return x
-
-    def _first_change(self, b: int, candidate: Candidate) -> int:
-        """The first part that holds a layer where `candidate` differs from what batch `b` last ran."""
-        seen = self._seen[b]
-        if seen is None:
-            return 0
-        changed = [s for s, old, new in zip(self._segment_of, seen, candidate, strict=True) if old != new]
-        return min(changed, default=len(self._segments.parts) - 1)
-
 
 def check_precision(name: str) -> str:
     """Raises UnknownNameError."""
@@ -305,9 +253,3 @@ def check_precision(name: str) -> str:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
-    for part in parts:
-        x = part(x)
-    return x

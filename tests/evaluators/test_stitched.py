@@ -176,6 +176,21 @@ def test_prefix_reuse_really_skips_the_prefix(digits: Workload, database: LayerD
     assert set(calls) == {"linear"}
 
 
+def test_nothing_is_kept_while_candidates_have_nothing_in_common(digits: Workload, database: LayerDatabase) -> None:
+    scorer = StitchedScorer(digits, database, "loss", "running")
+    kept = scorer._prefixes._inputs
+    scorer.score(DENSE)
+    assert all(kept)
+    for i in range(130):
+        scorer._sums.clear()
+        scorer.score(((i + 1) % 3, *DENSE[1:]))
+    assert not any(kept)
+    for i in range(8):
+        scorer._sums.clear()
+        scorer.score((*DENSE[:-1], i % 3))
+    assert all(kept)
+
+
 def test_a_bounded_weight_cache_gives_the_same(digits: Workload, database: LayerDatabase) -> None:
     small = StitchedScorer(digits, database, "loss", "running", weight_bytes=1)
     large = StitchedScorer(digits, database, "loss", "running")
