@@ -66,7 +66,7 @@ def real(rounds: int, count: int) -> None:
         make = partial(Weighed, workload, database, "loss", "batch")
         rng = np.random.default_rng(0)
         requests: list[Request] = [(tuple(rng.integers(0, 3, 14).tolist()), 1.0) for _ in range(count)]
-        ray.init(num_cpus=3, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
+        ray.init(address="local", num_cpus=3, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
         times: list[list[float]] = [[], []]
         try:
             with Crew(1, 1) as first, RayPool(make, first) as one:
@@ -86,7 +86,7 @@ def real(rounds: int, count: int) -> None:
 
 
 def sleeping(workers: list[int], seconds: float, rounds: int) -> None:
-    ray.init(num_cpus=2, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
     print(f"{'workers':>7} {'efficiency':>10} {'wall s':>7}")
     try:
         for count in workers:
