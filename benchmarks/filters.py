@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(
-        f"{options.share:.0%} of the filters, batch {options.batch}, {options.threads} threads; medians of {options.rounds}, ms"
-    )
+    print(f"without {options.share:.0%} of the filters, batch {options.batch}, {options.threads} threads; medians in ms")
     for name in options.models:
         model = build_model(name)
         size = 32 if name.startswith("cifar") else 224
