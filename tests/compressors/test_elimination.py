@@ -71,6 +71,17 @@ def test_many_refreshes_change_nothing() -> None:
     assert torch.equal(mine, textbook.eliminate_blocks(weight, hinv, 4)[0])
 
 
+@pytest.mark.usefixtures("each_form")
+def test_single_precision_says_what_its_choices_cost() -> None:
+    weight, hessian = problem(6, 3, 900)  # wide enough for products by oneDNN, in several strips
+    hinv = torch.linalg.inv(hessian)
+    order, losses = elimination.eliminate(weight.float(), hinv.float(), LIMITS)
+    for w, sequence, lost in zip(weight, order, losses, strict=True):  # another path than the textbook's after a near-tie
+        factor = torch.linalg.cholesky(hinv[sequence][:, sequence])
+        y = torch.linalg.solve_triangular(factor, w[sequence, None], upper=False).squeeze(1)
+        torch.testing.assert_close(lost.double().cumsum(0), (y**2 / 2).cumsum(0), rtol=2e-3, atol=1e-6)
+
+
 def test_blocks_of_one_are_unstructured() -> None:
     weight, hessian = problem(7)
     hinv = torch.linalg.inv(hessian)
