@@ -23,6 +23,7 @@ from compressors.errors import ApportionError, ConfigurationError, DatabaseBusyE
 from db.cluster import import_ray
 from db.files import finite, write_json
 from db.shares import PRIORITY, Share
+from search.service import local
 from search.service.folder import ALLOW, MARK, JobFolder, JobState
 from search.service.mirror import Mirror
 from search.service.package import JOB, code_names
@@ -122,6 +123,8 @@ def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter, mir
         raise ConfigurationError(f"the job names code of its own ({', '.join(named)}); the operator allows that with {ALLOW}=1")
     sys.path.insert(0, str(folder.package))
     ray = import_ray()
+    if options.local and (cluster := local.running("cluster")):
+        os.environ["RAY_ADDRESS"] = cluster  # Ray has set it to what was last started on this machine, by whomsoever
     ray.init(address="auto", log_to_driver=False, logging_level="warning", runtime_env=_environment(folder))
     share = _wait_for_share(ray, content, reporter)
     reporter.state.started = time.time()

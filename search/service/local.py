@@ -30,11 +30,11 @@ def home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "apportion"
 
 
-def running() -> str | None:
-    """The address of the local Ray's job server; None where there is none."""
+def running(what: str = "address") -> str | None:
+    """The address of the local Ray's job server, or of its `cluster`; None where there is none."""
     try:
         there = json.loads((home() / "local.json").read_text())
-        return str(there["address"]) if is_alive(there["pid"]) else None
+        return str(there[what]) if is_alive(there["pid"]) else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
@@ -78,7 +78,8 @@ def main() -> int:
         )
         address = f"http://{context.address_info['webui_url']}"
         try:
-            write_json(home() / "local.json", {"address": address, "pid": os.getpid()})
+            cluster = context.address_info["gcs_address"]
+            write_json(home() / "local.json", {"address": address, "cluster": cluster, "pid": os.getpid()})
             _serve(address)
         finally:
             (home() / "local.json").unlink(missing_ok=True)

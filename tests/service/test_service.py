@@ -221,6 +221,7 @@ def test_a_run_stores_server_that_restarts_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cluster")  # somebody else's on the same machine
 def test_without_an_address_ray_is_started_for_the_first_job_and_stopped_after_the_last(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"XDG_DATA_HOME": str(tmp_path / "data"), "HOME": str(tmp_path)}
