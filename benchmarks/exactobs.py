@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from compressors import elimination, factored, textbook
 from compressors.elimination import Limits
@@ -92,9 +93,18 @@ def product_rate(device: str) -> float:
     return 2 * 2048**3 / min(seconds(lambda: a @ a, device) for _ in range(5))
 
 
+def onednn_rate() -> float:
+    """The same, of the products that plain torch refreshes with on the CPU."""
+    a = torch.randn(2048, 2048).to_mkldnn()
+    return 2 * 2048**3 / min(seconds(lambda: functional.linear(a, a), "cpu") for _ in range(5))
+
+
 def compare(options: argparse.Namespace) -> None:
     rate = product_rate(options.device)
-    print(f"{options.device}, {options.threads} threads; matrix product {rate / 1e9:.0f} GFLOP/s; medians of {options.repeats}")
+    product = f"matrix product {rate / 1e9:.0f} GFLOP/s"
+    if options.device == "cpu" and torch.backends.mkldnn.is_available():
+        product += f" (oneDNN {onednn_rate() / 1e9:.0f})"
+    print(f"{options.device}, {options.threads} threads; {product}; medians of {options.repeats}")
     heads = ("d", 5), ("rows", 4), ("kind", 7), ("textbook s", 11), ("ours s", 9), ("", 7), ("torch s", 9), ("", 7), ("rate", 5)
     print(" ".join(f"{head:>{width}}" for head, width in heads) + "  per row")
     for d in options.columns:

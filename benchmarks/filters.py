@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import copy
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from exactobs import seconds
 from torch import nn
 
 from compressors.layers import find_layers
@@ -31,12 +30,6 @@ def without_filters(model: nn.Module, share: float) -> tuple[nn.Module, list[str
         smallest = weight.detach().flatten(1).norm(dim=1).argsort()[: int(share * len(weight))]
         weight.data[smallest] = 0
     return made, names
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -64,7 +57,7 @@ def main() -> None:
             times: list[list[float]] = [[], []]
             for _ in range(options.rounds):
                 for run, own in zip(runs, times, strict=True):
-                    own.append(seconds(run))
+                    own.append(seconds(run, "cpu"))
             dense, left = (1e3 * statistics.median(own[1:]) for own in times)  # the first one warms up
             ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
             print(

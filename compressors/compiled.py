@@ -18,9 +18,11 @@ def compiled(*below: ModuleType) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = njit(parallel=True, cache=True)(function)
-        # numba has no public way to say what else a kept function depends on.
-        index: Any = dispatcher._cache._cache_file  # type: ignore[attr-defined]
-        index._source_stamp = (index._source_stamp, sources)
+        try:  # numba has no public way to say what else a kept function depends on
+            index: Any = dispatcher._cache._cache_file  # type: ignore[attr-defined]
+            index._source_stamp = (index._source_stamp, sources)
+        except AttributeError:  # nor promises this one: what is not kept is never old
+            return njit(parallel=True)(function)
         return dispatcher
 
     return decorate

@@ -1,6 +1,8 @@
 """The compiled loops behind `elimination`: which weight of a row goes next, and what becomes of it (`removal` does the rest).
 All rows share the inverse Hessian; each thread takes every so-manieth of them. Importing this needs numba; the first use
 compiles for some seconds, and keeps the result on disk.
+
+The public functions take and give what those of `textbook` do, as contiguous arrays; the grid's `scales` and `zeros` are [rows].
 """
 
 from __future__ import annotations

@@ -22,8 +22,10 @@ log = logging.getLogger(__name__)
 
 _CONVS, _NORMS = (nn.Conv1d, nn.Conv2d), (nn.BatchNorm1d, nn.BatchNorm2d)
 _MODULES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Hardswish, nn.Sigmoid, nn.Tanh, nn.Identity, nn.Dropout)
-_FUNCTIONS = (torch.relu, functional.relu, functional.relu6, functional.gelu, functional.silu, functional.hardswish)
-_METHODS = ("relu", "relu_", "contiguous")
+_CALLS: dict[str, tuple[object, ...]] = {
+    "call_function": (torch.relu, functional.relu, functional.relu6, functional.gelu, functional.silu, functional.hardswish),
+    "call_method": ("relu", "relu_", "contiguous"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def find_passages(model: nn.Module, names: Collection[str], fixed: Collection[st
     try:
         nodes = fx.symbolic_trace(model).graph.nodes
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        log.info("channels that are removed are filled in: the model cannot be traced (%s)", error)
+        log.warning("removed channels are filled in: the model cannot be traced (%s)", str(error).strip().split("\n")[0])
         return []
     modules = dict(model.named_modules(remove_duplicate=False))
     calls = Counter(id(modules[str(node.target)]) for node in nodes if node.op == "call_module")
@@ -66,7 +68,7 @@ def find_passages(model: nn.Module, names: Collection[str], fixed: Collection[st
             # A norm behind a linear layer may act on another axis than its channels.
             own = not isinstance(layer, nn.Linear) and (known or (free(node, *_CONVS) and _depthwise(module)))
             return own or isinstance(module, _MODULES)
-        return node.target in (_FUNCTIONS if node.op == "call_function" else _METHODS if node.op == "call_method" else ())
+        return node.target in _CALLS.get(node.op, ())
 
     found = []
     for start in nodes:
@@ -87,7 +89,8 @@ def find_passages(model: nn.Module, names: Collection[str], fixed: Collection[st
 
 
 def close(model: nn.Module, passage: Passage) -> None:
-    """Take the channels that are constant where the next layer takes them out of all that the passage runs through."""
+    """Take the channels that reach the next layer as constants out of all modules of the passage, and out of its inputs. The
+    model's outputs stay the same up to rounding."""
     following = model.get_submodule(passage.next)
     value = _constants(model, passage)
     there, own = value.isnan(), _weight(following)
@@ -104,11 +107,11 @@ def close(model: nn.Module, passage: Passage) -> None:
     for name in (passage.layer, *through):
         module = model.get_submodule(name)
         if not isinstance(module, _MODULES):
-            _replace(model, name, _sliced(module, kept))
+            model.set_submodule(name, _sliced(module, kept))
     made = copy.deepcopy(following)
     made.weight = nn.Parameter(inputs, requires_grad=False)
     setattr(made, "in_features" if isinstance(made, nn.Linear) else "in_channels", len(kept))
-    _replace(model, passage.next, made)
+    model.set_submodule(passage.next, made)
 
 
 def _constants(model: nn.Module, passage: Passage) -> Tensor:
@@ -172,8 +175,3 @@ def _bias(module: nn.Module) -> Tensor:
 def _weight(module: nn.Module) -> Tensor:
     assert isinstance(module.weight, Tensor)
     return module.weight.detach()
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)

@@ -75,7 +75,6 @@ def reduce_layers(model: nn.Module, names: Collection[str], fixed: Collection[st
         close(model, passage)
     closed = {name for passage in passages for name in (passage.layer, *passage.depthwise)}
     for name in set(names) - closed:
-        parent, _, own = name.rpartition(".")
-        holder = model.get_submodule(parent)
-        if not isinstance(holder, nn.MultiheadAttention):  # which does not call its projection, but takes its weight
-            setattr(holder, own, ReducedLayer(model.get_submodule(name)))
+        parent = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(parent, nn.MultiheadAttention):  # which does not call its projection, but takes its weight
+            model.set_submodule(name, ReducedLayer(model.get_submodule(name)))

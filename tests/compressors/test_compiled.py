@@ -3,10 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("numba", reason="apportion[fast] is not installed")
+
+from compressors import compiled
 
 BELOW = "from numba import njit\n\n@njit\ndef step(x):\n    return x + {}\n"
 ABOVE = """
@@ -32,3 +35,19 @@ def test_what_is_kept_follows_the_modules_below(tmp_path: Path) -> None:
     assert result(1) == "2 0"
     assert result(1) == "2 1"  # kept
     assert result(5) == "6 0"  # and not for longer
+
+
+def test_nothing_is_kept_by_a_numba_that_cannot_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, bool]] = []
+
+    def njit(**options: bool) -> Any:
+        asked.append(options)
+        return lambda function: function
+
+    monkeypatch.setattr(compiled, "njit", njit)
+
+    def own() -> None:
+        pass
+
+    assert compiled.compiled()(own) is own
+    assert asked == [{"parallel": True, "cache": True}, {"parallel": True}]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressors.layers import LayerSpec, find_layers, to_matrix
+from compressors.layers import LayerSpec, find_layers
 from compressors.levels import parse_level
 from compressors.obs import compress_layer, fits, layer_error
 from tests.compressors.problems import linear, problem
@@ -61,4 +61,3 @@ def test_what_is_left_is_quantized_and_nothing_else() -> None:
 def test_layers_that_filters_fit(groups: int, rows: int, share: float, expected: bool) -> None:
     spec = LayerSpec("conv", "conv2d", (rows, 4, 3, 3), groups, rows, 36)
     assert fits(spec, parse_level(f"filter-{share}")) is expected
-    assert to_matrix(torch.zeros(rows, 4, 3, 3), spec).shape == (rows, 36)
