@@ -1,5 +1,6 @@
-"""The dynamic program against a plain numpy transcription of the published recursion (Frantar & Alistarh 2022, algorithm 1: every
-level of every layer over all buckets), alternating in one process; and both against the proven optimum.
+"""The dynamic program against a plain numpy transcription of the published recursion (Frantar &
+Alistarh 2022, algorithm 1: every level of every layer over all buckets), alternating in one
+process; and both against the proven optimum.
 
     python benchmarks/dp.py --timings PATH/TO/timings [--repeats 20]
 """
@@ -13,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from search.additive import BUCKETS, dynamic_program, milp
-from search.job import TableJob
-from search.space import Candidate, SearchSpace
-from search.tables import prepare_table
+from apportion.search.jobs.job import TableJob
+from apportion.search.runs.table_problem import prepare_table
+from apportion.search.space.additive import BUCKETS, dynamic_program
+from apportion.search.space.milp import milp
+from apportion.search.space.space import Candidate, SearchSpace
 
 
 def published(space: SearchSpace, buckets: int = BUCKETS) -> Candidate:
@@ -43,19 +45,33 @@ def published(space: SearchSpace, buckets: int = BUCKETS) -> Candidate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--timings", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=20)
     options = parser.parse_args()
-    heads = ("problem", 12), ("optimum", 9), ("published", 10), ("ours", 9), ("published ms", 13), ("ours ms", 8), ("ratio", 7)
+    heads = (
+        ("problem", 12),
+        ("optimum", 9),
+        ("published", 10),
+        ("ours", 9),
+        ("published ms", 13),
+        ("ours ms", 8),
+        ("ratio", 7),
+    )
     print(" ".join(f"{head:>{width}}" for head, width in (*heads, ("milp s", 7))))
     for file in ("rn50_unstr", "rn18_unstr"):
         for speedup in ("2x", "3x"):
             workload = {"table": str(options.timings / f"{file}.txt")}
-            space = prepare_table(TableJob.model_validate({"workload": workload, "budgets": {"speedup": speedup}})).space
+            space = prepare_table(
+                TableJob.model_validate({"workload": workload, "budgets": {"speedup": speedup}})
+            ).space
             times: tuple[list[float], list[float]] = ([], [])
             for _ in range(options.repeats):
-                for run, own in zip((published, lambda s: dynamic_program(s, s.error_table)), times, strict=True):
+                for run, own in zip(
+                    (published, lambda s: dynamic_program(s, s.error_table)), times, strict=True
+                ):
                     started = time.perf_counter()
                     run(space)
                     own.append(1e3 * (time.perf_counter() - started))
@@ -65,8 +81,10 @@ def main() -> None:
             theirs, ours = map(statistics.median, times)
             assert space.feasible(published(space))
             print(
-                f"{file[:4]:>5} {speedup:>6} {proven.error:9.5f} {space.error(published(space)):10.5f} "
-                f"{space.error(dynamic_program(space, space.error_table)):9.5f} {theirs:13.1f} {ours:8.2f} "
+                f"{file[:4]:>5} {speedup:>6} {proven.error:9.5f} "
+                f"{space.error(published(space)):10.5f} "
+                f"{space.error(dynamic_program(space, space.error_table)):9.5f} {theirs:13.1f} "
+                f"{ours:8.2f} "
                 f"{theirs / ours:6.1f}x {solver:7.2f}",
                 flush=True,
             )

@@ -1,11 +1,13 @@
-"""Every kind of level on the real CIFAR-10 ResNet-20, all layers at it that it fits: test accuracy as stitched and after
-batch-norm re-tuning, ExactOBS beside the data-free baseline, and beside the published reference where it has the row.
+"""Every kind of level on the real CIFAR-10 ResNet-20, all layers at it that it fits: test accuracy
+as stitched and after batch-norm re-tuning, ExactOBS beside the data-free baseline, and beside the
+published reference where it has the row.
 
-    python benchmarks/kinds.py --data PATH/TO/DATA [--work FOLDER] [--rounds 0] [--corrections batchnorm]
+    python benchmarks/kinds.py --data PATH/TO/DATA [--work FOLDER] [--rounds 0] [--corrections
+    batchnorm]
 
-PATH/TO/DATA holds cifar10/*.npz, models/resnet20_cifar10.safetensors and reference.json. --rounds N builds on N augmented
-rounds of the calibration images instead of the plain ones; --corrections adds columns for statistics and bias correction.
-"""
+PATH/TO/DATA holds cifar10/*.npz, models/resnet20_cifar10.safetensors and reference.json. --rounds N
+builds on N augmented rounds of the calibration images instead of the plain ones; --corrections adds
+columns for statistics and bias correction."""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from compressors.corrections import correct, record
-from compressors.levels import parse_level
-from search.export import test_accuracy
-from search.job import Job
-from search.job_file import parse_model_job
-from search.pipeline import build
-from search.progress import TerminalProgress
+from apportion.compressors.corrections import correct, record
+from apportion.compressors.levels import parse_level
+from apportion.search.cli.progress import TerminalProgress
+from apportion.search.export.exporting import test_accuracy
+from apportion.search.jobs.job import Job
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import build
 
 ROWS = {
     "w8": "rtn:w8",
@@ -64,7 +66,9 @@ def job(options: argparse.Namespace) -> Job:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("scratch/kinds"))
     parser.add_argument("--rounds", type=int, default=0)
@@ -83,7 +87,9 @@ def main() -> None:
 
     def accuracies(level: str) -> list[float]:
         levels = database.levels()
-        profile = {name: parse_level(level if level in own else "dense") for name, own in levels.items()}
+        profile = {
+            name: parse_level(level if level in own else "dense") for name, own in levels.items()
+        }
         found = []
         for correction in (None, *options.corrections):
             model = copy.deepcopy(workload.model)
@@ -94,11 +100,16 @@ def main() -> None:
         return found
 
     heads = ["stitched", *options.corrections]
-    print(f"dense {accuracies('dense')}\n{'':12} | {'ExactOBS':^{11 * len(heads)}} | {'baseline':^{11 * len(heads)}} | published")
+    print(
+        f"dense {accuracies('dense')}\n{'':12} | {'ExactOBS':^{11 * len(heads)}} | "
+        f"{'baseline':^{11 * len(heads)}} | published"
+    )
     line = " ".join(f"{head:>10}" for head in heads)
     print(f"{'level':12} | {line} | {line} | stitched, re-tuned")
     for exact, free in ROWS.items():
-        ours, theirs = (" ".join(f"{a:10.2f}" for a in accuracies(level)) for level in (exact, free))
+        ours, theirs = (
+            " ".join(f"{a:10.2f}" for a in accuracies(level)) for level in (exact, free)
+        )
         row = published.get(exact)
         seen = f"{row['accuracy']:.2f} {row['accuracy_after_bn_retuning']:.2f}" if row else "-"
         print(f"{exact:12} | {ours} | {theirs} | {seen}", flush=True)

@@ -1,10 +1,12 @@
-"""The Ray pool: 2 workers against 1 on a real workload, and its own overhead with 1 to 64 workers that sleep.
+"""The Ray pool: 2 workers against 1 on a real workload, and its own overhead with 1 to 64 workers
+that sleep.
 
-    python benchmarks/pool.py [--workers 1 2 8 32 64] [--seconds 0.2] [--rounds 3] [--candidates 24] [--skip-real]
+    python benchmarks/pool.py [--workers 1 2 8 32 64] [--seconds 0.2] [--rounds 3] [--candidates 24]
+    [--skip-real]
 
-Real: the digits network, scored by one and by two workers of one thread each, alternating. Sleeping: workers on fractional CPUs;
-efficiency is the sleep of all requests over workers x wall time, for batches of four requests a worker.
-"""
+Real: the digits network, scored by one and by two workers of one thread each, alternating.
+Sleeping: workers on fractional CPUs; efficiency is the sleep of all requests over workers x wall
+time, for batches of four requests a worker."""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from db.crew import Crew
-from evaluators.pool import Pool, Request
-from evaluators.ray_pool import RayPool
-from evaluators.stitched import StitchedScorer
-from search.job_file import parse_model_job
-from search.pipeline import build
+from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.pool import RayPool
+from apportion.evaluators.scoring.pool import Pool, Request
+from apportion.evaluators.scoring.stitched import StitchedScorer
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import build
 
 
 class Sleeper:
@@ -40,7 +42,9 @@ class Weighed(StitchedScorer):
 
     folder = Path()
 
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = float("inf")) -> float:
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = float("inf")
+    ) -> float:
         found = super().score(candidate, fidelity, bound)
         lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
         own = sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private"))
@@ -59,39 +63,66 @@ def real(rounds: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         content = {
             "workload": {"data": {"kind": "digits"}},
-            "database": {"path": f"{folder}/db", "levels": ["dense", "mag:unstr-0.50", "mag:unstr-0.75"]},
+            "database": {
+                "path": f"{folder}/db",
+                "levels": ["dense", "mag:unstr-0.50", "mag:unstr-0.75"],
+            },
         }
         workload, database = build(parse_model_job(content))
         Weighed.folder = Path(folder)
         make = partial(Weighed, workload, database, "loss", "batch")
         rng = np.random.default_rng(0)
-        requests: list[Request] = [(tuple(rng.integers(0, 3, 14).tolist()), 1.0) for _ in range(count)]
-        ray.init(address="local", num_cpus=3, object_store_memory=256 << 20, include_dashboard=False, log_to_driver=False)
+        requests: list[Request] = [
+            (tuple(rng.integers(0, 3, 14).tolist()), 1.0) for _ in range(count)
+        ]
+        ray.init(
+            address="local",
+            num_cpus=3,
+            object_store_memory=256 << 20,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
         times: list[list[float]] = [[], []]
         try:
-            with Crew(1, 1) as first, RayPool(make, first) as one:
+            with ActorPool(1, 1) as first, RayPool(make, first) as one:
                 timed(one, requests[:2])
-                with Crew(2, 1) as second, RayPool(make, second) as two:
+                with ActorPool(2, 1) as second, RayPool(make, second) as two:
                     timed(two, requests[:4])
                     for _ in range(rounds):  # new ones each time: a worker remembers what it scored
-                        requests = [(tuple(rng.integers(0, 3, 14).tolist()), 1.0) for _ in range(count)]
+                        requests = [
+                            (tuple(rng.integers(0, 3, 14).tolist()), 1.0) for _ in range(count)
+                        ]
                         times[0].append(timed(one, requests))
                         times[1].append(timed(two, requests))
         finally:
             ray.shutdown()
         ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
         taken = max(int(note.read_text()) for note in Path(folder).glob("1*"))
-        print(f"{count} candidates: 1 worker {statistics.median(times[0]):.2f} s, 2 workers {statistics.median(times[1]):.2f} s")
-        print(f"2 workers are {ratio:.2f}x as fast; a worker's own memory at most {taken / 2**20:.0f} MiB")
+        print(
+            f"{count} candidates: 1 worker {statistics.median(times[0]):.2f} s, 2 workers "
+            f"{statistics.median(times[1]):.2f} s"
+        )
+        print(
+            f"2 workers are {ratio:.2f}x as fast; a worker's own memory at most "
+            f"{taken / 2**20:.0f} MiB"
+        )
 
 
 def sleeping(workers: list[int], seconds: float, rounds: int) -> None:
-    ray.init(address="local", num_cpus=2, object_store_memory=128 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=128 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     print(f"{'workers':>7} {'efficiency':>10} {'wall s':>7}")
     try:
         for count in workers:
-            with Crew(count, 2 / 64) as crew, RayPool(partial(Sleeper, seconds), crew) as pool:
-                while pool.there < count:  # starting processes would take the processor from the others
+            with ActorPool(count, 2 / 64) as crew, RayPool(partial(Sleeper, seconds), crew) as pool:
+                while (
+                    pool.there < count
+                ):  # starting processes would take the processor from the others
                     timed(pool, [((0,), 1e-3)] * count)
                 requests: list[Request] = [((i,), 1.0) for i in range(4 * count)]
                 wall = statistics.median(timed(pool, requests) for _ in range(rounds))
@@ -101,7 +132,9 @@ def sleeping(workers: list[int], seconds: float, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 8, 32, 64])
     parser.add_argument("--seconds", type=float, default=0.2)
     parser.add_argument("--rounds", type=int, default=3)

@@ -1,4 +1,5 @@
-"""What the run store takes: milliseconds to append a trial, and seconds to list the runs of a store with many trials.
+"""What the run store takes: milliseconds to append a trial, and seconds to list the runs of a store
+with many trials.
 
 python benchmarks/store.py [--trials 1000000] [--runs 1000] [--url postgresql://...]
 """
@@ -13,20 +14,27 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from db.runs import Run, RunStore, StoredTrial
-from db.schema import RUNS, TRIALS
+from apportion.db.runs.schema import RUNS, TRIALS
+from apportion.db.runs.store import Run, RunStore, StoredTrial
 
 LAYERS = 54
 
 
 def fill(store: RunStore, trials: int, runs: int) -> None:
-    """`trials` in equal shares among `runs`, as ResNet-50's candidates: written in bulk, the counts as `append` keeps them."""
+    """`trials` in equal shares among `runs`, as ResNet-50's candidates: written in bulk, the counts
+    as `append` keeps them."""
     store.add_job("bench", {})
     each = trials // runs
     for number in range(runs):
         store.add_run(Run(f"ga-s{number}", "bench", "ga", {}, number, float(each)))
         rows = [
-            {"run": f"ga-s{number}", "number": i, "problem": "p", "candidate": key(number * each + i), "fidelity": 1.0}
+            {
+                "run": f"ga-s{number}",
+                "number": i,
+                "problem": "p",
+                "candidate": key(number * each + i),
+                "fidelity": 1.0,
+            }
             | {"fitness": 1.0 / (1 + i), "evaluated": True, "seconds": 0.1}
             for i in range(each)
         ]
@@ -52,7 +60,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=1_000_000)
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--appended", type=int, default=1000)
@@ -68,7 +78,8 @@ def main() -> None:
             return lambda: store.append("appended", "p", number, trial)
 
         appended = sorted(1e3 * seconds(append(number)) for number in range(options.appended))
-        print(f"append a trial, {options.trials} there: median {statistics.median(appended):.3f} ms, "
+        print(f"append a trial, {options.trials} there: median {statistics.median(appended):.3f} "
+              "ms, "
               f"95 % below {appended[int(0.95 * len(appended))]:.3f} ms")  # fmt: skip
         listed = [seconds(store.runs) for _ in range(7)]
         print(f"list {options.runs + 1} runs: median {statistics.median(listed):.4f} s")

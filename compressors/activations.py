@@ -1,4 +1,5 @@
-"""Activation quantization: one grid per layer input, calibrated by MSE, and the hook that applies it."""
+"""Activation quantization: one grid per layer input, calibrated by MSE, and the hook that applies
+it."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressors.errors import LayerError
-from compressors.grids import GridOptions, fit_grid
-from compressors.layers import LayerSpec, hooked
+from apportion.compressors.errors import LayerError
+from apportion.compressors.grids import GridOptions, fit_grid
+from apportion.compressors.layers import LayerSpec, hooked
 
 _BINS = 4096
 _SAFETY = 1 + 1e-6
@@ -19,8 +20,8 @@ _SAFETY = 1 + 1e-6
 
 @dataclass(frozen=True, slots=True)
 class ActivationGrid:
-    """x ~ scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero), for a whole tensor. Gradients go straight through where x
-    lies in the grid's range, and are zero elsewhere."""
+    """x ~ scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero), for a whole tensor.
+    Gradients go straight through where x lies in the grid's range, and are zero elsewhere."""
 
     bits: int
     scale: float
@@ -34,7 +35,9 @@ class ActivationGrid:
 
     def nearest(self, x: Tensor) -> Tensor:
         """What `x` becomes, in a tensor of its own."""
-        return ((x / self.scale).round_().add_(self.zero).clamp_(0, 2**self.bits - 1) - self.zero).mul_(self.scale)
+        return (
+            (x / self.scale).round_().add_(self.zero).clamp_(0, 2**self.bits - 1) - self.zero
+        ).mul_(self.scale)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -63,7 +66,8 @@ class InputQuantizer:
 
 
 def quantize_input(module: nn.Module, grid: ActivationGrid | None) -> None:
-    """Quantize the first input of `module` from now on; None: no longer. A copy of the module keeps what it had."""
+    """Quantize the first input of `module` from now on; None: no longer. A copy of the module keeps
+    what it had."""
     for hook in module._forward_pre_hooks.values():
         if isinstance(hook, InputQuantizer):
             hook.grid = grid
@@ -75,15 +79,18 @@ def quantize_input(module: nn.Module, grid: ActivationGrid | None) -> None:
 def calibrate_activations(
     model: nn.Module, layers: Iterable[LayerSpec], batches: Iterable[Tensor], bits: Iterable[int]
 ) -> dict[str, dict[int, ActivationGrid]]:
-    """Layer name -> bits -> the asymmetric grid per tensor with the least sum |x - x^|^2.4 over all inputs that `batches`
-    bring to the layer, in one pass, from a histogram of 4,096 bins. Raises LayerError where an input is not finite."""
+    """Layer name -> bits -> the asymmetric grid per tensor with the least sum |x - x^|^2.4 over all
+    inputs that `batches` bring to the layer, in one pass, from a histogram of 4,096 bins. Raises
+    LayerError where an input is not finite."""
     modules = dict(model.named_modules(remove_duplicate=False))
     seen = {layer.name: _Histogram(layer.name) for layer in layers}
     with torch.no_grad(), hooked() as handles:
         for layer in layers:
             for name in dict.fromkeys((layer.name, *layer.aliases)):
                 if name == layer.name or modules[name] is not modules[layer.name]:
-                    handles.append(modules[name].register_forward_pre_hook(_Watch(seen[layer.name])))
+                    handles.append(
+                        modules[name].register_forward_pre_hook(_Watch(seen[layer.name]))
+                    )
         for inputs in batches:
             model(inputs)
     return {name: histogram.grids(bits) for name, histogram in seen.items()}
@@ -98,7 +105,8 @@ class _Watch:
 
 
 class _Histogram:
-    """Counts over [-reach, reach]; the reach doubles, and bins merge in pairs, when a value lies outside."""
+    """Counts over [-reach, reach]; the reach doubles, and bins merge in pairs, when a value lies
+    outside."""
 
     def __init__(self, layer: str) -> None:
         self._layer = layer
@@ -116,15 +124,21 @@ class _Histogram:
             self._reach = most * _SAFETY
         while 0 < self._reach < most:
             half = self._counts.reshape(-1, 2).sum(1)
-            self._counts = torch.cat([torch.zeros(_BINS // 4), half, torch.zeros(_BINS // 4)]).double()
+            self._counts = torch.cat(
+                [torch.zeros(_BINS // 4), half, torch.zeros(_BINS // 4)]
+            ).double()
             self._reach *= 2
         if self._reach > 0:
             self._counts += torch.histc(x.float(), _BINS, -self._reach, self._reach).cpu().double()
 
     def grids(self, bits: Iterable[int]) -> dict[int, ActivationGrid]:
-        centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (2 * self._reach / _BINS) - self._reach
+        centres = (torch.arange(_BINS, dtype=torch.float64) + 0.5) * (
+            2 * self._reach / _BINS
+        ) - self._reach
         there = self._counts > 0
-        values = torch.cat([centres[there].clamp(self._low, self._high), torch.tensor([self._low, self._high])]).float()[None]
+        values = torch.cat(
+            [centres[there].clamp(self._low, self._high), torch.tensor([self._low, self._high])]
+        ).float()[None]
         counts = torch.cat([self._counts[there], torch.zeros(2)])[None]
         found = {}
         for b in bits:

@@ -1,10 +1,11 @@
-"""Corrections after stitching, each by a name: what compression moved in a model's activations is put back where that costs
-nothing at inference.
+"""Corrections after stitching, each by a name: what compression moved in a model's activations is
+put back where that costs nothing at inference.
 
 batchnorm    the running statistics of batch-norm averaged anew
-statistics   mean and variance per channel matched to the dense model's at every normalisation; at the layers that have a bias
-             where the model has no normalisation (folded, or absent)
-bias         the mean per channel alone, at every normalisation and at every layer that has a bias (Nagel et al. 2019)
+statistics   mean and variance per channel matched to the dense model's at every normalisation; at
+             the layers that have a bias where the model has no normalisation (folded, or absent)
+bias         the mean per channel alone, at every normalisation and at every layer that has a bias
+             (Nagel et al. 2019)
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from compressors.errors import UnknownNameError
-from compressors.layers import hooked
+from apportion.compressors.errors import UnknownNameError
+from apportion.compressors.layers import hooked
 
 NAMES = ("batchnorm", "statistics", "bias")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -54,9 +55,14 @@ def needs_dense(names: Iterable[str]) -> bool:
     return bool({"statistics", "bias"} & set(names))
 
 
-def correct(name: str, model: nn.Module, batches: Callable[[], Iterable[Tensor]], dense: Mapping[str, Recorded]) -> None:
-    """Apply one correction in place. `batches()` gives the inputs anew; `dense` is what `record` gave for
-    the dense model on the same batches."""
+def correct(
+    name: str,
+    model: nn.Module,
+    batches: Callable[[], Iterable[Tensor]],
+    dense: Mapping[str, Recorded],
+) -> None:
+    """Apply one correction in place. `batches()` gives the inputs anew; `dense` is what `record`
+    gave for the dense model on the same batches."""
     check_correction(name)
     if name == "batchnorm":
         retune_batchnorm(model, batches())
@@ -65,9 +71,9 @@ def correct(name: str, model: nn.Module, batches: Callable[[], Iterable[Tensor]]
 
 
 def retune_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every batch-norm layer by their plain average over `batches` (inputs), as they are
-    with the model's weights now. Other modules stay in the mode they are in; flags and momenta are put back. A model
-    without batch-norm is left alone."""
+    """Replace the running statistics of every batch-norm layer by their plain average over
+    `batches` (inputs), as they are with the model's weights now. Other modules stay in the mode
+    they are in; flags and momenta are put back. A model without batch-norm is left alone."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return
@@ -86,7 +92,8 @@ def retune_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def record(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Recorded]:
-    """Moments of the outputs of all modules that a correction may change, by name. The model runs as it is."""
+    """Moments of the outputs of all modules that a correction may change, by name. The model runs
+    as it is."""
     sums = {name: _Sums(module) for name, module in targets(model, variance=False).items()}
     with torch.no_grad(), hooked() as handles:
         modules = dict(model.named_modules())
@@ -94,21 +101,29 @@ def record(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Recorded]:
             handles.append(modules[name].register_forward_hook(total.watch))
         for inputs in batches:
             model(inputs)
-    return {name: Recorded(total.moments(), tuple(total.batches)) for name, total in sums.items() if total.count}
+    return {
+        name: Recorded(total.moments(), tuple(total.batches))
+        for name, total in sums.items()
+        if total.count
+    }
 
 
 def targets(model: nn.Module, *, variance: bool) -> dict[str, nn.Module]:
-    """The modules with a bias at which outputs are matched: normalisations; and layers, for the mean alone or where the model
-    has no normalisation."""
-    with_bias: dict[str, nn.Module] = {n: m for n, m in model.named_modules() if isinstance(getattr(m, "bias", None), Tensor)}
-    norms: dict[str, nn.Module] = {n: m for n, m in with_bias.items() if isinstance(m, (_NormBase, nn.LayerNorm, nn.GroupNorm))}
+    """The modules with a bias at which outputs are matched: normalisations; and layers, for the
+    mean alone or where the model has no normalisation."""
+    with_bias: dict[str, nn.Module] = {
+        n: m for n, m in model.named_modules() if isinstance(getattr(m, "bias", None), Tensor)
+    }
+    norms: dict[str, nn.Module] = {
+        n: m for n, m in with_bias.items() if isinstance(m, (_NormBase, nn.LayerNorm, nn.GroupNorm))
+    }
     if variance and norms:
         return norms
     return {n: m for n, m in with_bias.items() if n in norms or isinstance(m, _LAYERS)}
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[None]:
+def restore_state(model: nn.Module) -> Iterator[None]:
     """Put everything that a correction changes back as it was, whatever happens inside."""
     parameters = [(p, p.data) for m in model.modules() for p in m.parameters(recurse=False)]
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -122,14 +137,21 @@ def kept(model: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def _match(model: nn.Module, batches: Iterable[Tensor], dense: Mapping[str, Recorded], variance: bool) -> None:
-    """One pass: every module's outputs are brought to the dense model's moments on the same batch as they come, so that those
-    behind it see about what they will see; then the change over all batches is folded into its weight and bias."""
-    modules = {name: module for name, module in targets(model, variance=variance).items() if name in dense}
+def _match(
+    model: nn.Module, batches: Iterable[Tensor], dense: Mapping[str, Recorded], variance: bool
+) -> None:
+    """One pass: every module's outputs are brought to the dense model's moments on the same batch
+    as they come, so that those behind it see about what they will see; then the change over all
+    batches is folded into its weight and bias."""
+    modules = {
+        name: module for name, module in targets(model, variance=variance).items() if name in dense
+    }
     sums = {name: _Sums(module) for name, module in modules.items()}
     with torch.no_grad(), hooked() as handles:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(_on_the_way(sums[name], dense[name], variance)))
+            handles.append(
+                module.register_forward_hook(_on_the_way(sums[name], dense[name], variance))
+            )
         for inputs in batches:
             model(inputs)
         for name, module in modules.items():
@@ -143,7 +165,9 @@ def _change(now: Moments, dense: Moments, variance: bool) -> tuple[Tensor, Tenso
     stretch = torch.ones_like(now.mean)
     if variance:
         there = (now.variance > _TINY) & (dense.variance > _TINY)
-        stretch = torch.where(there, (dense.variance / now.variance.clamp(min=_TINY)).sqrt(), stretch)
+        stretch = torch.where(
+            there, (dense.variance / now.variance.clamp(min=_TINY)).sqrt(), stretch
+        )
     return stretch, dense.mean - stretch * now.mean
 
 
@@ -151,16 +175,26 @@ def _fold(module: nn.Module, stretch: Tensor, shift: Tensor) -> None:
     bias: Any = module.bias
     if not bool((stretch == 1).all()):
         weight: Any = module.weight
-        along = stretch.reshape(-1, *(1,) * (weight.dim() - 1)) if isinstance(module, _LAYERS) else stretch
-        weight.data = (weight.double() * along).to(weight.dtype)  # a new tensor: the old one may be shared with a cache
+        along = (
+            stretch.reshape(-1, *(1,) * (weight.dim() - 1))
+            if isinstance(module, _LAYERS)
+            else stretch
+        )
+        weight.data = (weight.double() * along).to(
+            weight.dtype
+        )  # a new tensor: the old one may be shared with a cache
     bias.data = (bias.double() * stretch + shift).to(bias.dtype)
 
 
-def _on_the_way(total: _Sums, dense: Recorded, variance: bool) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+def _on_the_way(
+    total: _Sums, dense: Recorded, variance: bool
+) -> Callable[[nn.Module, Any, Tensor], Tensor]:
     def hook(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
         stretch, shift = _change(total.add(output), dense.batches[len(total.batches) - 1], variance)
         shape = _broadcast(module, output)
-        return (output * stretch.to(output.dtype).reshape(shape)) + shift.to(output.dtype).reshape(shape)
+        return (output * stretch.to(output.dtype).reshape(shape)) + shift.to(output.dtype).reshape(
+            shape
+        )
 
     return hook
 

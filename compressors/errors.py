@@ -1,5 +1,5 @@
-"""The error tree. Every error that a user can cause is an `ApportionError` whose text says what is wrong, where, and what
-would be valid; the data it was made of stays readable as attributes."""
+"""The error tree. Every error that a user can cause is an `ApportionError` whose text says what is
+wrong, where, and what would be valid; the data it was made of stays readable as attributes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from typing import Any
 
 
 class ApportionError(Exception):
-    """Root of all errors that apportion raises on purpose. `str(error)` is fit to be shown to a user as it is."""
+    """Root of all errors that apportion raises on purpose. `str(error)` is fit to be shown to a
+    user as it is."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As it is, text and data: an exception's own way would call the class with the text alone. Errors of workers travel."""
+        """As it is, text and data: an exception's own way would call the class with the text alone.
+        Errors of workers travel."""
         return _restored, (type(self), self.args, self.__dict__)
 
 
-def _restored(cls: type[ApportionError], args: tuple[Any, ...], data: dict[str, Any]) -> ApportionError:
+def _restored(
+    cls: type[ApportionError], args: tuple[Any, ...], data: dict[str, Any]
+) -> ApportionError:
     error = cls.__new__(cls)
     error.args = args
     error.__dict__.update(data)
@@ -25,7 +29,8 @@ def _restored(cls: type[ApportionError], args: tuple[Any, ...], data: dict[str, 
 
 
 class UnknownNameError(ApportionError):
-    """A name that no registry holds. Carries `kind`, `name`, `valid` and the `nearest` valid name (or None)."""
+    """A name that no registry holds. Carries `kind`, `name`, `valid` and the `nearest` valid name
+    (or None)."""
 
     def __init__(self, kind: str, name: str, valid: Iterable[str], where: str = "") -> None:
         self.kind, self.name, self.valid = kind, name, sorted(valid)
@@ -48,10 +53,15 @@ class ModelError(ApportionError):
 
 
 class WeightsError(ModelError):
-    """Weights that do not fit their model. Carries `path` and the lists `missing`, `unexpected`, `mismatched`."""
+    """Weights that do not fit their model. Carries `path` and the lists `missing`, `unexpected`,
+    `mismatched`."""
 
     def __init__(
-        self, path: str, missing: Sequence[str] = (), unexpected: Sequence[str] = (), mismatched: Sequence[str] = ()
+        self,
+        path: str,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
     ) -> None:
         self.path, self.missing, self.unexpected, self.mismatched = (
             path,
@@ -61,7 +71,11 @@ class WeightsError(ModelError):
         )
         parts = [
             f"{label}: {_some(keys)}"
-            for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", mismatched))
+            for label, keys in (
+                ("missing", missing),
+                ("unexpected", unexpected),
+                ("of another shape", mismatched),
+            )
             if keys
         ]
         super().__init__(f"{path}: the weights do not fit the model ({'; '.join(parts)})")
@@ -116,10 +130,13 @@ class BudgetError(ApportionError):
 
 
 class InfeasibleBudgetError(BudgetError):
-    """No profile meets the budget. Carries `metric`, `bound` and `least` (ratios of the dense model) and `layer`, the one
-    that holds it back (None when the budgets can be met one by one but not together)."""
+    """No profile meets the budget. Carries `metric`, `bound` and `least` (ratios of the dense
+    model) and `layer`, the one that holds it back (None when the budgets can be met one by one but
+    not together)."""
 
-    def __init__(self, metric: str, bound: float, least: float, layer: str | None, reason: str) -> None:
+    def __init__(
+        self, metric: str, bound: float, least: float, layer: str | None, reason: str
+    ) -> None:
         self.bound, self.least, self.layer = bound, least, layer
         super().__init__(metric, reason)
 
@@ -129,7 +146,8 @@ class SpaceError(ApportionError):
 
 
 class JobError(ApportionError):
-    """A job file that cannot be read. Carries `path` and `field` (dotted; empty for the file as a whole)."""
+    """A job file that cannot be read. Carries `path` and `field` (dotted; empty for the file as a
+    whole)."""
 
     def __init__(self, path: object, field: str, reason: str) -> None:
         self.path, self.field = str(path), field
@@ -150,7 +168,8 @@ def hidden(url: str) -> str:
 
 
 class StoreError(ApportionError):
-    """A run store that cannot be used, or a run that it does not hold. Carries `url`, without its password."""
+    """A run store that cannot be used, or a run that it does not hold. Carries `url`, without its
+    password."""
 
     def __init__(self, url: object, reason: str) -> None:
         self.url = hidden(str(url))
@@ -166,12 +185,16 @@ class OutputError(ApportionError):
 
 
 class EvaluationError(ApportionError):
-    """A candidate failed on two workers, or (the empty candidate) no worker can be made. Carries `candidate` and the last
-    `traceback`."""
+    """A candidate failed on two workers, or (the empty candidate) no worker can be made. Carries
+    `candidate` and the last `traceback`."""
 
     def __init__(self, candidate: Sequence[int], traceback: str) -> None:
         self.candidate, self.traceback = tuple(candidate), traceback
-        what = f"candidate {list(candidate)} failed again" if candidate else "the workers cannot be started"
+        what = (
+            f"candidate {list(candidate)} failed again"
+            if candidate
+            else "the workers cannot be started"
+        )
         super().__init__(f"{what}; the last failure was:\n{traceback}")
 
 

@@ -1,4 +1,5 @@
-"""Layer Hessians, H = 2 X X^T / N (Frantar & Alistarh 2022, section 3), streamed over calibration batches."""
+"""Layer Hessians, H = 2 X X^T / N (Frantar & Alistarh 2022, section 3), streamed over calibration
+batches."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressors.errors import LayerError
-from compressors.layers import LayerSpec, hooked
-from compressors.progress import Progress
+from apportion.compressors.errors import LayerError
+from apportion.compressors.layers import LayerSpec, hooked
+from apportion.compressors.progress import Progress
 
 log = logging.getLogger(__name__)
 _CHUNK_VALUES = 1 << 25
@@ -20,13 +21,19 @@ _CHUNK_VALUES = 1 << 25
 
 
 def collect_hessians(
-    model: nn.Module, layers: Sequence[LayerSpec], batches: Iterable[Tensor], progress: Progress | None = None
+    model: nn.Module,
+    layers: Sequence[LayerSpec],
+    batches: Iterable[Tensor],
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Layer name -> H [groups, d, d], float64, on the model's device; columns as in `layers.to_matrix`. X are the layer's
-    unfolded inputs, N the number of samples. The model runs as it is (eval mode is the caller's). Raises LayerError where
-    an H is not finite."""
+    """Layer name -> H [groups, d, d], float64, on the model's device; columns as in
+    `layers.to_matrix`. X are the layer's unfolded inputs, N the number of samples. The model runs
+    as it is (eval mode is the caller's). Raises LayerError where an H is not finite."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    sums = {layer.name: torch.zeros(layer.groups, layer.columns, layer.columns, dtype=torch.float64) for layer in layers}
+    sums = {
+        layer.name: torch.zeros(layer.groups, layer.columns, layer.columns, dtype=torch.float64)
+        for layer in layers
+    }
     samples = 0
 
     def add(layer: LayerSpec, module: nn.Module, x: Tensor) -> None:
@@ -52,16 +59,21 @@ def collect_hessians(
     for name, total in sums.items():
         total.mul_(2.0 / max(1, samples))
         if not torch.isfinite(total).all():
-            raise LayerError(name, "its Hessian is not finite: the calibration data drives its inputs to NaN or infinity")
+            raise LayerError(
+                name,
+                "its Hessian is not finite: the calibration data drives its inputs to NaN or "
+                "infinity",
+            )
     return sums
 
 
 def inverse(hessian: Tensor, damping: float, layer: str = "") -> tuple[Tensor, Tensor]:
-    """H [d, d] -> (H^-1 of the columns that are alive [a, a], float64, and the mask of those columns [d], bool).
+    """H [d, d] -> (H^-1 of the columns that are alive [a, a], float64, and the mask of those
+    columns [d], bool).
 
-    A dead column has a zero diagonal: no input ever reaches it. `damping` adds that share of the mean diagonal; where the
-    Hessian is singular all the same, the smallest power of ten (from 1e-8) that makes it positive definite is added, and
-    logged."""
+    A dead column has a zero diagonal: no input ever reaches it. `damping` adds that share of the
+    mean diagonal; where the Hessian is singular all the same, the smallest power of ten (from 1e-8)
+    that makes it positive definite is added, and logged."""
     alive = hessian.diagonal() > 0
     h = hessian[alive][:, alive].double()
     if not len(h):
@@ -80,7 +92,8 @@ def inverse(hessian: Tensor, damping: float, layer: str = "") -> tuple[Tensor, T
 
 
 def unfold(layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
-    """The layer's input as [groups, positions, d]: every row is what one output position multiplies with."""
+    """The layer's input as [groups, positions, d]: every row is what one output position multiplies
+    with."""
     if layer.kind == "linear":
         return x.reshape(1, -1, layer.columns)
     conv: Any = module
@@ -95,11 +108,20 @@ def unfold(layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
     kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
     if layer.kind == "conv1d":
         x = x.unsqueeze(2)
-        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), (0, *padding)
-    columns = F.unfold(x, kernel, dilation, padding, stride)  # [n, channels * kernel, positions], kernel fastest
+        kernel, stride, dilation, padding = (
+            (1, *kernel),
+            (1, *stride),
+            (1, *dilation),
+            (0, *padding),
+        )
+    columns = F.unfold(
+        x, kernel, dilation, padding, stride
+    )  # [n, channels * kernel, positions], kernel fastest
     n, positions = len(x), columns.shape[-1]
     size = kernel[0] * kernel[1]
-    columns = columns.reshape(n, layer.groups, -1, size, positions)  # [n, g, channels of the group, kernel, positions]
+    columns = columns.reshape(
+        n, layer.groups, -1, size, positions
+    )  # [n, g, channels of the group, kernel, positions]
     return columns.permute(1, 0, 4, 3, 2).reshape(layer.groups, n * positions, layer.columns)
 
 

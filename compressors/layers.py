@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from compressors.errors import ModelError
+from apportion.compressors.errors import ModelError
 
 _KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One compressible module. As a matrix its weight has `rows` rows of `columns` weights, ordered kernel position x input
-    channel (channel last), so that blocks and N:M patterns run along input channels. The rows of group g (of `groups`, in
-    equal shares) multiply the inputs of that group. `aliases` are other modules with the very same weight tensor."""
+    """One compressible module. As a matrix its weight has `rows` rows of `columns` weights, ordered
+    kernel position x input channel (channel last), so that blocks and N:M patterns run along input
+    channels. The rows of group g (of `groups`, in equal shares) multiply the inputs of that group.
+    `aliases` are other modules with the very same weight tensor."""
 
     name: str
     kind: str
@@ -32,8 +33,8 @@ class LayerSpec:
 
 
 def find_layers(model: nn.Module) -> list[LayerSpec]:
-    """All Conv1d, Conv2d and Linear modules in the order of `named_modules()`; tied weights once, under the first name.
-    Raises ModelError when there are none."""
+    """All Conv1d, Conv2d and Linear modules in the order of `named_modules()`; tied weights once,
+    under the first name. Raises ModelError when there are none."""
     found: dict[int, LayerSpec] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         kind = next((kind for base, kind in _KINDS.items() if isinstance(module, base)), None)
@@ -45,13 +46,23 @@ def find_layers(model: nn.Module) -> list[LayerSpec]:
         known = found.get(id(weight))
         if known is not None:
             found[id(weight)] = LayerSpec(
-                known.name, known.kind, known.shape, known.groups, known.rows, known.columns, (*known.aliases, name)
+                known.name,
+                known.kind,
+                known.shape,
+                known.groups,
+                known.rows,
+                known.columns,
+                (*known.aliases, name),
             )
             continue
         rows, columns = weight.shape[0], weight[0].numel()
-        found[id(weight)] = LayerSpec(name, kind, tuple(weight.shape), getattr(module, "groups", 1), rows, columns)
+        found[id(weight)] = LayerSpec(
+            name, kind, tuple(weight.shape), getattr(module, "groups", 1), rows, columns
+        )
     if not found:
-        raise ModelError("the model has no Conv1d, Conv2d or Linear module, so there is nothing to compress")
+        raise ModelError(
+            "the model has no Conv1d, Conv2d or Linear module, so there is nothing to compress"
+        )
     return list(found.values())
 
 
@@ -67,8 +78,9 @@ def from_matrix(matrix: Tensor, spec: LayerSpec) -> Tensor:
 
 
 def count_macs(model: nn.Module, layers: Sequence[LayerSpec], example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates per sample of every layer's matrix product, measured by one pass of `example` [n, ...]. A layer
-    that is called several times counts every call. Raises ModelError naming a layer that the pass did not call."""
+    """Multiply-accumulates per sample of every layer's matrix product, measured by one pass of
+    `example` [n, ...]. A layer that is called several times counts every call. Raises ModelError
+    naming a layer that the pass did not call."""
     counts = dict.fromkeys((layer.name for layer in layers), 0)
     specs = {layer.name: layer for layer in layers}
 
@@ -87,7 +99,9 @@ def count_macs(model: nn.Module, layers: Sequence[LayerSpec], example: Tensor) -
                 handles.append(modules[name].register_forward_hook(hook))
         model(example)
     if idle := [name for name, macs in counts.items() if not macs]:
-        raise ModelError(f"layer {idle[0]!r} is never called when the model runs; remove it from the model")
+        raise ModelError(
+            f"layer {idle[0]!r} is never called when the model runs; remove it from the model"
+        )
     return counts
 
 

@@ -1,15 +1,17 @@
-"""Level: one way to compress a layer. One grammar, one parser (`parse_level`), one printer (`str(level)`).
+"""Level: one way to compress a layer. One grammar, one parser (`parse_level`), one printer
+(`str(level)`).
 
     level    := "dense" | sparse | quant | sparse "+" quant
     sparse   := ["mag:"] pattern                 mag: by magnitude instead of ExactOBS
     pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S
-    quant    := ["rtn:"] ("w" bits ["a" bits] | "a" bits)    rtn: round to nearest instead of ExactOBS
+    quant    := ["rtn:"] ("w" bits ["a" bits] | "a" bits)
+                                                 rtn: round to nearest instead of ExactOBS
 
-S is the fraction of weights (or filters) that is removed, 0 < S < 1, kept to six decimals; `N:M` keeps N weights of every M
-consecutive ones, 0 < N <= M; B is a block length >= 1; weight bits are 1..8, activation bits 2..16.
-`expand_levels` also takes ladders, `unstr-0.10..0.99` or `unstr-0.10..0.99*0.95`: every step keeps 90 % (95 %) of the weights
-that are left, and the last step is the upper end itself.
-"""
+S is the fraction of weights (or filters) that is removed, 0 < S < 1, kept to six decimals; `N:M`
+keeps N weights of every M consecutive ones, 0 < N <= M; B is a block length >= 1; weight bits are
+1..8, activation bits 2..16. `expand_levels` also takes ladders, `unstr-0.10..0.99` or
+`unstr-0.10..0.99*0.95`: every step keeps 90 % (95 %) of the weights that are left, and the last
+step is the upper end itself."""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from compressors.errors import LevelError
+from apportion.compressors.errors import LevelError
 
 _DECIMALS = 6
 _FRACTION = r"(0?\.\d+)"
@@ -26,14 +28,20 @@ _PATTERN = re.compile(
     rf"|(?P<n>\d+):(?P<m>\d+)|filter-(?P<filter>{_FRACTION}))"
 )
 _QUANT = re.compile(r"(?P<rtn>rtn:)?(?:w(?P<w>\d+)(?:a(?P<a>\d+))?|a(?P<only>\d+))")
-_LADDER = re.compile(rf"(?P<head>(?:mag:)?(?:unstr|block\d+|filter)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?")
-_SHAPE = "expected dense, unstr-S, blockB-S, N:M, filter-S, wB, wBaA or a sparse one + a quantized one, such as 2:4+w4a4"
+_LADDER = re.compile(
+    rf"(?P<head>(?:mag:)?(?:unstr|block\d+|filter)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
+)
+_SHAPE = (
+    "expected dense, unstr-S, blockB-S, N:M, filter-S, wB, wBaA or a sparse one + a quantized one, "
+    "such as 2:4+w4a4"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Sparsity:
-    """Which weights go. `kind` is unstr, block, nm or filter; `fraction` is the share removed (in [0, 1));
-    `block` the block length; `n` of `m` weights are kept by an N:M pattern; `magnitude` marks the data-free baseline."""
+    """Which weights go. `kind` is unstr, block, nm or filter; `fraction` is the share removed (in
+    [0, 1)); `block` the block length; `n` of `m` weights are kept by an N:M pattern; `magnitude`
+    marks the data-free baseline."""
 
     kind: str
     fraction: float
@@ -52,7 +60,8 @@ class Sparsity:
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """Bits of weights and of activations (None: left in floating point); `nearest` marks round to nearest."""
+    """Bits of weights and of activations (None: left in floating point); `nearest` marks round to
+    nearest."""
 
     weight_bits: int | None
     activation_bits: int | None = None
@@ -66,7 +75,8 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """A level; `Level()` is dense. Equal levels print equally, and `parse_level(str(level)) == level`."""
+    """A level; `Level()` is dense. Equal levels print equally, and `parse_level(str(level)) ==
+    level`."""
 
     sparsity: Sparsity | None = None
     quantization: Quantization | None = None
@@ -86,7 +96,10 @@ class Level:
         return self.sparsity.fraction if self.sparsity else 0.0
 
     def __str__(self) -> str:
-        return "+".join(str(part) for part in (self.sparsity, self.quantization) if part is not None) or "dense"
+        return (
+            "+".join(str(part) for part in (self.sparsity, self.quantization) if part is not None)
+            or "dense"
+        )
 
 
 DENSE = Level()
@@ -138,7 +151,11 @@ def expand_levels(texts: Iterable[str]) -> list[Level]:
 def _ladder(text: str, head: str) -> list[str]:
     match = _LADDER.fullmatch(head)
     if not match:
-        raise LevelError(text, "a ladder is written KIND-LOW..HIGH or KIND-LOW..HIGH*KEEP, such as unstr-0.10..0.99*0.9")
+        raise LevelError(
+            text,
+            "a ladder is written KIND-LOW..HIGH or KIND-LOW..HIGH*KEEP, such as "
+            "unstr-0.10..0.99*0.9",
+        )
     low, high, keep = float(match[2]), float(match[3]), float(match[4] or 0.9)
     if not 0 < low <= high < 1:
         raise LevelError(text, f"a ladder needs 0 < low <= high < 1, got {low} and {high}")
@@ -148,7 +165,10 @@ def _ladder(text: str, head: str) -> list[str]:
     while round(1 - left, _DECIMALS) < high:
         steps.append(1 - left)
         if len(steps) > 1000:
-            raise LevelError(text, "a ladder of more than 1,000 steps; choose a smaller share to keep at each step")
+            raise LevelError(
+                text,
+                "a ladder of more than 1,000 steps; choose a smaller share to keep at each step",
+            )
         left *= keep
     return [f"{match['head']}{format_fraction(s)}" for s in [*steps, high]]
 
@@ -163,7 +183,9 @@ def _sparsity(text: str, match: re.Match[str]) -> Sparsity:
     kind = "unstr" if match["unstr"] else "block" if match["block"] else "filter"
     fraction = round(float(match["unstr"] or match["blockfrac"] or match["filter"]), _DECIMALS)
     if not 0 < fraction < 1:
-        raise LevelError(text, f"the fraction removed must lie between 0 and 1 (to {_DECIMALS} decimals)")
+        raise LevelError(
+            text, f"the fraction removed must lie between 0 and 1 (to {_DECIMALS} decimals)"
+        )
     block = int(match["block"] or 0)
     if kind == "block" and block < 1:
         raise LevelError(text, "a block holds at least one weight")

@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compressors import elimination, magnitude
-from compressors.activations import ActivationGrid
-from compressors.elimination import Limits
-from compressors.errors import LayerError, LevelError
-from compressors.grids import Grid, GridOptions, fit_grid
-from compressors.hessian import inverse
-from compressors.ladder import Ladder
-from compressors.layers import LayerSpec, from_matrix, to_matrix
-from compressors.levels import Level, Quantization, Sparsity
-from compressors.progress import Progress
-from compressors.threads import torch_threads
-from compressors.work import Group, Mapper, Work, default_memory, precision
+from apportion.compressors import magnitude
+from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.elimination import dispatch
+from apportion.compressors.elimination.dispatch import Limits
+from apportion.compressors.elimination.ladder import Ladder
+from apportion.compressors.elimination.work import Group, Mapper, Work, default_memory, precision
+from apportion.compressors.errors import LayerError, LevelError
+from apportion.compressors.grids import Grid, GridOptions, fit_grid
+from apportion.compressors.hessian import inverse
+from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
+from apportion.compressors.levels import Level, Quantization, Sparsity
+from apportion.compressors.progress import Progress
+from apportion.compressors.threads import torch_threads
 
 
 @dataclass(frozen=True, slots=True)
 class CompressionOptions:
-    """`damping`: share of the mean diagonal added to each Hessian's diagonal. `grid`: of quantized weights. `sequential`: every
-    level is made on what reaches the layer when all earlier ones are at that level too. `memory`: bytes that the work on a layer
-    may take besides its inputs and results (None: a quarter of what is free); it changes no weight."""
+    """`damping`: share of the mean diagonal added to each Hessian's diagonal. `grid`: of quantized
+    weights. `sequential`: every level is made on what reaches the layer when all earlier ones are
+    at that level too. `memory`: bytes that the work on a layer may take besides its inputs and
+    results (None: a quarter of what is free); it changes no weight."""
 
     damping: float = 0.0
     grid: GridOptions = field(default_factory=GridOptions)
@@ -37,8 +39,8 @@ class CompressionOptions:
     memory: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the weights. Options at their defaults are left out: a database that was built before they existed is
-        still the same."""
+        """What decides the weights. Options at their defaults are left out: a database that was
+        built before they existed is still the same."""
         grid = asdict(self.grid) if self.grid != GridOptions() else {}
         if self.grid.scale == "free":
             grid.pop("scale", None)
@@ -51,9 +53,10 @@ class CompressionOptions:
 
 @dataclass(frozen=True, slots=True)
 class CompressedLayer:
-    """One layer at one level. `weight`: float32, the layer's own shape; `error` = 1/2 tr(dW H dW^T) in float64, and
-    `normalized_error` the same over 1/2 tr(W H W^T): lower is better, 0 for dense; they count the weights alone. `grid`: of
-    quantized weights, per row or [1, 1]; `activation`: of quantized inputs."""
+    """One layer at one level. `weight`: float32, the layer's own shape; `error` = 1/2 tr(dW H dW^T)
+    in float64, and `normalized_error` the same over 1/2 tr(W H W^T): lower is better, 0 for dense;
+    they count the weights alone. `grid`: of quantized weights, per row or [1, 1]; `activation`: of
+    quantized inputs."""
 
     level: Level
     weight: Tensor
@@ -64,17 +67,21 @@ class CompressedLayer:
 
 
 def fits(spec: LayerSpec, level: Level) -> bool:
-    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide. A filter level leaves at least
-    one filter, and a layer that can be run as such: among grouped convolutions that is true of depthwise ones alone."""
+    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide. A
+    filter level leaves at least one filter, and a layer that can be run as such: among grouped
+    convolutions that is true of depthwise ones alone."""
     sparsity = level.sparsity
     if sparsity is not None and sparsity.kind == "filter":
         return spec.groups in (1, spec.rows) and _removed(spec.rows, sparsity) < spec.rows
-    return sparsity is None or spec.columns % {"block": sparsity.block, "nm": sparsity.m}.get(sparsity.kind, 1) == 0
+    return (
+        sparsity is None
+        or spec.columns % {"block": sparsity.block, "nm": sparsity.m}.get(sparsity.kind, 1) == 0
+    )
 
 
 def _removed(count: int, sparsity: Sparsity) -> int:
-    """How many of `count` weights, blocks or filters the level removes. Rounded up, as the published code does; round() takes
-    off what the fraction's binary form adds."""
+    """How many of `count` weights, blocks or filters the level removes. Rounded up, as the
+    published code does; round() takes off what the fraction's binary form adds."""
     return math.ceil(round(count * sparsity.fraction, 6))
 
 
@@ -88,14 +95,17 @@ def compress_layer(
     progress: Progress | None = None,
     mapper: Mapper | None = None,
 ) -> Iterator[CompressedLayer]:
-    """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order. hessian: [groups, d, d] as
-    `hessian.collect_hessians` gives it; its device does the work. `activations`: bits -> grid, for levels that quantize inputs. A
-    `mapper` runs the tasks that the layer is cut into (by default one after the other, here). Raises LayerError for values that
-    are not finite, LevelError."""
+    """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order.
+    hessian: [groups, d, d] as `hessian.collect_hessians` gives it; its device does the work.
+    `activations`: bits -> grid, for levels that quantize inputs. A `mapper` runs the tasks that the
+    layer is cut into (by default one after the other, here). Raises LayerError for values that are
+    not finite, LevelError."""
     for level in levels:
         if level.activation_bits and level.activation_bits not in (activations or {}):
             raise LevelError(
-                str(level), f"no grid of {level.activation_bits} bits was calibrated for the inputs of {spec.name!r}"
+                str(level),
+                f"no grid of {level.activation_bits} bits was calibrated for the inputs of "
+                f"{spec.name!r}",
             )
     options = options or CompressionOptions()
     matrix = to_matrix(weight.detach().to(hessian.device).double(), spec)
@@ -113,14 +123,18 @@ def compress_layer(
             whole = whole or layer_error(matrix, problem.hessian)
             stored, grid = problem.weights(level)
             error = layer_error(stored.double() - matrix.float().double(), problem.hessian)
-        activation = activations[level.activation_bits] if activations and level.activation_bits else None
+        activation = (
+            activations[level.activation_bits] if activations and level.activation_bits else None
+        )
         relative = error / whole if whole > 0 else 0.0
-        yield CompressedLayer(level, from_matrix(stored, spec).cpu(), error, relative, grid, activation)
+        yield CompressedLayer(
+            level, from_matrix(stored, spec).cpu(), error, relative, grid, activation
+        )
 
 
 def layer_error(difference: Tensor, hessian: Tensor) -> float:
-    """1/2 tr(dW H dW^T) over all groups; difference [rows, d], hessian [groups, d, d], float64. For H = 2 X X^T / N it is the
-    mean over samples of the squared change of the layer's output."""
+    """1/2 tr(dW H dW^T) over all groups; difference [rows, d], hessian [groups, d, d], float64. For
+    H = 2 X X^T / N it is the mean over samples of the squared change of the layer's output."""
     groups = hessian.shape[0]
     split = difference.reshape(groups, -1, difference.shape[1])
     return 0.5 * float(((split @ hessian) * split).sum())
@@ -130,12 +144,26 @@ class _Problem:
     """One layer and what its levels share: an elimination run gives all levels of its kind."""
 
     def __init__(
-        self, matrix: Tensor, hessian: Tensor, spec: LayerSpec, levels: Sequence[Level], options: CompressionOptions, work: Work
+        self,
+        matrix: Tensor,
+        hessian: Tensor,
+        spec: LayerSpec,
+        levels: Sequence[Level],
+        options: CompressionOptions,
+        work: Work,
     ) -> None:
-        self.matrix, self.hessian, self._spec, self._options, self._work = matrix, hessian, spec, options, work
+        self.matrix, self.hessian, self._spec, self._options, self._work = (
+            matrix,
+            hessian,
+            spec,
+            options,
+            work,
+        )
         self._ladders: dict[int, Ladder] = {}
         self._groups: list[Group] = []
-        sparsities = [level.sparsity for level in levels if level.sparsity and not level.sparsity.magnitude]
+        sparsities = [
+            level.sparsity for level in levels if level.sparsity and not level.sparsity.magnitude
+        ]
         self._counts: dict[int, list[int]] = {}
         for sparsity in sparsities:
             if sparsity.kind in ("unstr", "block"):
@@ -146,7 +174,8 @@ class _Problem:
         self._patterns: dict[Sparsity, Tensor] = {}
 
     def weights(self, level: Level) -> tuple[Tensor, Grid | None]:
-        """What is stored, float32 [rows, d], and its grid. Levels that differ in their inputs' bits alone share it."""
+        """What is stored, float32 [rows, d], and its grid. Levels that differ in their inputs' bits
+        alone share it."""
         key = _same_weights(level)
         made = self._shared.pop(key, None) or self._make(level)
         self._wanted[key] -= 1
@@ -159,7 +188,11 @@ class _Problem:
         quantization = level.quantization
         if quantization is None or quantization.weight_bits is None:
             return compressed.float(), None
-        fixed = torch.zeros_like(compressed, dtype=torch.bool) if level.sparsity is None else compressed == 0
+        fixed = (
+            torch.zeros_like(compressed, dtype=torch.bool)
+            if level.sparsity is None
+            else compressed == 0
+        )
         grid = fit_grid(compressed, quantization.weight_bits, self._options.grid)
         if not quantization.nearest:
             compressed = self._quantize(compressed, grid, fixed)
@@ -175,7 +208,9 @@ class _Problem:
                 return magnitude.prune_n_of_m(self.matrix, sparsity.n, sparsity.m)
             made = self._patterns.pop(sparsity, None)
             if made is None:
-                made = self._by_rows(self.matrix, _prune_n_of_m, lambda _rows: (sparsity.n, sparsity.m))
+                made = self._by_rows(
+                    self.matrix, _prune_n_of_m, lambda _rows: (sparsity.n, sparsity.m)
+                )
             self._patterned[sparsity] -= 1
             if self._patterned[sparsity]:  # with other weight bits
                 self._patterns[sparsity] = made
@@ -190,8 +225,8 @@ class _Problem:
         return self._ladders[size].without(self._count(sparsity))
 
     def _filters(self, sparsity: Sparsity) -> Tensor:
-        """Without the rows whose errors w H w^T / 2 are least. Rows do not act on each other's outputs, so that none can make
-        up for another, and this is the optimum."""
+        """Without the rows whose errors w H w^T / 2 are least. Rows do not act on each other's
+        outputs, so that none can make up for another, and this is the optimum."""
         grouped = self.matrix.reshape(len(self.hessian), -1, self.matrix.shape[1])
         changed = grouped if sparsity.magnitude else grouped @ self.hessian
         rises = (changed * grouped).sum(2).flatten()
@@ -200,11 +235,15 @@ class _Problem:
         return kept
 
     def _quantize(self, matrix: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
-        """OBQ of weights [rows, d]. Zeros that are `fixed` stay zeros, and only the weights that are left compensate."""
+        """OBQ of weights [rows, d]. Zeros that are `fixed` stay zeros, and only the weights that
+        are left compensate."""
         return self._by_rows(matrix, _quantize, lambda rows: (grid.rows(rows), fixed[rows]))
 
     def _by_rows(
-        self, matrix: Tensor, function: Callable[..., Tensor], arguments: Callable[[slice], tuple[object, ...]]
+        self,
+        matrix: Tensor,
+        function: Callable[..., Tensor],
+        arguments: Callable[[slice], tuple[object, ...]],
     ) -> Tensor:
         """function(weights, H^-1, *arguments(rows), limits) over all rows, a few at a time."""
         tasks, start = [], 0
@@ -218,12 +257,14 @@ class _Problem:
         return torch.cat(list(self._work.map(function, tasks)))
 
     def _inverted(self) -> list[Group]:
-        """Weights and H^-1 of every group, in the precision of the layer's width. The inverse is taken in double precision: it
-        dominates the rounding error. A dead column has the identity's row and column, and its weights are zero: it costs
-        nothing and changes nothing."""
+        """Weights and H^-1 of every group, in the precision of the layer's width. The inverse is
+        taken in double precision: it dominates the rounding error. A dead column has the identity's
+        row and column, and its weights are zero: it costs nothing and changes nothing."""
         if not self._groups:
             dtype = precision(self.matrix.shape[1])
-            for weight, hessian in zip(self.matrix.chunk(self._spec.groups), self.hessian, strict=True):
+            for weight, hessian in zip(
+                self.matrix.chunk(self._spec.groups), self.hessian, strict=True
+            ):
                 found, alive = inverse(hessian, self._options.damping, self._spec.name)
                 whole = torch.eye(len(alive), dtype=dtype, device=found.device)
                 columns = alive.nonzero().squeeze(1)
@@ -238,11 +279,11 @@ def _same_weights(level: Level) -> tuple[object, ...]:
 
 
 def _prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits) -> Tensor:
-    return _finite(lambda w, h: elimination.prune_n_of_m(w, h, n, m, limits), weight, hinv)
+    return _finite(lambda w, h: dispatch.prune_n_of_m(w, h, n, m, limits), weight, hinv)
 
 
 def _quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Limits) -> Tensor:
-    return _finite(lambda w, h: elimination.quantize(w, h, grid, fixed, limits), weight, hinv)
+    return _finite(lambda w, h: dispatch.quantize(w, h, grid, fixed, limits), weight, hinv)
 
 
 def _finite(run: Callable[[Tensor, Tensor], Tensor], weight: Tensor, hinv: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with what is being done, how many steps are done, and how many there are. `what` up to its first colon names the
-    task. It must return quickly, and may raise to stop the work (KeyboardInterrupt)."""
+    """Called with what is being done, how many steps are done, and how many there are. `what` up to
+    its first colon names the task. It must return quickly, and may raise to stop the work
+    (KeyboardInterrupt)."""
 
     def __call__(self, what: str, done: int, total: int, /) -> None: ...

@@ -10,7 +10,8 @@ import torch
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """torch computes on so many threads inside. How it shares sums among threads changes their last bits."""
+    """torch computes on so many threads inside. How it shares sums among threads changes their last
+    bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -20,5 +21,6 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def device_for(gpus: float) -> str:
-    """Where work that may take `gpus` of them runs: on CUDA where there is some, and torch finds it."""
+    """Where work that may take `gpus` of them runs: on CUDA where there is some, and torch finds
+    it."""
     return "cuda" if gpus and torch.cuda.is_available() else "cpu"

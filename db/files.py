@@ -12,12 +12,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from compressors.errors import OutputError
+from apportion.compressors.errors import OutputError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it to `path`. Whatever goes wrong,
-    the temporary file is removed and an older `path` stays as it was. Raises OutputError."""
+    """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it to
+    `path`. Whatever goes wrong, the temporary file is removed and an older `path` stays as it was.
+    Raises OutputError."""
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +30,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's 0600 would hide shared files from the other nodes' users
+        temporary.chmod(
+            0o666 & ~umask
+        )  # mkstemp's 0600 would hide shared files from the other nodes' users
         temporary.replace(path)
     except (OSError, SafetensorError) as error:  # a full disk is either, by who writes
         raise OutputError(path, getattr(error, "strerror", None) or str(error)) from error

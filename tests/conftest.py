@@ -1,4 +1,5 @@
-"""Fixtures that all tests share. The real thing in small: the digits network, five levels, 256 calibration images."""
+"""Fixtures that all tests share. The real thing in small: the digits network, five levels, 256
+calibration images."""
 
 from __future__ import annotations
 
@@ -11,16 +12,24 @@ import pytest
 import torch
 import yaml
 
-from db.database import LayerDatabase
-from evaluators.workloads import Workload
-from search.job_file import parse_model_job
-from search.pipeline import build
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.workloads.workload import Workload
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import build
 
-_RAY = ("tests/service/", "test_pool.py", "test_ray_pool.py", "test_fanout.py", "test_ray_training.py", "two_ray_workers")
+_RAY = (
+    "tests/service/",
+    "test_pool.py",
+    "test_ray_pool.py",
+    "test_fanout.py",
+    "test_ray_training.py",
+    "two_ray_workers",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What mostly waits for Ray comes first: at the end it would keep one process waiting for the other."""
+    """What mostly waits for Ray comes first: at the end it would keep one process waiting for the
+    other."""
     items.sort(key=lambda item: _scope(item.nodeid) != "ray")
 
 
@@ -31,8 +40,9 @@ def _scope(nodeid: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests, those that start Ray take turns in one of them, and a file stays together.
-    (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and xdist 3.8.)"""
+    """Where several processes share the tests, those that start Ray take turns in one of them, and
+    a file stays together. (`--dist loadgroup` says nothing, and groups nothing, with pytest 9.2 and
+    xdist 3.8.)"""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):
@@ -43,7 +53,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 NICENESS = "RAY_worker_niceness"
-os.environ[NICENESS] = "0"  # Ray's workers would otherwise wait for whatever the other test process computes
+os.environ[NICENESS] = (
+    "0"  # Ray's workers would otherwise wait for whatever the other test process computes
+)
 torch.set_num_threads(1)  # small tensors: more threads only get in each other's way
 _SHARED = Path(__file__).parents[2] / "shared" / "data"
 LEVELS = ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]
@@ -51,7 +63,8 @@ LEVELS = ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of the real ResNet-20, its images and the published figures, where they lie beside the checkout."""
+    """Folder of the real ResNet-20, its images and the published figures, where they lie beside the
+    checkout."""
     if not _SHARED.is_dir():
         pytest.skip("the shared development data does not lie beside this checkout")
     return _SHARED
@@ -89,7 +102,9 @@ def content(database_path: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def built(content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, LayerDatabase]:
+def built(
+    content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workload, LayerDatabase]:
     """The workload with its database, built once."""
     return build(parse_model_job(content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
 

@@ -34,7 +34,17 @@ class PostgresServer:
 
     def start(self) -> None:
         options = f"-c listen_addresses='' -c unix_socket_directories='{self._folder}' -c fsync=off"
-        self._do("pg_ctl", "start", "-w", "-D", str(self._folder / "data"), "-o", options, "-l", str(self._folder / "log"))
+        self._do(
+            "pg_ctl",
+            "start",
+            "-w",
+            "-D",
+            str(self._folder / "data"),
+            "-o",
+            options,
+            "-l",
+            str(self._folder / "log"),
+        )
 
     def stop(self, mode: str = "fast") -> None:
         """`immediate` drops connections as a crash would."""
@@ -46,7 +56,9 @@ class PostgresServer:
 
     def _do(self, program: str, *arguments: str) -> None:
         home = {"cwd": self._folder, "user": self._user, "timeout": 120}
-        subprocess.run([self._binaries / program, *arguments], check=True, stdout=subprocess.DEVNULL, **home)  # type: ignore[call-overload]
+        subprocess.run(
+            [self._binaries / program, *arguments], check=True, stdout=subprocess.DEVNULL, **home
+        )  # type: ignore[call-overload]
 
 
 def binaries() -> Path:
@@ -68,7 +80,9 @@ def binaries() -> Path:
 @contextmanager
 def running() -> Iterator[PostgresServer]:
     there = binaries()
-    folder = Path(tempfile.mkdtemp(prefix="apportion-pg-", dir="/tmp"))  # a socket's path must be short
+    folder = Path(
+        tempfile.mkdtemp(prefix="apportion-pg-", dir="/tmp")
+    )  # a socket's path must be short
     try:
         server = PostgresServer(folder, there)
         try:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from search.job import TableJob
-from search.job_file import load_job, parse_model_job
+from apportion.search.jobs.job import TableJob
+from apportion.search.jobs.job_file import load_job, parse_model_job
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[1]
 def test_the_python_of_the_api_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from search.algorithms import base
+    from apportion.search.algorithms import base
 
-    monkeypatch.setitem(base._REGISTRY, "climb", base.Algorithm)  # so that what the page registers goes again
+    monkeypatch.setitem(
+        base._REGISTRY, "climb", base.Algorithm
+    )  # so that what the page registers goes again
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "API.md").read_text(), re.DOTALL)
     assert len(blocks) == 3
@@ -44,6 +46,7 @@ def test_the_jobs_in_the_documentation_are_valid(page: str, tmp_path: Path) -> N
 def test_every_file_the_documentation_names_is_there() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for name in re.findall(
-            r"`((?:compressors|db|evaluators|search|docs|examples|benchmarks)/[\w/.]+\.\w+)`", page.read_text()
+            r"`((?:compressors|db|evaluators|search|docs|examples|benchmarks)/[\w/.]+\.\w+)`",
+            page.read_text(),
         ):
             assert (ROOT / name).is_file(), f"{page.name} names {name}"

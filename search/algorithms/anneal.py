@@ -6,16 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.algorithms.base import Algorithm, Trial, register
-from search.moves import begin, step
-from search.space import Candidate, SearchSpace
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import register
+from apportion.search.space.moves import begin, step
+from apportion.search.space.space import Candidate, SearchSpace
 
 
 @register("anneal")
 class Annealing(Algorithm):
-    """Kirkpatrick, Gelatt & Vecchi 1983: `batch` neighbours of the current profile at a time, each taken by Metropolis's rule in
-    turn. The temperature begins at `heat` times the median change of the first neighbours, and falls geometrically to a
-    hundredth of that as the evaluations are spent."""
+    """Kirkpatrick, Gelatt & Vecchi 1983: `batch` neighbours of the current profile at a time, each
+    taken by Metropolis's rule in turn. The temperature begins at `heat` times the median change of
+    the first neighbours, and falls geometrically to a hundredth of that as the evaluations are
+    spent."""
 
     def __init__(
         self,
@@ -37,7 +39,11 @@ class Annealing(Algorithm):
         asked: dict[Candidate, None] = {}
         start = self._current
         for _ in range(self._batch):
-            make = (lambda: begin(self.space, self.rng)) if start is None else (lambda: step(self.space, self.rng, start))
+            make = (
+                (lambda: begin(self.space, self.rng))
+                if start is None
+                else (lambda: step(self.space, self.rng, start))
+            )
             if (candidate := self.fresh(make, asked)) is not None:
                 asked[candidate] = None
         return [Trial(candidate) for candidate in asked]
@@ -54,5 +60,7 @@ class Annealing(Algorithm):
         temperature = self._hottest * 0.01 ** min(1.0, self._told / self.evaluations)
         for trial in trials:
             change = self.known[trial.candidate] - self.known[self._current]
-            if change <= 0 or (temperature > 0 and self.rng.random() < np.exp(-change / temperature)):
+            if change <= 0 or (
+                temperature > 0 and self.rng.random() < np.exp(-change / temperature)
+            ):
                 self._current = trial.candidate

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.algorithms.base import Algorithm, Trial, register
-from search.moves import begin, step
-from search.space import Candidate, SearchSpace
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import register
+from apportion.search.space.moves import begin, step
+from apportion.search.space.space import Candidate, SearchSpace
 
 
 @register("local")
 class LocalSearch(Algorithm):
-    """`pool` swaps of two layers' levels are made, the `batch` of least additive error scored, the best one taken where it is
-    better than the current profile. After `patience` batches in vain the search goes on from its best profile with `kick`
-    swaps at once (iterated local search, Lourenco et al. 2003)."""
+    """`pool` swaps of two layers' levels are made, the `batch` of least additive error scored, the
+    best one taken where it is better than the current profile. After `patience` batches in vain the
+    search goes on from its best profile with `kick` swaps at once (iterated local search, Lourenco
+    et al. 2003)."""
 
     def __init__(
         self,
@@ -51,7 +53,10 @@ class LocalSearch(Algorithm):
         bound = math.inf if start is None or pairs > 1 else self.worth_knowing(self.known[start])
         if pairs > 1 and made:
             self._current = None  # wherever the kick leads, the search goes on from there
-        return [Trial(candidate, bound=bound) for candidate in sorted(made, key=self.space.error)[: self._batch]]
+        return [
+            Trial(candidate, bound=bound)
+            for candidate in sorted(made, key=self.space.error)[: self._batch]
+        ]
 
     def learn(self, trials: Sequence[Trial]) -> None:
         if not trials:

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from compressors.errors import ConfigurationError
-from search.algorithms.base import Algorithm, Trial, create, register
-from search.space import SearchSpace
+from apportion.compressors.errors import ConfigurationError
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import create, register
+from apportion.search.space.space import SearchSpace
 
 _ENTRANTS = ("surrogate", "evopress", "spdy", "anneal")
 
 
 @register("race")
 class Race(Algorithm):
-    """Ours, after Jamieson & Talwalkar 2016: every round spends an equal part of the evaluations, shared equally among those
-    still in the race; then the half that lowered the best fitness by more goes on. All hear of every profile that is scored in
-    full, so that each goes on from the best one. `earned`, in the notes: by how much each algorithm lowered the best
-    fitness."""
+    """Ours, after Jamieson & Talwalkar 2016: every round spends an equal part of the evaluations,
+    shared equally among those still in the race; then the half that lowered the best fitness by
+    more goes on. All hear of every profile that is scored in full, so that each goes on from the
+    best one. `earned`, in the notes: by how much each algorithm lowered the best fitness."""
 
     def __init__(
         self,
@@ -33,7 +34,9 @@ class Race(Algorithm):
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         if not algorithms or "race" in algorithms or len(set(algorithms)) < len(algorithms):
-            raise ConfigurationError("algorithm 'race': parameter 'algorithms' must name different ones, and not 'race'")
+            raise ConfigurationError(
+                "algorithm 'race': parameter 'algorithms' must name different ones, and not 'race'"
+            )
         self._rivals = {
             name: create(name, space, own, evaluations / len(algorithms), {"cold": True})
             for name, own in zip(algorithms, rng.spawn(len(algorithms)), strict=True)
@@ -64,7 +67,9 @@ class Race(Algorithm):
                 rival.tell(trials)
                 continue
             for trial in trials:
-                if trial.fidelity == 1.0 and math.isfinite(self.known[trial.candidate]):  # inf may mean: above its bound
+                if trial.fidelity == 1.0 and math.isfinite(
+                    self.known[trial.candidate]
+                ):  # inf may mean: above its bound
                     rival.inform(trial.candidate, self.known[trial.candidate])
         found = min((self.known[t.candidate] for t in trials if t.fidelity == 1.0), default=np.inf)
         before, self._lowest = self._lowest, min(self._lowest, found)
@@ -79,8 +84,9 @@ class Race(Algorithm):
         return {"earned": self.earned}
 
     def _halve(self) -> None:
-        """The half that lowered the best fitness by more: as all share the best profile, their own ones hardly differ, and say
-        little. Own best profiles decide among equals, then the order of entry."""
+        """The half that lowered the best fitness by more: as all share the best profile, their own
+        ones hardly differ, and say little. Own best profiles decide among equals, then the order of
+        entry."""
         ranked = sorted(self._running, key=lambda name: (-self.earned[name], self._own_best[name]))
         kept = ranked[: math.ceil(len(self._running) / 2)]
         self._running = [name for name in self._running if name in kept]

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from search.algorithms.base import Algorithm, Trial, register
-from search.moves import draw
-from search.space import Candidate, SearchSpace
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import register
+from apportion.search.space.moves import draw
+from apportion.search.space.space import Candidate, SearchSpace
 
 
 @register("random")
 class Random(Algorithm):
-    """Every layer's level drawn uniformly, then repaired; a candidate that is known already is drawn again."""
+    """Every layer's level drawn uniformly, then repaired; a candidate that is known already is
+    drawn again."""
 
     def __init__(
-        self, space: SearchSpace, rng: np.random.Generator, evaluations: float, *, cold: bool = False, batch: int = 16
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        evaluations: float,
+        *,
+        cold: bool = False,
+        batch: int = 16,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._batch = batch

@@ -1,9 +1,10 @@
-"""spdy: search over coefficients of the dynamic program (Frantar & Alistarh 2022, "SPDY", section 3.2 and algorithm 2).
+"""spdy: search over coefficients of the dynamic program (Frantar & Alistarh 2022, "SPDY", section
+3.2 and algorithm 2).
 
-A candidate is the optimum of the reparametrised problem min sum_l c_l e_l(level) under the budgets; what is searched is the
-vector c, one coefficient per layer, first at random, then in a shrinking neighbourhood of the best. Beyond the paper, every
-second candidate is the best profile with two layers stepped against each other: coefficients alone end coarse.
-"""
+A candidate is the optimum of the reparametrised problem min sum_l c_l e_l(level) under the budgets;
+what is searched is the vector c, one coefficient per layer, first at random, then in a shrinking
+neighbourhood of the best. Beyond the paper, every second candidate is the best profile with two
+layers stepped against each other: coefficients alone end coarse."""
 
 from __future__ import annotations
 
@@ -13,22 +14,24 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from search.additive import approximate
-from search.algorithms.base import Algorithm, Trial, register
-from search.moves import step
-from search.space import Candidate, SearchSpace
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import register
+from apportion.search.space.additive import approximate
+from apportion.search.space.moves import step
+from apportion.search.space.space import Candidate, SearchSpace
 
 _TRIES = 2
-"""Coefficient vectors tried for one candidate that is not known yet; many vectors give the same profile, and each costs a dynamic
-program."""
+"""Coefficient vectors tried for one candidate that is not known yet; many vectors give the same
+profile, and each costs a dynamic program."""
 
 
 @register("spdy")
 class Spdy(Algorithm):
-    """`prior` is e_l: `table`, the space's own additive errors, so that the search starts near their optimum; or `quadratic`,
-    the paper's (i / (n - 1))^2 over a layer's levels from least to most compressed. `samples` random vectors come first; then
-    up to a share `neighbourhood` of the layers is drawn anew, one layer less after `patience` failures in a row. `spread`:
-    the largest standard deviation of a coefficient's logarithm (table). `batch` trials are asked at a time."""
+    """`prior` is e_l: `table`, the space's own additive errors, so that the search starts near
+    their optimum; or `quadratic`, the paper's (i / (n - 1))^2 over a layer's levels from least to
+    most compressed. `samples` random vectors come first; then up to a share `neighbourhood` of the
+    layers is drawn anew, one layer less after `patience` failures in a row. `spread`: the largest
+    standard deviation of a coefficient's logarithm (table). `batch` trials are asked at a time."""
 
     def __init__(
         self,
@@ -91,7 +94,8 @@ class Spdy(Algorithm):
         return better
 
     def _next(self) -> np.ndarray:
-        """The vector to try next: c = 1, then `samples` random ones, then neighbours of the best."""
+        """The vector to try next: c = 1, then `samples` random ones, then neighbours of the
+        best."""
         if not self._begun:
             self._begun = True
             return self._best
@@ -116,8 +120,8 @@ class Spdy(Algorithm):
             self._asked[candidate] = None
 
     def _draw(self, around: np.ndarray) -> np.ndarray:
-        """New coefficients: uniform in [0, 1] for the paper's prior; for a table that already knows the layers' sensitivities,
-        a factor around the old ones."""
+        """New coefficients: uniform in [0, 1] for the paper's prior; for a table that already knows
+        the layers' sensitivities, a factor around the old ones."""
         if self._prior_kind == "quadratic":
             return self.rng.random(len(around))
         spread = self._spread * self.rng.random() ** 2
@@ -129,12 +133,15 @@ class Spdy(Algorithm):
         return np.where(np.isfinite(self.space.error_table), weighted, np.inf)
 
     def _table(self) -> np.ndarray:
-        """The space's errors made strictly increasing with compression, by isotonic regression and a little of the quadratic:
-        a level that noise in the table puts behind a more compressed one could never be chosen, whatever c."""
+        """The space's errors made strictly increasing with compression, by isotonic regression and
+        a little of the quadratic: a level that noise in the table puts behind a more compressed one
+        could never be chosen, whatever c."""
         quadratic = self._quadratic()
         table = np.zeros(quadratic.shape)
         for layer, order in enumerate(self.space.order):
-            table[layer, order] = isotonic_regression(np.maximum(self.space.errors[layer][order], 0.0)).x
+            table[layer, order] = isotonic_regression(
+                np.maximum(self.space.errors[layer][order], 0.0)
+            ).x
         scale = float(np.median(table.max(1)))
         return table + 0.02 * (scale if scale > 0 else 1.0) * quadratic
 

@@ -7,27 +7,38 @@ from collections.abc import Sequence
 import cma
 import numpy as np
 
-from search.additive import approximate
-from search.algorithms.base import Algorithm, Trial, register
-from search.moves import step
-from search.space import Candidate, SearchSpace
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import register
+from apportion.search.space.additive import approximate
+from apportion.search.space.moves import step
+from apportion.search.space.space import Candidate, SearchSpace
 
 
 @register("spdy-cma")
 class SpdyCma(Algorithm):
-    """A candidate is the optimum of min sum_l exp(z_l) e_l(level) under the budgets (as in `spdy`); z follows a normal
-    distribution whose mean and covariance adapt (Hansen & Ostermeier 2001, through pycma), from 0 with standard deviation
-    `sigma`. A z whose profile is known is told that profile's fitness, and a paired level step from the best takes its place
-    in the batch."""
+    """A candidate is the optimum of min sum_l exp(z_l) e_l(level) under the budgets (as in `spdy`);
+    z follows a normal distribution whose mean and covariance adapt (Hansen & Ostermeier 2001,
+    through pycma), from 0 with standard deviation `sigma`. A z whose profile is known is told that
+    profile's fitness, and a paired level step from the best takes its place in the batch."""
 
     def __init__(
-        self, space: SearchSpace, rng: np.random.Generator, evaluations: float, *, cold: bool = False, sigma: float = 0.5
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        evaluations: float,
+        *,
+        cold: bool = False,
+        sigma: float = 0.5,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         # Two coordinates at least: pycma has no one-dimensional form.
         self._width = max(2, len(space.layers))
         # Its own generator is left alone: ours draws.
-        options = {"verbose": -9, "seed": np.nan, "randn": lambda *shape: self.rng.standard_normal(shape)}
+        options = {
+            "verbose": -9,
+            "seed": np.nan,
+            "randn": lambda *shape: self.rng.standard_normal(shape),
+        }
         self._cma = cma.CMAEvolutionStrategy(self._width * [0.0], sigma, options)
         self._vectors: list[tuple[np.ndarray, Candidate]] = []
         self._table = np.maximum(space.error_table, 0.0)
@@ -38,7 +49,9 @@ class SpdyCma(Algorithm):
         for z in self._cma.ask():
             weights = np.exp(np.clip(z[: len(self._table)], -20, 20))[:, None]
             weighted = np.where(np.isfinite(self._table), self._table, 0.0) * weights
-            candidate = approximate(self.space, np.where(np.isfinite(self._table), weighted, np.inf))
+            candidate = approximate(
+                self.space, np.where(np.isfinite(self._table), weighted, np.inf)
+            )
             self._vectors.append((z, candidate))
             if candidate not in self.known:
                 asked[candidate] = None

@@ -1,4 +1,5 @@
-"""The model card: what a reader of an exported model should know, in Markdown with the front matter that model hubs read."""
+"""The model card: what a reader of an exported model should know, in Markdown with the front matter
+that model hubs read."""
 
 from __future__ import annotations
 
@@ -14,16 +15,27 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         "base_model": model,
         "tags": ["compressed", "apportion"],
         "license": "unknown",
-        "license_note": "that of the dense model and of its training data holds; fill it in before you publish this",
+        "license_note": "that of the dense model and of its training data holds; fill it in before "
+        "you publish this",
     }
     origin, fitness = content["provenance"], content["fitness"]
     budgets = [
-        (metric, f"{ratio:.4f}", f"{content['budgets'][metric]:.4f}" if metric in content["budgets"] else "-")
+        (
+            metric,
+            f"{ratio:.4f}",
+            f"{content['budgets'][metric]:.4f}" if metric in content["budgets"] else "-",
+        )
         for metric, ratio in content["costs"].items()
     ]
     accuracies = [(what, f"{value:.2f}") for what, value in content["accuracy"].items()]
     files = [
-        (name, f"{one['bytes']:,}", f"{one['of_dense']:.3f}", f"{one['largest_difference']:.2g}", f"{one['accuracy']:.2f}")
+        (
+            name,
+            f"{one['bytes']:,}",
+            f"{one['of_dense']:.3f}",
+            f"{one['largest_difference']:.2g}",
+            f"{one['accuracy']:.2f}",
+        )
         for name, one in content["exports"].items()
     ]
     parts = [
@@ -38,7 +50,16 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         *(
             [
                 "## Files\nEach was loaded again, and run on calibration and on test images.",
-                _table(("file", "bytes", "of the dense weights", "largest difference", "test accuracy, %"), files),
+                _table(
+                    (
+                        "file",
+                        "bytes",
+                        "of the dense weights",
+                        "largest difference",
+                        "test accuracy, %",
+                    ),
+                    files,
+                ),
             ]
             if files
             else []
@@ -47,11 +68,15 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         _table(("layer", "level"), list(content["profile"].items())),
         "## Where it comes from",
         _table(("what", ""), [(key, value) for key, value in origin.items() if key != "versions"]),
-        "Made with " + ", ".join(f"{name} {version}" for name, version in origin["versions"].items()) + ".",
+        "Made with "
+        + ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+        + ".",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _table(heads: tuple[str, ...], rows: list[Any]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines)
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines
+    )

@@ -14,30 +14,30 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor
 
-from compressors.errors import ModelError
-from db.files import write_atomically, write_bytes
-from db.packed import load_packed, save_packed
-from evaluators import onnx_model
-from evaluators.reduced import reduce_layers
-from search.export.subject import Subject
+from apportion.compressors.errors import ModelError
+from apportion.db.files import write_atomically, write_bytes
+from apportion.db.layers.packed import load_packed, save_packed
+from apportion.evaluators.rewriting import onnx_model
+from apportion.evaluators.rewriting.reduced import reduce_layers
+from apportion.search.export.compressed_model import CompressedModel
 
 Runner = Callable[[Tensor], Tensor]
 
 
 class Format(ABC):
-    """`tolerance`: by how much its outputs may differ, as a share of the largest output; None where rounding to a grid may turn
-    a last bit into a step, and the accuracy alone decides."""
+    """`tolerance`: by how much its outputs may differ, as a share of the largest output; None where
+    rounding to a grid may turn a last bit into a step, and the accuracy alone decides."""
 
     file: ClassVar[str]
     runtime: ClassVar[str]
     tolerance: ClassVar[float | None]
 
     @abstractmethod
-    def write(self, subject: Subject, path: Path) -> None:
+    def write(self, subject: CompressedModel, path: Path) -> None:
         """Raises ModelError, OutputError."""
 
     @abstractmethod
-    def load(self, subject: Subject, path: Path) -> Runner:
+    def load(self, subject: CompressedModel, path: Path) -> Runner:
         """The written model in its runtime: inputs [n, ...] -> outputs."""
 
 
@@ -46,10 +46,10 @@ class Safetensors(Format):
 
     file, runtime, tolerance = "model.safetensors", "torch", 0.0
 
-    def write(self, subject: Subject, path: Path) -> None:
+    def write(self, subject: CompressedModel, path: Path) -> None:
         write_atomically(path, lambda temporary: save_model(subject.model, str(temporary)))
 
-    def load(self, subject: Subject, path: Path) -> Runner:
+    def load(self, subject: CompressedModel, path: Path) -> Runner:
         model = copy.deepcopy(subject.model)
         _forget(model)
         load_model(model, str(path))
@@ -57,15 +57,19 @@ class Safetensors(Format):
 
 
 class Packed(Format):
-    """The state dict, packed: db/packed.py."""
+    """The state dict, packed: db/layers/packed.py."""
 
     file, runtime, tolerance = "model.packed", "torch", 0.0
 
-    def write(self, subject: Subject, path: Path) -> None:
-        grids = {f"{name}.weight": what.weight for name, what in subject.quantized().items() if what.weight is not None}
+    def write(self, subject: CompressedModel, path: Path) -> None:
+        grids = {
+            f"{name}.weight": what.weight
+            for name, what in subject.quantized().items()
+            if what.weight is not None
+        }
         save_packed(path, subject.model.state_dict(), grids)
 
-    def load(self, subject: Subject, path: Path) -> Runner:
+    def load(self, subject: CompressedModel, path: Path) -> Runner:
         model = copy.deepcopy(subject.model)
         _forget(model)
         model.load_state_dict(load_packed(path))
@@ -73,12 +77,12 @@ class Packed(Format):
 
 
 class Program(Format):
-    """A program of torch.export, without the model's Python code; the batch is dynamic. Filter levels come in the
-    shapes that are left."""
+    """A program of torch.export, without the model's Python code; the batch is dynamic. Filter
+    levels come in the shapes that are left."""
 
     file, runtime, tolerance = "model.pt2", "torch.export", 1e-4
 
-    def write(self, subject: Subject, path: Path) -> None:
+    def write(self, subject: CompressedModel, path: Path) -> None:
         sizes = ({0: torch.export.Dim("batch")},)
         model = copy.deepcopy(subject.model)
         reduce_layers(model, subject.reduced(), subject.quantized())
@@ -87,9 +91,13 @@ class Program(Format):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(model, (subject.example(),), dynamic_shapes=sizes, strict=False)
+                program = torch.export.export(
+                    model, (subject.example(),), dynamic_shapes=sizes, strict=False
+                )
         except Exception as error:  # whatever the model's own code, or torch.export, raise
-            raise ModelError(f"torch.export cannot export the model: {str(error).strip().splitlines()[0]}") from error
+            raise ModelError(
+                f"torch.export cannot export the model: {str(error).strip().splitlines()[0]}"
+            ) from error
         finally:
             logging.disable(before)
 
@@ -99,26 +107,34 @@ class Program(Format):
 
         write_atomically(path, save)
 
-    def load(self, subject: Subject, path: Path) -> Runner:  # noqa: ARG002 - the file says all
+    def load(self, subject: CompressedModel, path: Path) -> Runner:  # noqa: ARG002 - the file says all
         with path.open("rb") as file:
             return torch.export.load(file).module()
 
 
 class Onnx(Format):
-    """ONNX, quantized layers in integers, filter levels in the shapes that are left: evaluators/onnx_model.py."""
+    """ONNX, quantized layers in integers, filter levels in the shapes that are left:
+    evaluators/rewriting/onnx_model.py."""
 
     file, runtime, tolerance = "model.onnx", "ONNX Runtime", None
 
-    def write(self, subject: Subject, path: Path) -> None:
-        proto = onnx_model.to_onnx(subject.model, subject.example(), subject.quantized(), subject.reduced())
+    def write(self, subject: CompressedModel, path: Path) -> None:
+        proto = onnx_model.to_onnx(
+            subject.model, subject.example(), subject.quantized(), subject.reduced()
+        )
         write_atomically(path, lambda temporary: write_bytes(temporary, proto.SerializeToString()))
 
-    def load(self, subject: Subject, path: Path) -> Runner:  # noqa: ARG002 - the file says all
+    def load(self, subject: CompressedModel, path: Path) -> Runner:  # noqa: ARG002 - the file says all
         opened: Any = onnx_model.session(path.read_bytes(), torch.get_num_threads())
         return lambda inputs: onnx_model.run(opened, inputs)
 
 
-FORMATS: dict[str, Format] = {"safetensors": Safetensors(), "compressed": Packed(), "torch": Program(), "onnx": Onnx()}
+FORMATS: dict[str, Format] = {
+    "safetensors": Safetensors(),
+    "compressed": Packed(),
+    "torch": Program(),
+    "onnx": Onnx(),
+}
 
 
 def _forget(model: torch.nn.Module) -> None:

@@ -9,23 +9,27 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressors.held import Hold
-from compressors.progress import Progress
-from compressors.threads import device_for, torch_threads
-from db import format
-from db.profile import to_json
-from evaluators.checkpoints import FolderCheckpoints
-from evaluators.ray_training import train_together
-from evaluators.recovery import Recovery, RecoveryConfig, teacher_of
-from search.export.subject import Subject
+from apportion.compressors.progress import Progress
+from apportion.compressors.threads import device_for, torch_threads
+from apportion.db.layers import format
+from apportion.db.layers.profile import to_json
+from apportion.evaluators.cluster.training import train_together
+from apportion.evaluators.training.checkpoints import FolderCheckpoints
+from apportion.evaluators.training.held import Hold
+from apportion.evaluators.training.recovery import Recovery, RecoveryConfig, teacher_of
+from apportion.search.export.compressed_model import CompressedModel
 
 
 def recover(
-    subject: Subject, config: RecoveryConfig, folder: Path, done: Callable[[str], None], progress: Progress | None = None
+    subject: CompressedModel,
+    config: RecoveryConfig,
+    folder: Path,
+    done: Callable[[str], None],
+    progress: Progress | None = None,
 ) -> None:
-    """Train `subject.model` as `config` says; `done` is told the name of each step after it. `folder` keeps the training's state
-    after each epoch. Raises OutputError; with
-    workers, what `train_together` raises."""
+    """Train `subject.model` as `config` says; `done` is told the name of each step after it.
+    `folder` keeps the training's state after each epoch. Raises OutputError; with workers, what
+    `train_together` raises."""
     if config == RecoveryConfig():
         return
     problem = subject.problem
@@ -69,7 +73,7 @@ def recover(
             done("finetune")
 
 
-def _holds(subject: Subject) -> dict[str, Hold]:
+def _holds(subject: CompressedModel) -> dict[str, Hold]:
     """All layers of the profile that are not dense."""
     modules, grids = dict(subject.model.named_modules()), subject.grids()
     learn = subject.problem.job.database.grid.scale == "free"
@@ -83,7 +87,14 @@ def _holds(subject: Subject) -> dict[str, Hold]:
     return holds
 
 
-def _digest(subject: Subject) -> str:
+def _digest(subject: CompressedModel) -> str:
     """Of what the corrections left: it depends on the machine's rounding."""
-    total = torch.stack([tensor.double().sum() for tensor in subject.model.state_dict().values()]).tolist()
-    return format.digest({"sums": total, "activations": {name: asdict(grid) for name, grid in subject.activations.items()}})
+    total = torch.stack(
+        [tensor.double().sum() for tensor in subject.model.state_dict().values()]
+    ).tolist()
+    return format.digest(
+        {
+            "sums": total,
+            "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
+        }
+    )

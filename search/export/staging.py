@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import OutputError
+from apportion.compressors.errors import OutputError
 
 SUMMARY = "profile.json"
 
@@ -56,4 +56,8 @@ def summary(out: Path) -> dict[str, Any]:
 def written(out: Path) -> set[str]:
     """Names of the files in `out` that an export says it wrote."""
     names = summary(out).get("written")
-    return {name for name in names if isinstance(name, str) and name == Path(name).name} if isinstance(names, list) else set()
+    return (
+        {name for name in names if isinstance(name, str) and name == Path(name).name}
+        if isinstance(names, list)
+        else set()
+    )

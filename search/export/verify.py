@@ -10,22 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressors.errors import OutputError
-from compressors.progress import Progress
-from compressors.threads import device_for
-from evaluators.data import Split
-from search.export.formats import Format, Packed, Runner, Safetensors
-from search.export.subject import Subject
+from apportion.compressors.errors import OutputError
+from apportion.compressors.progress import Progress
+from apportion.compressors.threads import device_for
+from apportion.evaluators.workloads.data import Split
+from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.export.formats import Format, Packed, Runner, Safetensors
 
 _SAME = 0.1
 """Points of test accuracy by which an exported model may differ from the one that it stands for."""
 
 
 def verify(
-    form: Format, subject: Subject, path: Path, accuracy: float, shown: Path, progress: Progress | None = None
+    form: Format,
+    subject: CompressedModel,
+    path: Path,
+    accuracy: float,
+    shown: Path,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Load what was written at `path` in its runtime and run it: its `bytes`, the `largest_difference` of its outputs on
-    calibration inputs, and its test `accuracy`. Raises OutputError, with the path `shown`, where those are not the model's."""
+    """Load what was written at `path` in its runtime and run it: its `bytes`, the
+    `largest_difference` of its outputs on calibration inputs, and its test `accuracy`. Raises
+    OutputError, with the path `shown`, where those are not the model's."""
     run = form.load(subject, path)
     largest = scale = 0.0
     with torch.inference_mode():
@@ -34,19 +40,31 @@ def verify(
             largest = max(largest, float((run(inputs) - expected).abs().max()))
             scale = max(scale, float(expected.abs().max()))
     if form.tolerance is not None and not largest <= form.tolerance * scale:
-        raise OutputError(shown, f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g}")
+        raise OutputError(
+            shown,
+            f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g}",
+        )
     workload = subject.problem.workload
-    device = device_for(subject.problem.job.workers.gpus) if isinstance(form, (Safetensors, Packed)) else "cpu"
+    device = (
+        device_for(subject.problem.job.workers.gpus)
+        if isinstance(form, (Safetensors, Packed))
+        else "cpu"
+    )
     with running(run, device) as runner:
-        found = test_accuracy(runner, workload.test, workload.batch_size, progress, f"test {path.name}")
+        found = test_accuracy(
+            runner, workload.test, workload.batch_size, progress, f"test {path.name}"
+        )
     if abs(found - accuracy) > _SAME:
-        raise OutputError(shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} %")
+        raise OutputError(
+            shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} %"
+        )
     return {"bytes": path.stat().st_size, "largest_difference": largest, "accuracy": found}
 
 
 @contextmanager
 def running(model: Runner, device: str) -> Iterator[Runner]:
-    """The model, on `device` while this lasts: what is exported holds CPU tensors. Takes and gives CPU tensors itself."""
+    """The model, on `device` while this lasts: what is exported holds CPU tensors. Takes and gives
+    CPU tensors itself."""
     if device == "cpu" or not isinstance(model, nn.Module):
         yield model
         return
@@ -57,7 +75,9 @@ def running(model: Runner, device: str) -> Iterator[Runner]:
         model.cpu()
 
 
-def test_accuracy(run: Runner, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test") -> float:
+def test_accuracy(
+    run: Runner, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test"
+) -> float:
     """Accuracy of a model (as it is, eval mode) on `test` in percent; higher is better."""
     right = seen = 0
     with torch.inference_mode():

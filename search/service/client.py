@@ -1,4 +1,5 @@
-"""The service as its users call it: submit, look, follow, cancel, resume, fetch, over Ray's Jobs API."""
+"""The service as its users call it: submit, look, follow, cancel, resume, fetch, over Ray's Jobs
+API."""
 
 from __future__ import annotations
 
@@ -17,24 +18,29 @@ from typing import Any
 
 import fsspec
 
-from compressors.errors import ConfigurationError, JobError, OutputError, UnknownNameError
-from evaluators.files import is_url
-from search.service import local
-from search.service.folder import ENDED, MARK, JobFolder, JobState, job_folders
-from search.service.mirror import fetch
-from search.service.rayjobs import KEY, RayJobs, in_package, quoted
-from search.service.send import BEGIN, END
+from apportion.compressors.errors import ConfigurationError, JobError, OutputError, UnknownNameError
+from apportion.evaluators.workloads.files import is_url
+from apportion.search.service import local
+from apportion.search.service.dump_results import BEGIN, END
+from apportion.search.service.folder import ENDED, MARK, JobFolder, JobState, job_folders
+from apportion.search.service.mirror import fetch
+from apportion.search.service.rayjobs import KEY, RayJobs, in_package, quoted
 
 REMOTE_STORAGE = "~/apportion"
 """Where a cluster's jobs lie if nothing else is asked: in the home of the head node's user."""
 
 
 class Service:
-    """Jobs on the cluster at `address` (its dashboard, http://head:8265), or without one on this machine, on a Ray that is
-    started and stopped for the user. All methods raise ConfigurationError where the cluster cannot be reached."""
+    """Jobs on the cluster at `address` (its dashboard, http://head:8265), or without one on this
+    machine, on a Ray that is started and stopped for the user. All methods raise ConfigurationError
+    where the cluster cannot be reached."""
 
     def __init__(self, address: str | None = None) -> None:
-        self._ray = RayJobs(address or os.environ.get("RAY_API_SERVER_ADDRESS") or _http(os.environ.get("RAY_ADDRESS")))
+        self._ray = RayJobs(
+            address
+            or os.environ.get("RAY_API_SERVER_ADDRESS")
+            or _http(os.environ.get("RAY_ADDRESS"))
+        )
 
     def submit(
         self,
@@ -44,12 +50,12 @@ class Service:
         priority: float = 1.0,
         formats: Sequence[str] = ("safetensors",),
     ) -> tuple[str, tuple[str, ...]]:
-        """Check the job, upload what it needs, and start it; returns at once, with its id and what the user should know about its
-        files. `storage`: a folder of the head node, or
-        a URL. Raises JobError, ConfigurationError, before anything is started."""
-        from search.export import check_formats
-        from search.service.package import pack  # what these need takes seconds to import
-        from search.service.requirements import check_requirements
+        """Check the job, upload what it needs, and start it; returns at once, with its id and what
+        the user should know about its files. `storage`: a folder of the head node, or a URL. Raises
+        JobError, ConfigurationError, before anything is started."""
+        from apportion.search.export.exporting import check_formats
+        from apportion.search.service.package import pack  # what these need takes seconds to import
+        from apportion.search.service.requirements import check_requirements
 
         check_formats(formats)
         storage = self._storage(storage)
@@ -59,7 +65,9 @@ class Service:
             if self._ray.remote:
                 check_requirements(packed.job, client, self._ray.address or "", self._ray.run)
             if is_url(storage) and not (packed.job.store or "").startswith("postgres"):
-                raise JobError(job_file, "store", "a job whose storage is a URL needs a PostgreSQL store")
+                raise JobError(
+                    job_file, "store", "a job whose storage is a URL needs a PostgreSQL store"
+                )
             job = f"{_slug(job_file.stem)}-{secrets.token_hex(4)}"
             # Ray names an upload by its content, and drops it with the first job that used it.
             (Path(folder) / "submission").write_text(job)
@@ -70,7 +78,9 @@ class Service:
                 "priority": f"{priority:g}",
                 "formats": " ".join(formats),
                 "algorithms": ", ".join(name for name, _ in packed.job.search.with_parameters()),
-                "budgets": ", ".join(f"{name} {value}" for name, value in packed.job.budgets.items()),
+                "budgets": ", ".join(
+                    f"{name} {value}" for name, value in packed.job.budgets.items()
+                ),
             }
             self._ray.start(metadata, 1, working_dir=folder)
         return job, packed.notes
@@ -89,7 +99,10 @@ class Service:
         attempts = self._ray.attempts()
         if job in attempts:
             return self._state(job, attempts[job])
-        if not self._ray.remote and (state := JobFolder(local.home(), job).read_state()) is not None:
+        if (
+            not self._ray.remote
+            and (state := JobFolder(local.home(), job).read_state()) is not None
+        ):
             return _lost(state)
         raise UnknownNameError("job", job, [state.job for state in self.states()])
 
@@ -107,20 +120,23 @@ class Service:
             time.sleep(1.0)
 
     def cancel(self, job: str) -> None:
-        """Stop it within seconds; everything found is kept. Nothing happens to a job that has ended."""
+        """Stop it within seconds; everything found is kept. Nothing happens to a job that has
+        ended."""
         client, latest = self._latest(job)
         if not latest.status.is_terminal():
             client.stop_job(latest.submission_id)
             self._ray.finished(latest.submission_id)
 
     def resume(self, job: str) -> None:
-        """Go on with a job that was cancelled, failed or lost. Raises ConfigurationError for one that is still running."""
+        """Go on with a job that was cancelled, failed or lost. Raises ConfigurationError for one
+        that is still running."""
         state = self.state(job)
         if state.state == "finished":
             raise ConfigurationError(f"job {job} is finished: there is nothing to resume")
         if state.state not in ENDED:
             raise ConfigurationError(
-                f"job {job} is {state.state}, since attempt {state.attempt}: it cannot be resumed while it runs"
+                f"job {job} is {state.state}, since attempt {state.attempt}: it cannot be resumed "
+                "while it runs"
             )
         attempts = self._ray.attempts().get(job, [])
         if attempts:
@@ -131,7 +147,8 @@ class Service:
         self._ray.start(metadata, max(len(attempts), state.attempt) + 1)
 
     def fetch(self, job: str, out: Path) -> list[Path]:
-        """Copy the results of a finished job to the folder `out`; returns the files. Raises ConfigurationError, OutputError."""
+        """Copy the results of a finished job to the folder `out`; returns the files. Raises
+        ConfigurationError, OutputError."""
         state = self.state(job)
         if state.state != "finished":
             raise ConfigurationError(f"job {job} is {state.state}: only a finished job has results")
@@ -154,7 +171,9 @@ class Service:
         known = [state.job for state in self.states()]
         if job in known:
             folder = JobFolder(local.home(), job).path
-            raise ConfigurationError(f"job {job} has ended, and the Ray that ran it is gone; its folder is {folder}")
+            raise ConfigurationError(
+                f"job {job} has ended, and the Ray that ran it is gone; its folder is {folder}"
+            )
         raise UnknownNameError("job", job, known)
 
     def _state(self, job: str, attempts: list[Any]) -> JobState:
@@ -170,7 +189,9 @@ class Service:
             state = JobState.from_json(json.loads(marks[-1].removeprefix(MARK))) if marks else None
         if state is None or state.attempt < len(attempts):  # its process has said nothing yet
             begun = (latest.start_time or 0) / 1000
-            state = JobState(job, latest.metadata.get("file", ""), attempt=len(attempts), submitted=begun)
+            state = JobState(
+                job, latest.metadata.get("file", ""), attempt=len(attempts), submitted=begun
+            )
         if latest.status.is_terminal() and state.state not in ENDED:
             stopped = latest.status.value == "STOPPED"
             state.state = "cancelled" if stopped else "failed"
@@ -181,14 +202,17 @@ class Service:
     def _storage(self, asked: str | None) -> str:
         if not self._ray.remote:
             if asked is not None:
-                raise ConfigurationError(f"storage: jobs of this machine lie in {local.home()}; XDG_DATA_HOME moves that")
+                raise ConfigurationError(
+                    f"storage: jobs of this machine lie in {local.home()}; XDG_DATA_HOME moves that"
+                )
             return str(local.home())
         return asked or REMOTE_STORAGE
 
     def _fetch_by_log(self, job: str, out: Path) -> None:
         """Through the one port that is open: a small job on the head prints the results, packed."""
         storage = self._latest(job)[1].metadata["storage"]
-        send = f"exec python -m search.service.send --storage {quoted(storage)} --job {job}"
+        module = "apportion.search.service.dump_results"
+        send = f"exec python -m {module} --storage {quoted(storage)} --job {job}"
         status, text = self._ray.run(f"{in_package(storage, job)} {send}")
         if status != "SUCCEEDED" or BEGIN not in text:
             reason = (text.strip().splitlines() or ["no reason is known"])[-1]
@@ -202,7 +226,9 @@ class Service:
 def _http(address: str | None) -> str | None:
     if address is None or address.startswith("http"):
         return address
-    raise ConfigurationError(f"RAY_ADDRESS is {address}; jobs are submitted to a cluster's dashboard, http://HEAD:8265")
+    raise ConfigurationError(
+        f"RAY_ADDRESS is {address}; jobs are submitted to a cluster's dashboard, http://HEAD:8265"
+    )
 
 
 def _is_here(address: str | None) -> bool:

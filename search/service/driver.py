@@ -1,8 +1,8 @@
-"""A submitted job's own process: python -m search.service.driver --storage FOLDER --job ID [--formats ...]
+"""A submitted job's own process: python -m apportion.search.service.driver --storage FOLDER --job
+ID [--formats ...]
 
-Waits for its share of the cluster, builds, searches, exports the best profile, and keeps the job's state.json true meanwhile.
-Run again for the same job, it goes on where it stopped.
-"""
+Waits for its share of the cluster, builds, searches, exports the best profile, and keeps the job's
+state.json true meanwhile. Run again for the same job, it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
-from db.cluster import import_ray
-from db.files import finite, write_json
-from db.shares import PRIORITY, Share
-from search.service import local
-from search.service.folder import ALLOW, MARK, JobFolder, JobState
-from search.service.mirror import Mirror
-from search.service.package import JOB, code_names
+from apportion.compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
+from apportion.db.files import finite, write_json
+from apportion.evaluators.cluster.connection import import_ray
+from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
+from apportion.search.service import local
+from apportion.search.service.folder import ALLOW, MARK, JobFolder, JobState
+from apportion.search.service.mirror import Mirror
+from apportion.search.service.package import JOB, code_names
 
 _WRITE_EVERY, _MARK_EVERY, _LINE_EVERY = 2.0, 5.0, 10.0
 
 
 class Reporter:
-    """A `Progress` callback that keeps the state file, and the log, up to date. `look` tells the runs."""
+    """A `Progress` callback that keeps the state file, and the log, up to date. `look` tells the
+    runs."""
 
     def __init__(self, folder: JobFolder, state: JobState, mirror: Mirror) -> None:
         self._folder, self.state, self._mirror = folder, state, mirror
@@ -66,20 +67,32 @@ class Reporter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--storage", required=True, help="folder or URL")
     parser.add_argument("--job", required=True)
     parser.add_argument("--file", default="", help="name of the job file, as the user knows it")
     parser.add_argument("--attempt", type=int, default=1)
     parser.add_argument("--formats", nargs="+", default=["safetensors"])
-    parser.add_argument("--local", action="store_true", help="the user's own machine: code and paths of the job are trusted")
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="the user's own machine: code and paths of the job are trusted",
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     mirror = Mirror(options.storage)
     folder = JobFolder(mirror.folder, options.job)
     before = folder.read_state()
     priority = float(os.environ.get(PRIORITY, "1"))
-    state = JobState(options.job, options.file, attempt=options.attempt, priority=priority, formats=options.formats)
+    state = JobState(
+        options.job,
+        options.file,
+        attempt=options.attempt,
+        priority=priority,
+        formats=options.formats,
+    )
     if before is not None:
         state.submitted, state.file = before.submitted, before.file
     reporter = Reporter(folder, state, mirror)
@@ -96,7 +109,9 @@ def main() -> int:
 
 
 def _interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows must come to its end
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # once is enough: what follows must come to its end
     raise KeyboardInterrupt
 
 
@@ -111,7 +126,9 @@ def _finish(reporter: Reporter, state: str, error: str | None) -> int:
     return 0 if state == "finished" else 1
 
 
-def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter, mirror: Mirror) -> None:
+def _run(
+    folder: JobFolder, options: argparse.Namespace, reporter: Reporter, mirror: Mirror
+) -> None:
     mirror.pull(f"jobs/{folder.job}/package", JOB)
     reporter.enter("queued")
     _keep_package(folder)
@@ -120,12 +137,22 @@ def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter, mir
     content = json.loads((folder.package / JOB).read_text())
     named = code_names(content)
     if named and not options.local and os.environ.get(ALLOW) != "1":
-        raise ConfigurationError(f"the job names code of its own ({', '.join(named)}); the operator allows that with {ALLOW}=1")
+        raise ConfigurationError(
+            f"the job names code of its own ({', '.join(named)}); the operator allows that with "
+            f"{ALLOW}=1"
+        )
     sys.path.insert(0, str(folder.package))
     ray = import_ray()
     if options.local and (cluster := local.running("cluster")):
-        os.environ["RAY_ADDRESS"] = cluster  # Ray has set it to what was last started on this machine, by whomsoever
-    ray.init(address="auto", log_to_driver=False, logging_level="warning", runtime_env=_environment(folder))
+        os.environ["RAY_ADDRESS"] = (
+            cluster  # Ray has set it to what was last started on this machine, by whomsoever
+        )
+    ray.init(
+        address="auto",
+        log_to_driver=False,
+        logging_level="warning",
+        runtime_env=_environment(folder),
+    )
     share = _wait_for_share(ray, content, reporter)
     reporter.state.started = time.time()
     try:
@@ -136,13 +163,16 @@ def _run(folder: JobFolder, options: argparse.Namespace, reporter: Reporter, mir
 
 def _environment(folder: JobFolder) -> dict[str, Any] | None:
     """Workers get the package's code, where it holds some and Ray has not brought it already."""
-    if (folder.package / "search").is_dir() and "working_dir" not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):
+    if (folder.package / "search").is_dir() and "working_dir" not in os.environ.get(
+        "RAY_JOB_CONFIG_JSON_ENV_VAR", ""
+    ):
         return {"working_dir": str(folder.package)}
     return None
 
 
 def _keep_package(folder: JobFolder) -> None:
-    """What was submitted, out of the working folder that Ray removes one day, for a later resume."""
+    """What was submitted, out of the working folder that Ray removes one day, for a later
+    resume."""
     if folder.package.exists():
         return
     coming = folder.path / "package.coming"
@@ -151,22 +181,30 @@ def _keep_package(folder: JobFolder) -> None:
     coming.rename(folder.package)
 
 
-def _wait_for_share(ray: Any, content: dict[str, Any], reporter: Reporter) -> Share:
+def _wait_for_share(ray: Any, content: dict[str, Any], reporter: Reporter) -> Quota:
     workers = content.get("workers") or {}
-    share = Share(ray, max(1, workers.get("count", 0)), workers.get("cpus", 1), workers.get("gpus", 0))
+    share = Quota(
+        ray, max(1, workers.get("count", 0)), workers.get("cpus", 1), workers.get("gpus", 0)
+    )
     while share.count() < 1:
         reporter("wait for a share of the cluster", 0, 1)
         time.sleep(1.0)
     return share
 
 
-def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespace, reporter: Reporter, mirror: Mirror) -> None:
-    from db.format import MANIFEST
-    from db.runs import RunStore
-    from search.export import export
-    from search.job import Job
-    from search.pipeline import ModelProblem, job_runs, prepare, run_search
-    from search.report import comparison, describe_pick, league
+def _work(
+    folder: JobFolder,
+    content: dict[str, Any],
+    options: argparse.Namespace,
+    reporter: Reporter,
+    mirror: Mirror,
+) -> None:
+    from apportion.db.layers.format import MANIFEST
+    from apportion.db.runs.store import RunStore
+    from apportion.search.export.exporting import export
+    from apportion.search.jobs.job import Job
+    from apportion.search.report.league import comparison, describe_pick, league
+    from apportion.search.runs.pipeline import ModelProblem, job_runs, prepare, run_search
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
@@ -179,14 +217,22 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
     with _patiently(lambda: prepare(job, reporter), reporter) as problem:
         reporter.state.search = problem.id
         own = {run.id: run.evaluations for run in job_runs(problem)}
-        started, before = time.monotonic(), sum(run.asked for run in store.runs(problem.id) if run.id in own)
+        started, before = (
+            time.monotonic(),
+            sum(run.asked for run in store.runs(problem.id) if run.id in own),
+        )
 
         def look() -> None:
             runs = [run for run in store.runs(problem.id) if run.id in own]
             reporter.state.runs = [run.describe() for run in runs]
             best = min(((run.best, run.id) for run in runs if run.best is not None), default=None)
-            reporter.state.best = {"run": best[1], "fitness": best[0]} if best and math.isfinite(best[0]) else None
-            reporter.state.workers = {"there": problem.workers, "replaced": dict(problem.replaced)}
+            reporter.state.best = (
+                {"run": best[1], "fitness": best[0]} if best and math.isfinite(best[0]) else None
+            )
+            reporter.state.workers = {
+                "there": problem.worker_count,
+                "replaced": dict(problem.replaced),
+            }
             asked = sum(run.asked for run in runs)
             if asked > before and reporter.state.state == "searching":
                 reporter.state.rate = (asked - before) / (time.monotonic() - started)
@@ -210,9 +256,9 @@ def _work(folder: JobFolder, content: dict[str, Any], options: argparse.Namespac
 
 
 def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:
-    """The job with the places that the storage gives it. Raises ConfigurationError for a database outside of it, except for a
-    `local` job."""
-    from search.job_file import parse_job
+    """The job with the places that the storage gives it. Raises ConfigurationError for a database
+    outside of it, except for a `local` job."""
+    from apportion.search.jobs.job_file import parse_job
 
     storage = folder.path.parent.parent
     database, workers = content.get("database"), dict(content.get("workers") or {})
@@ -220,7 +266,10 @@ def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:
         workers["count"] = max(1, workers.get("count", 0))
         path = Path(os.path.normpath(storage / "databases" / database["path"]))
         if not local and not path.is_relative_to(storage):
-            raise ConfigurationError(f"database.path: {database['path']} lies outside the storage, {storage}; give it a name")
+            raise ConfigurationError(
+                f"database.path: {database['path']} lies outside the storage, {storage}; give it a "
+                "name"
+            )
         content = content | {"workers": workers, "database": database | {"path": str(path)}}
     content.setdefault("store", f"sqlite:///{storage / 'runs.sqlite'}")
     return parse_job(content, folder.package / JOB)

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import UnknownNameError, hidden
-from db.files import finite, write_json
+from apportion.compressors.errors import UnknownNameError, hidden
+from apportion.db.files import finite, write_json
 
 MARK = "@apportion "
 """Begins the lines of a job's log that hold its state as JSON."""
@@ -29,9 +29,10 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 
 @dataclass
 class JobState:
-    """`state`: queued, building, searching, exporting, finished, failed or cancelled. `step`: what is being done, how much of it
-    is done, and of how much. `runs`: one row per algorithm x seed; `rate`: evaluations per second; `left`: seconds, estimated.
-    Times are seconds since the epoch."""
+    """`state`: queued, building, searching, exporting, finished, failed or cancelled. `step`: what
+    is being done, how much of it is done, and of how much. `runs`: one row per algorithm x seed;
+    `rate`: evaluations per second; `left`: seconds, estimated. Times are seconds since the
+    epoch."""
 
     job: str
     file: str
@@ -68,7 +69,8 @@ class JobState:
 
 
 class JobFolder:
-    """`id` is one path component of letters, digits, - and _. Raises UnknownNameError for one that is not."""
+    """`id` is one path component of letters, digits, - and _. Raises UnknownNameError for one that
+    is not."""
 
     def __init__(self, storage: Path, job: str) -> None:
         if not _ID.fullmatch(job):
@@ -100,4 +102,7 @@ class JobFolder:
 def job_folders(storage: Path) -> list[JobFolder]:
     """Of all jobs in the storage, the oldest first."""
     folders = [path for path in (storage / "jobs").glob("*") if _ID.fullmatch(path.name)]
-    return [JobFolder(storage, path.name) for path in sorted(folders, key=lambda path: path.stat().st_ctime)]
+    return [
+        JobFolder(storage, path.name)
+        for path in sorted(folders, key=lambda path: path.stat().st_ctime)
+    ]

@@ -1,6 +1,7 @@
-"""What a cluster's autoscaler may make of it. The service sends this file's text to the head, where it runs by itself (no other
-module of apportion is there yet), and prints one line: MARK, and JSON {"most": workers in all, "kinds": [[is the head's, most of
-them, resources], ...]}. Node types alone are told: the rest of an autoscaler's configuration may hold secrets."""
+"""What a cluster's autoscaler may make of it. The service sends this file's text to the head, where
+it runs by itself (no other module of apportion is there yet), and prints one line: MARK, and JSON
+{"most": workers in all, "kinds": [[is the head's, most of them, resources], ...]}. Node types alone
+are told: the rest of an autoscaler's configuration may hold secrets."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ def launched() -> dict[str, Any] | None:
 
 
 def kuberay() -> dict[str, Any] | None:
-    """What KubeRay's autoscaler takes from the RayCluster that this pod is the head of, by Ray's own reading of it. The head's
-    service account may read that where the cluster has an autoscaler."""
+    """What KubeRay's autoscaler takes from the RayCluster that this pod is the head of, by Ray's
+    own reading of it. The head's service account may read that where the cluster has an
+    autoscaler."""
     name = os.environ.get("RAY_CLUSTER_NAME")
     if name is None or "KUBERNETES_SERVICE_HOST" not in os.environ:
         return None
@@ -51,7 +53,11 @@ if __name__ == "__main__":
     if config is not None:
         most = config.get("max_workers")
         kinds = [
-            (name == config.get("head_node_type"), kind.get("max_workers", most or 0), kind.get("resources") or {})
+            (
+                name == config.get("head_node_type"),
+                kind.get("max_workers", most or 0),
+                kind.get("resources") or {},
+            )
             for name, kind in config["available_node_types"].items()
         ]
         print(MARK + json.dumps({"most": most, "kinds": kinds}))

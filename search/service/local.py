@@ -1,6 +1,5 @@
-"""A Ray of the user's own on this machine, started for the first submitted job and stopped after the last:
-python -m search.service.local
-"""
+"""A Ray of the user's own on this machine, started for the first submitted job and stopped after
+the last: python -m apportion.search.service.local"""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ConfigurationError
-from db.claims import is_alive
-from db.cluster import import_ray
-from db.files import write_json
+from apportion.compressors.errors import ConfigurationError
+from apportion.db.files import write_json
+from apportion.db.runs.lease import is_alive
+from apportion.evaluators.cluster.connection import import_ray
 
 _IDLE = 20.0
 """Seconds without a job after which Ray is stopped."""
@@ -26,7 +25,8 @@ _STARTS_WITHIN = 90.0
 
 
 def home() -> Path:
-    """$XDG_DATA_HOME/apportion, or ~/.local/share/apportion: the storage of jobs that run on this machine."""
+    """$XDG_DATA_HOME/apportion, or ~/.local/share/apportion: the storage of jobs that run on this
+    machine."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "apportion"
 
 
@@ -40,18 +40,26 @@ def running(what: str = "address") -> str | None:
 
 
 def ensure() -> str:
-    """The address of the local Ray, started where there is none. Raises ConfigurationError. Does not import Ray here: its token
-    may not be there yet."""
+    """The address of the local Ray, started where there is none. Raises ConfigurationError. Does
+    not import Ray here: its token may not be there yet."""
     home().mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + _STARTS_WITHIN
     keeper = None
     while (address := running()) is None:
         if keeper is None:
             with (home() / "local.log").open("ab") as log:
-                command = [sys.executable, "-m", "search.service.local"]
-                keeper = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                command = [sys.executable, "-m", "apportion.search.service.local"]
+                keeper = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
         if keeper.poll() not in (None, 0) or time.monotonic() > end:
-            raise ConfigurationError(f"Ray cannot be started on this machine; {home() / 'local.log'} says why")
+            raise ConfigurationError(
+                f"Ray cannot be started on this machine; {home() / 'local.log'} says why"
+            )
         if keeper.poll() == 0:  # another one is starting it
             keeper = None
         time.sleep(0.2)
@@ -79,7 +87,9 @@ def main() -> int:
         address = f"http://{context.address_info['webui_url']}"
         try:
             cluster = context.address_info["gcs_address"]
-            write_json(home() / "local.json", {"address": address, "cluster": cluster, "pid": os.getpid()})
+            write_json(
+                home() / "local.json", {"address": address, "cluster": cluster, "pid": os.getpid()}
+            )
             _serve(address)
         finally:
             (home() / "local.json").unlink(missing_ok=True)

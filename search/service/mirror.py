@@ -1,4 +1,5 @@
-"""Storage at a URL (s3://, gs://, abfs://, ...): the head node works in a folder of its own, and keeps the URL up to date."""
+"""Storage at a URL (s3://, gs://, abfs://, ...): the head node works in a folder of its own, and
+keeps the URL up to date."""
 
 from __future__ import annotations
 
@@ -10,17 +11,18 @@ from typing import Any
 
 import fsspec
 
-from compressors.errors import OutputError
-from db.files import write_atomically
-from evaluators.files import cache_folder, is_url
-from search.service.folder import ENDED
+from apportion.compressors.errors import OutputError
+from apportion.db.files import write_bytes
+from apportion.evaluators.workloads.files import cache_folder, is_url
+from apportion.search.service.folder import ENDED
 
 _FOLLOW_EVERY = 5.0
 
 
 class Mirror:
-    """`folder` is where the storage's files are on this machine: the storage itself, or the copy of what lies at its URL. Names
-    are relative to it. Raises OutputError where the URL cannot be reached."""
+    """`folder` is where the storage's files are on this machine: the storage itself, or the copy of
+    what lies at its URL. Names are relative to it. Raises OutputError where the URL cannot be
+    reached."""
 
     def __init__(self, storage: str, kept: str = "storage") -> None:
         """`kept`: the folder of the user's cache that the copy is in."""
@@ -29,7 +31,9 @@ class Mirror:
         if self._url is None:
             self.folder = Path(storage).expanduser().absolute()
         else:
-            self.folder = cache_folder() / kept / hashlib.sha256(self._url.encode()).hexdigest()[:16]
+            self.folder = (
+                cache_folder() / kept / hashlib.sha256(self._url.encode()).hexdigest()[:16]
+            )
 
     def pull(self, name: str, sign: str) -> None:
         """Copy the folder `name` here, unless its file `sign` is here already, or is not there."""
@@ -49,7 +53,11 @@ class Mirror:
             return
         try:
             system, path = fsspec.url_to_fs(f"{self._url}/{name}")
-            files = [file for file in sorted(here.rglob("*")) if file.is_file()] if here.is_dir() else [here]
+            files = (
+                [file for file in sorted(here.rglob("*")) if file.is_file()]
+                if here.is_dir()
+                else [here]
+            )
             # The file that says that the rest is there comes last.
             for file in sorted(files, key=lambda file: file.name == "manifest.json"):
                 there = f"{path}/{file.relative_to(here)}" if here.is_dir() else path
@@ -59,7 +67,8 @@ class Mirror:
             raise OutputError(f"{self._url}/{name}", f"cannot be written: {error}") from error
 
     def follow(self) -> None:
-        """Bring what the jobs say of themselves here, and the results of those that have ended; every five seconds at most."""
+        """Bring what the jobs say of themselves here, and the results of those that have ended;
+        every five seconds at most."""
         if self._url is None or time.monotonic() - self._followed < _FOLLOW_EVERY:
             return
         self._followed = time.monotonic()
@@ -70,18 +79,22 @@ class Mirror:
                 name = str(there)[len(str(root)) + 1 :]
                 folder = (self.folder / name).parent
                 content = system.cat_file(there)
-                if (folder / "state.json").is_file() and (folder / "state.json").read_bytes() == content:
+                if (folder / "state.json").is_file() and (
+                    folder / "state.json"
+                ).read_bytes() == content:
                     continue
-                if json.loads(content)["state"] in ENDED and system.exists(f"{str(there).rpartition('/')[0]}/results"):
+                if json.loads(content)["state"] in ENDED and system.exists(
+                    f"{str(there).rpartition('/')[0]}/results"
+                ):
                     fetch(system, f"{str(there).rpartition('/')[0]}/results", folder / "results")
-                write_atomically(folder / "state.json", lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+                write_bytes(folder / "state.json", content)
         except Exception as error:  # each of fsspec's file systems raises its own
             raise OutputError(self._url, f"cannot be read: {error}") from error
 
 
 def fetch(system: Any, path: str, target: Path, last: str = "") -> None:
-    """Copy all files under `path` of an fsspec file system into the folder `target`; the one called `last`, which says that the
-    others are there, after them."""
+    """Copy all files under `path` of an fsspec file system into the folder `target`; the one called
+    `last`, which says that the others are there, after them."""
     for file in sorted(system.find(path), key=lambda file: str(file) == f"{path}/{last}"):
         relative = Path(str(file)[len(str(path)) :].lstrip("/"))
         copy = target / relative

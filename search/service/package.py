@@ -1,5 +1,5 @@
-"""What a job needs on the cluster, in one folder: the job, the files it names as far as they are small, the project's code, and
-the user's own modules."""
+"""What a job needs on the cluster, in one folder: the job, the files it names as far as they are
+small, the project's code, and the user's own modules."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ConfigurationError, JobError
-from db.files import write_json
-from evaluators.huggingface import PREFIX
-from evaluators.latency import is_function
-from search.job import AnyJob
-from search.job_file import load_job, map_paths, read_content, resolve_paths
+from apportion.compressors.errors import ConfigurationError, JobError
+from apportion.db.files import write_json
+from apportion.evaluators.costs.latency import is_function
+from apportion.evaluators.workloads.huggingface import PREFIX
+from apportion.search.jobs.job import AnyJob
+from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
 
 JOB = "job.json"
 LIMIT = 64 << 20
 """Bytes up to which a file or folder is uploaded. Ray takes 512 MiB in all."""
-_PROJECT = ("compressors", "db", "evaluators", "search")
+_PROJECT = "apportion"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Packed:
 
 
 def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
-    """Check the job and fill the folder `target`. Without `upload` the job runs on this machine, and its files stay where they
-    are. Raises JobError, ConfigurationError."""
+    """Check the job and fill the folder `target`. Without `upload` the job runs on this machine,
+    and its files stay where they are. Raises JobError, ConfigurationError."""
     job = load_job(job_file)
     notes: list[str] = []
     content = read_content(job_file)
@@ -41,8 +41,7 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
         _check_store(content, job_file)
         files = _Files(job_file, target, notes)
         content = map_paths(content, files.place)
-        for name in _PROJECT:
-            _copy_module(name, target)
+        _copy_module(_PROJECT, target)
         for name in code_names(content):
             _copy_module(name.partition(":")[0].partition(".")[0], target, own=True)
     else:
@@ -56,13 +55,27 @@ def code_names(content: dict[str, Any]) -> list[str]:
     found: list[str] = []
 
     def look(part: Any) -> None:
-        for one in part if isinstance(part, list) else [*part, *part.values()] if isinstance(part, dict) else ():
+        for one in (
+            part
+            if isinstance(part, list)
+            else [*part, *part.values()]
+            if isinstance(part, dict)
+            else ()
+        ):
             look(one)
-        if isinstance(part, str) and is_function(part) and not part.startswith(("torchvision:", PREFIX)):
+        if (
+            isinstance(part, str)
+            and is_function(part)
+            and not part.startswith(("torchvision:", PREFIX))
+        ):
             found.append(part)
 
-    workload, latency, search = (content.get(key) or {} for key in ("workload", "latency", "search"))
-    look([workload.get("model"), latency.get("table"), search.get("algorithms")])  # parameters too: race names algorithms
+    workload, latency, search = (
+        content.get(key) or {} for key in ("workload", "latency", "search")
+    )
+    look(
+        [workload.get("model"), latency.get("table"), search.get("algorithms")]
+    )  # parameters too: race names algorithms
     return found
 
 
@@ -74,22 +87,32 @@ class _Files:
         self._number = 0
 
     def place(self, keys: tuple[str, ...], text: str) -> str:
-        """The path that the job has on the cluster, relative to the package where it was uploaded."""
+        """The path that the job has on the cluster, relative to the package where it was
+        uploaded."""
         path = Path(text).expanduser()
         if keys == ("database", "path"):
-            return str(path) if path.is_absolute() else path.name  # in the storage's own folder of databases
+            return (
+                str(path) if path.is_absolute() else path.name
+            )  # in the storage's own folder of databases
         here = self._job_file.absolute().parent / path
         field = ".".join(keys)
         if not here.exists():
             if path.is_absolute():
-                self._notes.append(f"{field}: {path} is not on this machine; the head node must have it")
+                self._notes.append(
+                    f"{field}: {path} is not on this machine; the head node must have it"
+                )
                 return str(path)
             raise JobError(
-                self._job_file, field, f"no such file: {here} (one that is on the cluster is named by an absolute path)"
+                self._job_file,
+                field,
+                f"no such file: {here} (one that is on the cluster is named by an absolute path)",
             )
         size = _size(here)
         if size > LIMIT:
-            self._notes.append(f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the head node must have it")
+            self._notes.append(
+                f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the head node "
+                "must have it"
+            )
             return str(here)
         self._number += 1
         name = f"files/{self._number}-{here.name}"
@@ -103,7 +126,11 @@ class _Files:
 
 
 def _size(path: Path) -> int:
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    return (
+        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        if path.is_dir()
+        else path.stat().st_size
+    )
 
 
 def _check_store(content: dict[str, Any], job_file: Path) -> None:
@@ -112,12 +139,14 @@ def _check_store(content: dict[str, Any], job_file: Path) -> None:
         raise JobError(
             job_file,
             "store",
-            f"{store} is a file on this machine; name a PostgreSQL server that the cluster reaches, or leave it out",
+            f"{store} is a file on this machine; name a PostgreSQL server that the cluster "
+            "reaches, or leave it out",
         )
 
 
 def _copy_module(name: str, target: Path, *, own: bool = False) -> None:
-    """Copy the Python files of a top-level module. A user's `own` that is installed as a package is expected on the nodes."""
+    """Copy the Python files of a top-level module. A user's `own` that is installed as a package is
+    expected on the nodes."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError) as error:
@@ -125,7 +154,9 @@ def _copy_module(name: str, target: Path, *, own: bool = False) -> None:
     if spec is None or spec.origin is None:
         raise ConfigurationError(f"module {name!r} cannot be found; is its folder in PYTHONPATH?")
     origin = Path(spec.origin).resolve()
-    installed = [Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib")]
+    installed = [
+        Path(sysconfig.get_path(key)).resolve() for key in ("stdlib", "purelib", "platlib")
+    ]
     if own and any(origin.is_relative_to(folder) for folder in installed):
         return
     if origin.name != "__init__.py":

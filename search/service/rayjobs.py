@@ -1,4 +1,5 @@
-"""Jobs as Ray knows them. A job's attempts are Ray jobs whose metadata name it; the client needs the dashboard's port alone."""
+"""Jobs as Ray knows them. A job's attempts are Ray jobs whose metadata name it; the client needs
+the dashboard's port alone."""
 
 from __future__ import annotations
 
@@ -10,11 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from compressors.errors import ConfigurationError
-from db.cluster import import_ray
-from db.shares import JOB, PRIORITY
-from evaluators.files import is_url
-from search.service import local
+from apportion.compressors.errors import ConfigurationError
+from apportion.evaluators.cluster.connection import import_ray
+from apportion.evaluators.cluster.scheduler import JOB, PRIORITY
+from apportion.evaluators.workloads.files import is_url
+from apportion.search.service import local
 
 KEY = "apportion"
 _READY_WITHIN = 60.0
@@ -29,10 +30,12 @@ class RayJobs:
         self._client: Any = None
 
     def client(self, start: bool = False) -> Any:
-        """Ray's job client; None where no Ray runs on this machine, unless it is to `start`. Raises ConfigurationError where
-        none answers."""
+        """Ray's job client; None where no Ray runs on this machine, unless it is to `start`. Raises
+        ConfigurationError where none answers."""
         if self._client is None:
-            address = self.address if self.remote else (local.ensure() if start else local.running())
+            address = (
+                self.address if self.remote else (local.ensure() if start else local.running())
+            )
             if address is None:
                 return None
             _use_token()
@@ -40,12 +43,20 @@ class RayJobs:
             from ray.job_submission import JobSubmissionClient
 
             logging.getLogger("ray").setLevel(logging.WARNING)
-            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)  # Ray sets it apart
+            logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(
+                logging.WARNING
+            )  # Ray sets it apart
             try:
                 self._client = JobSubmissionClient(address)
-            except (ConnectionError, RuntimeError, getattr(ray.exceptions, "AuthenticationError", RuntimeError)) as error:
+            except (
+                ConnectionError,
+                RuntimeError,
+                getattr(ray.exceptions, "AuthenticationError", RuntimeError),
+            ) as error:
                 reason = str(error).strip().splitlines()[0]
-                raise ConfigurationError(f"no Ray cluster answers at {address}: {reason}") from error
+                raise ConfigurationError(
+                    f"no Ray cluster answers at {address}: {reason}"
+                ) from error
             self.address = address
         return self._client
 
@@ -60,26 +71,36 @@ class RayJobs:
         return found
 
     def start(self, metadata: dict[str, str], attempt: int, working_dir: str | None = None) -> None:
-        """Start an attempt at a job: its first with what lies in `working_dir`, later ones with what the first one kept.
-        Raises ConfigurationError where that attempt is there already."""
+        """Start an attempt at a job: its first with what lies in `working_dir`, later ones with
+        what the first one kept. Raises ConfigurationError where that attempt is there already."""
         job, storage = metadata[KEY], metadata["storage"]
         python = "python" if self.remote else shlex.quote(sys.executable)
         command = (
-            f"exec {python} -m search.service.driver --storage {quoted(storage)} --job {job} --attempt {attempt} "
-            f"--file {shlex.quote(metadata['file'])} --formats {metadata['formats']}" + ("" if self.remote else " --local")
+            f"exec {python} -m apportion.search.service.driver --storage {quoted(storage)} --job "
+            f"{job} --attempt {attempt} "
+            f"--file {shlex.quote(metadata['file'])} --formats {metadata['formats']}"
+            + ("" if self.remote else " --local")
         )
         environment = {JOB: job, PRIORITY: metadata["priority"], "PYTHONUNBUFFERED": "1"}
         if not self.remote:
-            environment |= {key: os.environ[key] for key in ("PYTHONPATH", "XDG_CACHE_HOME") if key in os.environ}
+            environment |= {
+                key: os.environ[key]
+                for key in ("PYTHONPATH", "XDG_CACHE_HOME")
+                if key in os.environ
+            }
         runtime: dict[str, Any] = {"env_vars": environment}
         if working_dir:
             runtime["working_dir"] = working_dir
-        elif self.remote and not is_url(storage):  # one at a URL is fetched by the code that the head has
+        elif self.remote and not is_url(
+            storage
+        ):  # one at a URL is fetched by the code that the head has
             command = f"{in_package(storage, job)} {command}"
         client = self.client(start=True)
         name = f"{job}-{attempt}" if attempt > 1 else job
         if any(other.submission_id == name for other in client.list_jobs()):
-            raise ConfigurationError(f"job {job}: attempt {attempt} was started by somebody else this moment")
+            raise ConfigurationError(
+                f"job {job}: attempt {attempt} was started by somebody else this moment"
+            )
         self._submit(entrypoint=command, submission_id=name, runtime_env=runtime, metadata=metadata)
 
     def run(self, command: str) -> tuple[str, str]:
@@ -99,7 +120,9 @@ class RayJobs:
             except RuntimeError as error:
                 if "No available agent" not in str(error) or time.monotonic() > end:
                     reason = str(error).strip().splitlines()[0]
-                    raise ConfigurationError(f"the cluster at {self.address} takes no job: {reason}") from error
+                    raise ConfigurationError(
+                        f"the cluster at {self.address} takes no job: {reason}"
+                    ) from error
             time.sleep(1.0)
 
     def finished(self, submission: str, every: float = 0.2) -> str:
@@ -111,7 +134,8 @@ class RayJobs:
 
 
 def in_package(storage: str, job: str) -> str:
-    """The beginning of a command on the head node that runs the code which was submitted with the job."""
+    """The beginning of a command on the head node that runs the code which was submitted with the
+    job."""
     package = f"{quoted(storage)}/jobs/{job}/package"
     return f"cd {package} && PYTHONPATH={package}"
 
@@ -122,7 +146,12 @@ def quoted(path: str) -> str:
 
 
 def _use_token() -> None:
-    """Ray's own servers ask for the user's token by default; its job client sends it only where this says so."""
-    there = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or (Path.home() / ".ray/auth_token").is_file()
+    """Ray's own servers ask for the user's token by default; its job client sends it only where
+    this says so."""
+    there = (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or (Path.home() / ".ray/auth_token").is_file()
+    )
     if there:
         os.environ.setdefault("RAY_AUTH_MODE", "token")

@@ -14,12 +14,12 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from compressors.errors import ApportionError
-from db.runs import RunStore
-from search.service.folder import JobFolder, JobState, job_folders
-from search.service.mirror import Mirror
-from search.web.figures import job_figures, job_summary
-from search.web.report import page
+from apportion.compressors.errors import ApportionError
+from apportion.db.runs.store import RunStore
+from apportion.search.report.figures import job_figures, job_summary
+from apportion.search.service.folder import JobFolder, JobState, job_folders
+from apportion.search.service.mirror import Mirror
+from apportion.search.web.report import page
 
 _LOOK_EVERY = 1.0
 _COOKIE = "apportion_token"
@@ -37,7 +37,10 @@ class Jobs:
         """Of all jobs, the newest first."""
         states = self._states()
         service = _searching(states)
-        rows = {(url, job): self._named(job_summary(self._opened(url), job), state) for (url, job), state in service.items()}
+        rows = {
+            (url, job): self._named(job_summary(self._opened(url), job), state)
+            for (url, job), state in service.items()
+        }
         if self._store is not None:
             for job in self._opened(self._store).jobs():
                 rows.setdefault((self._store, job), job_summary(self._opened(self._store), job))
@@ -47,7 +50,9 @@ class Jobs:
     def figures(self, job: str) -> dict[str, Any]:
         """Raises KeyError for a job that is not there."""
         url, state = self._find(job)
-        version = self.version(job)  # of what was there before the figures were read: too old is looked at again
+        version = self.version(
+            job
+        )  # of what was there before the figures were read: too old is looked at again
         found = job_figures(self._opened(url), job) | {"version": version}
         found["summary"] = self._named(found["summary"], state)
         found["files"] = [str(path) for path in self._files(state)]
@@ -57,12 +62,16 @@ class Jobs:
         """What differs when the figures do, and takes little to read. Raises KeyError."""
         url, state = self._find(job)
         runs = [(run.id, run.told, run.state) for run in self._opened(url).runs(job)]
-        return hashlib.sha256(repr((runs, state.state if state else None)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((runs, state.state if state else None)).encode()).hexdigest()[
+            :16
+        ]
 
     def file(self, job: str, name: str) -> Path:
         """One of the job's result files. Raises KeyError."""
         _, state = self._find(job)
-        if state is None or Path(name) not in self._files(state):  # only what is listed, so nothing outside the folder
+        if state is None or Path(name) not in self._files(
+            state
+        ):  # only what is listed, so nothing outside the folder
             raise KeyError(name)
         return JobFolder(self._storage, state.job).results / name
 
@@ -70,7 +79,11 @@ class Jobs:
         if state is None:
             return []
         results = JobFolder(self._storage, state.job).results
-        return sorted(path.relative_to(results) for path in results.rglob("*") if path.is_file() and not path.is_symlink())
+        return sorted(
+            path.relative_to(results)
+            for path in results.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
 
     def _find(self, job: str) -> tuple[str, JobState | None]:
         for (url, own), state in _searching(self._states()).items():
@@ -82,7 +95,11 @@ class Jobs:
 
     def _states(self) -> list[JobState]:
         self._mirror.follow()
-        return [state for folder in job_folders(self._storage) if (state := folder.read_state()) is not None]
+        return [
+            state
+            for folder in job_folders(self._storage)
+            if (state := folder.read_state()) is not None
+        ]
 
     @staticmethod
     def _named(summary: dict[str, Any], state: JobState | None) -> dict[str, Any]:
@@ -95,19 +112,32 @@ class Jobs:
 
 
 def _searching(states: Sequence[JobState]) -> dict[tuple[str, str], JobState]:
-    """(store, job in it) -> state, of those that have begun to search; the latest where several are one."""
+    """(store, job in it) -> state, of those that have begun to search; the latest where several are
+    one."""
     return {(state.store, state.search): state for state in states if state.store and state.search}
 
 
 def _not_searching(state: JobState) -> dict[str, Any]:
     """The row of a job that has not begun to search, and may never."""
     said = state.state if state.step is None else "{}: {} {}/{}".format(state.state, *state.step)
-    row = {"job": state.job, "state": f"{said}: {state.error}" if state.error else said, "waiting": True}
-    return row | {"fitness": None, "budgets": {}, "algorithms": [], "asked": 0, "evaluations": 0, "best": None}
+    row = {
+        "job": state.job,
+        "state": f"{said}: {state.error}" if state.error else said,
+        "waiting": True,
+    }
+    return row | {
+        "fitness": None,
+        "budgets": {},
+        "algorithms": [],
+        "asked": 0,
+        "evaluations": 0,
+        "best": None,
+    }
 
 
 def make_app(jobs: Jobs, token: str | None = None) -> FastAPI:
-    """The application; with a `token`, only for who has it: as `Authorization: Bearer`, or once as ?token=, then a cookie."""
+    """The application; with a `token`, only for who has it: as `Authorization: Bearer`, or once as
+    ?token=, then a cookie."""
     app = FastAPI(title="apportion", docs_url=None, redoc_url=None, openapi_url=None)
     text = page()
 
@@ -117,13 +147,18 @@ def make_app(jobs: Jobs, token: str | None = None) -> FastAPI:
         if token is not None:
             bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
             offered = (given, bearer, request.cookies.get(_COOKIE))
-            if not any(one and secrets.compare_digest(one.encode(), token.encode()) for one in offered):
-                return JSONResponse({"detail": "a token is needed: ?token=... or Authorization: Bearer"}, 401)
+            if not any(
+                one and secrets.compare_digest(one.encode(), token.encode()) for one in offered
+            ):
+                return JSONResponse(
+                    {"detail": "a token is needed: ?token=... or Authorization: Bearer"}, 401
+                )
         response: Response = await call_next(request)
         if token is not None and given:
             response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
         response.headers["Content-Security-Policy"] = (
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:; "
+            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+            "connect-src 'self'; img-src data:; "
             "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
         )
         response.headers["X-Content-Type-Options"] = "nosniff"
@@ -167,9 +202,13 @@ async def _answer(read: Callable[[], Any]) -> Any:
 
 
 def _events(
-    request: Request, version: Callable[[], object], read: Callable[[], Any], seen: str | None = None
+    request: Request,
+    version: Callable[[], object],
+    read: Callable[[], Any],
+    seen: str | None = None,
 ) -> StreamingResponse:
-    """Server-sent events: what `read` gives, whenever `version` has changed since the one that the page has `seen`."""
+    """Server-sent events: what `read` gives, whenever `version` has changed since the one that the
+    page has `seen`."""
 
     async def stream() -> AsyncIterator[str]:
         before = seen or await _answer(version)
@@ -180,4 +219,6 @@ def _events(
                 before = now
                 yield f"data: {json.dumps(await _answer(read), allow_nan=False)}\n\n"
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+    )

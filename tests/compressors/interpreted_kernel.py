@@ -1,19 +1,21 @@
-"""The Triton kernel's arithmetic in Triton's interpreter, on the CPU. `test_fused.py` runs this file in a process of its own:
-the interpreter takes over triton for good."""
+"""The Triton kernel's arithmetic in Triton's interpreter, on the CPU. `test_fused.py` runs this
+file in a process of its own: the interpreter takes over triton for good."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from compressors import fused, textbook
-from compressors.grids import fit_grid
+from apportion.compressors.elimination import fused, textbook
+from apportion.compressors.grids import fit_grid
 
 
 def problem(seed: int, rows: int, d: int) -> tuple[Tensor, Tensor]:
     """Weights [rows, d] and an inverse Hessian [d, d], float64."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3 * d, d, generator=generator, dtype=torch.float64)
-    return torch.randn(rows, d, generator=generator, dtype=torch.float64), torch.linalg.inv(x.T @ x / d)
+    return torch.randn(rows, d, generator=generator, dtype=torch.float64), torch.linalg.inv(
+        x.T @ x / d
+    )
 
 
 @pytest.mark.parametrize("d", [1, 5, 48])
@@ -27,7 +29,10 @@ def test_its_order_is_the_textbooks(d: int) -> None:
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 3), (0, 2)])
 def test_its_patterns_are_the_textbooks(n: int, m: int) -> None:
     weight, hinv = problem(n, 3, 36)
-    ours, expected = fused.prune_n_of_m(weight, hinv, n, m), textbook.prune_n_of_m(weight, hinv, n, m)
+    ours, expected = (
+        fused.prune_n_of_m(weight, hinv, n, m),
+        textbook.prune_n_of_m(weight, hinv, n, m),
+    )
     torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -38,10 +43,14 @@ def test_it_quantizes_as_the_textbook_does(bits: int) -> None:
     fixed[1], fixed[2] = False, True
     weight = weight.masked_fill(fixed, 0)
     grid = fit_grid(weight, bits)
-    assert torch.equal(fused.quantize(weight, hinv, grid, fixed), textbook.quantize(weight, hinv, grid, fixed))
+    assert torch.equal(
+        fused.quantize(weight, hinv, grid, fixed), textbook.quantize(weight, hinv, grid, fixed)
+    )
 
 
-def test_it_checks_itself_before_it_is_used(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_checks_itself_before_it_is_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     assert fused.works_on(torch.device("cpu"))
     fused.works_on.cache_clear()
     monkeypatch.setattr(fused, "prune_n_of_m", lambda weight, *_: weight)  # a miscompiled kernel

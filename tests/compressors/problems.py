@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from compressors.layers import LayerSpec
+from apportion.compressors.layers import LayerSpec
 
 
 def problem(seed: int, rows: int = 6, d: int = 12) -> tuple[Tensor, Tensor]:
@@ -12,9 +12,9 @@ def problem(seed: int, rows: int = 6, d: int = 12) -> tuple[Tensor, Tensor]:
     x = torch.randn(4 * d, d, generator=generator, dtype=torch.float64) @ torch.randn(
         d, d, generator=generator, dtype=torch.float64
     )
-    return torch.randn(rows, d, generator=generator, dtype=torch.float64), 2 * x.T @ x / len(x) + 0.01 * torch.eye(
-        d, dtype=torch.float64
-    )
+    return torch.randn(rows, d, generator=generator, dtype=torch.float64), 2 * x.T @ x / len(
+        x
+    ) + 0.01 * torch.eye(d, dtype=torch.float64)
 
 
 def linear(rows: int, columns: int) -> LayerSpec:

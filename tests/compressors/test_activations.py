@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from compressors.activations import ActivationGrid, calibrate_activations, quantize_input
-from compressors.errors import LayerError
-from compressors.grids import GridOptions, fit_grid
-from compressors.layers import find_layers
+from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
+from apportion.compressors.errors import LayerError
+from apportion.compressors.grids import GridOptions, fit_grid
+from apportion.compressors.layers import find_layers
 
 
 class Net(nn.Module):

@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("numba", reason="apportion[fast] is not installed")
 
-from compressors import compiled
+from apportion.compressors.elimination import compiled
 
 BELOW = "from numba import njit\n\n@njit\ndef step(x):\n    return x + {}\n"
 ABOVE = """
 import below
-from compressors.compiled import compiled
+from apportion.compressors.elimination.compiled import compiled
 
 @compiled(below)
 def run(x):
@@ -30,7 +30,9 @@ def test_what_is_kept_follows_the_modules_below(tmp_path: Path) -> None:
     def result(added: int) -> str:
         (tmp_path / "below.py").write_text(BELOW.format(added))
         command = [sys.executable, "-B", "-c", "import above"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     assert result(1) == "2 0"
     assert result(1) == "2 1"  # kept

@@ -7,8 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.corrections import NAMES, check_correction, correct, record, retune_batchnorm, targets
-from compressors.errors import UnknownNameError
+from apportion.compressors.corrections import (
+    NAMES,
+    check_correction,
+    correct,
+    record,
+    retune_batchnorm,
+    targets,
+)
+from apportion.compressors.errors import UnknownNameError
 
 
 def batches() -> Iterator[Tensor]:
@@ -19,16 +26,28 @@ def batches() -> Iterator[Tensor]:
 def folded() -> nn.Module:
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3, groups=1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)
+        nn.Conv2d(3, 6, 3),
+        nn.ReLU(),
+        nn.Conv2d(6, 5, 3, groups=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(80, 4),
     ).eval()
 
 
 def normalised() -> nn.Module:
     torch.manual_seed(2)
     net = nn.Sequential(
-        nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(),
-        nn.Flatten(2), nn.LayerNorm(16), nn.Linear(16, 4),
-    )  # fmt: skip
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.GroupNorm(2, 8),
+        nn.ReLU(),
+        nn.Flatten(2),
+        nn.LayerNorm(16),
+        nn.Linear(16, 4),
+    )
     for module in net.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
             nn.init.uniform_(module.weight, 0.5, 2)
@@ -46,7 +65,8 @@ def damaged(model: nn.Module) -> nn.Module:
 
 
 def distance(model: nn.Module, dense: nn.Module, variance: bool, at: dict[str, nn.Module]) -> float:
-    """Largest distance of means (and variances) of the outputs from the dense model's, in standard deviations."""
+    """Largest distance of means (and variances) of the outputs from the dense model's, in standard
+    deviations."""
     now, then = ({n: r.whole for n, r in record(m, batches()).items()} for m in (model, dense))
     worst = 0.0
     for name in at:
@@ -77,8 +97,12 @@ def test_a_single_batch_is_matched_exactly() -> None:
     correct("statistics", model, lambda: [inputs], record(dense, [inputs]))
     now, then = record(model, [inputs]), record(dense, [inputs])
     for name in targets(dense, variance=True):
-        torch.testing.assert_close(now[name].whole.mean, then[name].whole.mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(now[name].whole.variance, then[name].whole.variance, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            now[name].whole.mean, then[name].whole.mean, rtol=1e-4, atol=1e-5
+        )
+        torch.testing.assert_close(
+            now[name].whole.variance, then[name].whole.variance, rtol=1e-3, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", ["statistics", "bias"])
@@ -93,10 +117,18 @@ def test_the_dense_model_stays_as_it_is(name: str) -> None:
 def test_zeros_stay_zeros_and_shared_tensors_are_left_alone() -> None:
     dense = folded()
     model = damaged(dense)
-    shared = [module.weight.data for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    shared = [
+        module.weight.data
+        for module in model.modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
     kept = [weight.clone() for weight in shared]
     correct("statistics", model, batches, record(dense, batches()))
-    after = [module.weight.data for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    after = [
+        module.weight.data
+        for module in model.modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
     assert all(torch.equal(a, b) for a, b in zip(shared, kept, strict=True))
     assert all(torch.equal(a == 0, b == 0) for a, b in zip(after, kept, strict=True))
 
@@ -115,7 +147,10 @@ def test_a_channel_that_is_gone_is_moved_and_not_stretched() -> None:
 def test_unknown_corrections_are_named() -> None:
     for name in NAMES:
         check_correction(name)
-    with pytest.raises(UnknownNameError, match=r"corrections: unknown correction 'batchnrm'; did you mean 'batchnorm'"):
+    with pytest.raises(
+        UnknownNameError,
+        match=r"corrections: unknown correction 'batchnrm'; did you mean 'batchnorm'",
+    ):
         check_correction("batchnrm")
 
 

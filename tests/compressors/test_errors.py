@@ -7,10 +7,12 @@ import pickle
 
 import pytest
 
-from compressors import errors
-from compressors.errors import ApportionError
+from apportion.compressors import errors
+from apportion.compressors.errors import ApportionError
 
-ERRORS = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, ApportionError)]
+ERRORS = [
+    cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, ApportionError)
+]
 
 
 @pytest.mark.parametrize("cls", ERRORS, ids=lambda cls: cls.__name__)
@@ -18,7 +20,9 @@ def test_every_error_travels(cls: type[ApportionError]) -> None:
     required = [
         name
         for name, parameter in inspect.signature(cls.__init__).parameters.items()
-        if name != "self" and parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if name != "self"
+        and parameter.default is parameter.empty
+        and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
     ]
     numbers = {"asked", "reachable"}
     error = cls(*(0.5 if name in numbers else f"a {name}" for name in required))

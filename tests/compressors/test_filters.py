@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from compressors.layers import LayerSpec, find_layers
-from compressors.levels import parse_level
-from compressors.obs import compress_layer, fits, layer_error
+from apportion.compressors.layers import LayerSpec, find_layers
+from apportion.compressors.levels import parse_level
+from apportion.compressors.obs import compress_layer, fits, layer_error
 from tests.compressors.problems import linear, problem
 
 
@@ -26,13 +26,18 @@ def test_the_filters_that_go_are_the_best(seed: int) -> None:
         removed[list(rows)] = weight[list(rows)]
         return layer_error(removed, hessian[None])
 
-    assert made.error == pytest.approx(min(rise(rows) for rows in itertools.combinations(range(7), 3)), rel=1e-5)
+    assert made.error == pytest.approx(
+        min(rise(rows) for rows in itertools.combinations(range(7), 3)), rel=1e-5
+    )
 
 
 def test_an_identity_hessian_removes_by_magnitude() -> None:
     weight, _ = problem(3, rows=9)
     ours, data_free = compress_layer(
-        weight, linear(9, 12), torch.eye(12)[None], [parse_level("filter-0.30"), parse_level("mag:filter-0.30")]
+        weight,
+        linear(9, 12),
+        torch.eye(12)[None],
+        [parse_level("filter-0.30"), parse_level("mag:filter-0.30")],
     )
     assert torch.equal(ours.weight, data_free.weight)
     assert not ours.weight[weight.norm(dim=1).argsort()[:3]].any()
@@ -51,12 +56,21 @@ def test_what_is_left_is_quantized_and_nothing_else() -> None:
     (made,) = compress_layer(weight, linear(8, 12), hessian[None], [parse_level("filter-0.25+w4")])
     assert made.grid is not None
     assert int((~made.weight.any(1)).sum()) == 2
-    assert torch.allclose(made.grid.values(made.grid.codes(made.weight))[made.weight.any(1)], made.weight[made.weight.any(1)])
+    assert torch.allclose(
+        made.grid.values(made.grid.codes(made.weight))[made.weight.any(1)],
+        made.weight[made.weight.any(1)],
+    )
 
 
 @pytest.mark.parametrize(
     ("groups", "rows", "share", "expected"),
-    [(1, 8, 0.5, True), (8, 8, 0.5, True), (2, 8, 0.5, False), (1, 8, 0.99, False), (1, 1, 0.5, False)],
+    [
+        (1, 8, 0.5, True),
+        (8, 8, 0.5, True),
+        (2, 8, 0.5, False),
+        (1, 8, 0.99, False),
+        (1, 1, 0.5, False),
+    ],
 )
 def test_layers_that_filters_fit(groups: int, rows: int, share: float, expected: bool) -> None:
     spec = LayerSpec("conv", "conv2d", (rows, 4, 3, 3), groups, rows, 36)

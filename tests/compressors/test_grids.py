@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressors.grids import GridOptions, fit_grid
+from apportion.compressors.grids import GridOptions, fit_grid
 
 OPTIONS = st.builds(
     GridOptions,
@@ -22,7 +22,9 @@ def draw(seed: int, rows: int = 5, columns: int = 40) -> torch.Tensor:
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 8), OPTIONS)
-def test_every_grid_holds_zero_and_has_its_shape(seed: int, bits: int, options: GridOptions) -> None:
+def test_every_grid_holds_zero_and_has_its_shape(
+    seed: int, bits: int, options: GridOptions
+) -> None:
     weight = draw(seed)
     grid = fit_grid(weight, bits, options)
     assert grid.scale.shape == grid.zero.shape == ((1, 1) if options.per == "tensor" else (5, 1))
@@ -41,17 +43,26 @@ def test_every_grid_holds_zero_and_has_its_shape(seed: int, bits: int, options: 
 @given(st.integers(0, 1000), st.integers(2, 8), OPTIONS)
 def test_the_full_range_is_exact_at_its_ends(seed: int, bits: int, options: GridOptions) -> None:
     weight = draw(seed)
-    grid = fit_grid(weight, bits, GridOptions(options.per, options.symmetric, "minmax", options.scale))
-    assert ((grid.nearest(weight) - weight).abs() <= grid.scale * (1 if options.symmetric else 0.51) + 1e-6).all()
+    grid = fit_grid(
+        weight, bits, GridOptions(options.per, options.symmetric, "minmax", options.scale)
+    )
+    assert (
+        (grid.nearest(weight) - weight).abs()
+        <= grid.scale * (1 if options.symmetric else 0.51) + 1e-6
+    ).all()
 
 
 @pytest.mark.parametrize("per", ["channel", "tensor"])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_the_searched_range_is_never_worse_than_the_full_one(per: Literal["channel", "tensor"], symmetric: bool) -> None:
+def test_the_searched_range_is_never_worse_than_the_full_one(
+    per: Literal["channel", "tensor"], symmetric: bool
+) -> None:
     weight = draw(1, 8, 200)
 
     def error(fit: Literal["mse", "minmax"]) -> torch.Tensor:
-        every = (fit_grid(weight, 3, GridOptions(per, symmetric, fit)).nearest(weight) - weight).abs() ** 2.4
+        every = (
+            fit_grid(weight, 3, GridOptions(per, symmetric, fit)).nearest(weight) - weight
+        ).abs() ** 2.4
         return every.sum() if per == "tensor" else every.sum(1)
 
     assert (error("mse") <= error("minmax")).all()

@@ -6,14 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressors.activations import ActivationGrid
-from compressors.grids import GridOptions, fit_grid
-from compressors.held import Hold, held
+from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.grids import GridOptions, fit_grid
+from apportion.evaluators.training.held import Hold, held
 
 
 def network(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 3))
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 3)
+    )
 
 
 def train(model: nn.Module, steps: int = 5) -> None:
@@ -27,7 +29,9 @@ def train(model: nn.Module, steps: int = 5) -> None:
 
 
 @settings(deadline=None, max_examples=8)
-@given(st.integers(0, 1000), st.integers(1, 8), st.booleans(), st.sampled_from(["channel", "tensor"]))
+@given(
+    st.integers(0, 1000), st.integers(1, 8), st.booleans(), st.sampled_from(["channel", "tensor"])
+)
 def test_zeros_and_grids_hold_to_the_bit(seed: int, bits: int, symmetric: bool, per: str) -> None:
     model = network(seed)
     conv, linear = model[0], model[3]
@@ -38,7 +42,9 @@ def test_zeros_and_grids_hold_to_the_bit(seed: int, bits: int, symmetric: bool, 
         conv.weight *= mask
         for name, layer in (("0", conv), ("3", linear)):
             grids[name] = fit_grid(layer.weight.flatten(1), bits, options)
-            layer.weight.copy_(grids[name].nearest(layer.weight.flatten(1)).reshape(layer.weight.shape))
+            layer.weight.copy_(
+                grids[name].nearest(layer.weight.flatten(1)).reshape(layer.weight.shape)
+            )
     stitched = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     x = torch.randn(2, 2, 5, 5, generator=torch.Generator().manual_seed(2))
     expected = model(x)
@@ -70,7 +76,10 @@ def test_without_a_grid_the_free_weights_train_and_the_others_stay() -> None:
 
 def test_an_error_leaves_plain_weights() -> None:
     model = network(0)
-    with pytest.raises(KeyboardInterrupt), held(model, {"0": Hold(torch.ones_like(model[0].weight, dtype=torch.bool))}):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        held(model, {"0": Hold(torch.ones_like(model[0].weight, dtype=torch.bool))}),
+    ):
         raise KeyboardInterrupt
     assert "0.weight" in model.state_dict()
 
@@ -89,7 +98,10 @@ def test_the_scales_gradient_is_lsqs() -> None:
         raw: Tensor = layer.parametrizations.weight.original.grad  # type: ignore[union-attr, assignment]
     code = v / s + z
     inside = (code.round() >= 0) & (code.round() <= 7)
-    expected = torch.where(inside, code.round() - code, code.round().clamp(0, 7) - z).sum() / (40 * 7) ** 0.5
+    expected = (
+        torch.where(inside, code.round() - code, code.round().clamp(0, 7) - z).sum()
+        / (40 * 7) ** 0.5
+    )
     torch.testing.assert_close(made.sum(), expected)
     assert torch.equal(raw != 0, inside)
 
@@ -118,7 +130,9 @@ def test_a_shared_weight_stays_shared(bits: int | None) -> None:
     generator = torch.Generator().manual_seed(1)
     with held(model, {"0": Hold(mask, grid)}) as found:
         parameters = list(model.parameters())
-        assert len(parameters) == (4 if bits else 3)  # the weight once, two biases, and the grid's scale once
+        assert len(parameters) == (
+            4 if bits else 3
+        )  # the weight once, two biases, and the grid's scale once
         optimizer = torch.optim.SGD(parameters, 0.1)
         for _ in range(20):
             optimizer.zero_grad()
@@ -130,4 +144,6 @@ def test_a_shared_weight_stays_shared(bits: int | None) -> None:
     assert not (first.weight[~mask] != 0).any()
     if bits:
         trained = found["0"]
-        assert torch.equal(trained.values(trained.codes(first.weight.detach())) * mask, first.weight)
+        assert torch.equal(
+            trained.values(trained.codes(first.weight.detach())) * mask, first.weight
+        )

@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressors.errors import LayerError, ModelError
-from compressors.hessian import collect_hessians, inverse
-from compressors.layers import count_macs, find_layers, from_matrix, to_matrix
+from apportion.compressors.errors import LayerError, ModelError
+from apportion.compressors.hessian import collect_hessians, inverse
+from apportion.compressors.layers import count_macs, find_layers, from_matrix, to_matrix
 
 
 @st.composite
@@ -40,8 +40,11 @@ def outputs_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 @settings(deadline=None, max_examples=80)
 @given(modules(), st.integers(0, 2**31))
-def test_the_hessian_is_that_of_the_squared_change_of_the_output(case: tuple[nn.Module, tuple[int, ...]], seed: int) -> None:
-    """1/2 tr(dW H dW^T) = mean over samples of |f_{W + dW}(x) - f_W(x)|^2, whatever the layer does with its input."""
+def test_the_hessian_is_that_of_the_squared_change_of_the_output(
+    case: tuple[nn.Module, tuple[int, ...]], seed: int
+) -> None:
+    """1/2 tr(dW H dW^T) = mean over samples of |f_{W + dW}(x) - f_W(x)|^2, whatever the layer does
+    with its input."""
     module, shape = case
     module = module.double()
     generator = torch.Generator().manual_seed(seed)
@@ -85,7 +88,9 @@ def test_streaming_equals_one_batch() -> None:
     whole = collect_hessians(model, layers, [x])
     parts = collect_hessians(model, layers, [x[:5], x[5:6], x[6:]])
     for name, hessian in whole.items():
-        torch.testing.assert_close(parts[name], hessian, rtol=1e-4, atol=1e-6)  # the float32 activations depend on the batch
+        torch.testing.assert_close(
+            parts[name], hessian, rtol=1e-4, atol=1e-6
+        )  # the float32 activations depend on the batch
         assert hessian.dtype == torch.float64
     assert not model[0]._forward_pre_hooks
 
@@ -133,7 +138,9 @@ def test_a_hessian_that_is_not_finite_names_its_layer() -> None:
     assert not model[0]._forward_pre_hooks
 
 
-def test_dead_columns_are_left_out_and_singular_hessians_damped(caplog: pytest.LogCaptureFixture) -> None:
+def test_dead_columns_are_left_out_and_singular_hessians_damped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[:, 1] = 0
     h = 2 * x.T @ x

@@ -4,15 +4,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressors.errors import LevelError
-from compressors.levels import DENSE, Level, Quantization, Sparsity, expand_levels, parse_level
+from apportion.compressors.errors import LevelError
+from apportion.compressors.levels import (
+    DENSE,
+    Level,
+    Quantization,
+    Sparsity,
+    expand_levels,
+    parse_level,
+)
 
 fractions = st.integers(1, 999_999).map(lambda n: n / 1_000_000)
 sparsities = st.one_of(
     st.builds(lambda f, m: Sparsity("unstr", f, magnitude=m), fractions, st.booleans()),
-    st.builds(lambda f, b, m: Sparsity("block", f, block=b, magnitude=m), fractions, st.integers(1, 64), st.booleans()),
     st.builds(
-        lambda nm, mag: Sparsity("nm", round(1 - nm[0] / nm[1], 6), n=nm[0], m=nm[1], magnitude=mag),
+        lambda f, b, m: Sparsity("block", f, block=b, magnitude=m),
+        fractions,
+        st.integers(1, 64),
+        st.booleans(),
+    ),
+    st.builds(
+        lambda nm, mag: Sparsity(
+            "nm", round(1 - nm[0] / nm[1], 6), n=nm[0], m=nm[1], magnitude=mag
+        ),
         st.tuples(st.integers(1, 32), st.integers(1, 32)).map(lambda t: (min(t), max(t))),
         st.booleans(),
     ),
@@ -26,7 +40,9 @@ quantizations = st.one_of(
 
 
 @given(st.none() | sparsities, st.none() | quantizations)
-def test_every_level_prints_and_parses_to_itself(sparsity: Sparsity | None, quantization: Quantization | None) -> None:
+def test_every_level_prints_and_parses_to_itself(
+    sparsity: Sparsity | None, quantization: Quantization | None
+) -> None:
     level = Level(sparsity, quantization)
     assert parse_level(str(level)) == level
 
@@ -65,7 +81,12 @@ def test_canonical_text_is_printed_as_it_was_read(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "printed"),
-    [("unstr-.5", "unstr-0.50"), ("unstr-0.5", "unstr-0.50"), (" 2:4 ", "2:4"), ("unstr-0.123", "unstr-0.123")],
+    [
+        ("unstr-.5", "unstr-0.50"),
+        ("unstr-0.5", "unstr-0.50"),
+        (" 2:4 ", "2:4"),
+        ("unstr-0.123", "unstr-0.123"),
+    ],
 )
 def test_other_spellings_of_the_same_level(text: str, printed: str) -> None:
     assert str(parse_level(text)) == printed
@@ -106,7 +127,9 @@ def test_the_ladder_keeps_nine_tenths_at_every_step() -> None:
     assert [str(level) for level in ladder[1:4]] == ["unstr-0.10", "unstr-0.19", "unstr-0.271"]
     assert str(ladder[-1]) == "unstr-0.99"
     left = [1 - level.fraction_removed for level in ladder[:-1]]
-    assert all(after / before == pytest.approx(0.9, abs=2e-4) for before, after in itertools.pairwise(left))
+    assert all(
+        after / before == pytest.approx(0.9, abs=2e-4) for before, after in itertools.pairwise(left)
+    )
 
 
 def test_the_step_can_be_set_and_ladders_can_be_joint() -> None:
@@ -115,14 +138,23 @@ def test_the_step_can_be_set_and_ladders_can_be_joint() -> None:
         "unstr-0.75",
         "unstr-0.875",
     ]
-    assert [str(level) for level in expand_levels(["block4-0.5..0.75*0.5+w8"])] == ["block4-0.50+w8", "block4-0.75+w8"]
+    assert [str(level) for level in expand_levels(["block4-0.5..0.75*0.5+w8"])] == [
+        "block4-0.50+w8",
+        "block4-0.75+w8",
+    ]
 
 
 def test_repetitions_are_dropped() -> None:
-    assert [str(level) for level in expand_levels(["dense", "w4", "dense", "w4"])] == ["dense", "w4"]
+    assert [str(level) for level in expand_levels(["dense", "w4", "dense", "w4"])] == [
+        "dense",
+        "w4",
+    ]
 
 
-@pytest.mark.parametrize("text", ["unstr-0.9..0.1", "unstr-0.1..1.0", "w2..w8", "unstr-0.1..0.5*1.0", "unstr-0.1..0.99*0.9999"])
+@pytest.mark.parametrize(
+    "text",
+    ["unstr-0.9..0.1", "unstr-0.1..1.0", "w2..w8", "unstr-0.1..0.5*1.0", "unstr-0.1..0.99*0.9999"],
+)
 def test_bad_ladders(text: str) -> None:
     with pytest.raises(LevelError):
         expand_levels([text])

@@ -8,21 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressors import elimination
-from compressors.errors import LayerError, LevelError
-from compressors.hessian import collect_hessians
-from compressors.layers import find_layers, to_matrix
-from compressors.levels import expand_levels, parse_level
-from compressors.obs import compress_layer, layer_error
+from apportion.compressors.elimination import dispatch
+from apportion.compressors.errors import LayerError, LevelError
+from apportion.compressors.hessian import collect_hessians
+from apportion.compressors.layers import find_layers, to_matrix
+from apportion.compressors.levels import expand_levels, parse_level
+from apportion.compressors.obs import compress_layer, layer_error
 from tests.compressors.problems import linear, problem
 
 
 def test_an_identity_hessian_rounds_to_nearest_and_prunes_by_magnitude() -> None:
     weight, _ = problem(8)
     eye = torch.eye(12, dtype=torch.float64)[None]
-    pairs = [("w4", "rtn:w4"), ("2:4", "mag:2:4"), ("block4-0.50", "mag:block4-0.50"), ("2:4+w4", "mag:2:4+rtn:w4")]
+    pairs = [
+        ("w4", "rtn:w4"),
+        ("2:4", "mag:2:4"),
+        ("block4-0.50", "mag:block4-0.50"),
+        ("2:4+w4", "mag:2:4+rtn:w4"),
+    ]
     for exact, free in pairs:
-        made = list(compress_layer(weight, linear(6, 12), eye, [parse_level(exact), parse_level(free)]))
+        made = list(
+            compress_layer(weight, linear(6, 12), eye, [parse_level(exact), parse_level(free)])
+        )
         assert torch.equal(made[0].weight, made[1].weight)
 
 
@@ -37,10 +44,15 @@ def test_a_pattern_that_removes_nothing_is_dense() -> None:
 def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem(10)
     levels = [parse_level(text) for text in ("2:4", "2:4+w4", "1:2")]
-    alone = [next(compress_layer(weight, linear(6, 12), hessian[None], [level])).weight for level in levels]
+    alone = [
+        next(compress_layer(weight, linear(6, 12), hessian[None], [level])).weight
+        for level in levels
+    ]
     made: list[tuple[int, int]] = []
-    prune = elimination.prune_n_of_m
-    monkeypatch.setattr(elimination, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given))
+    prune = dispatch.prune_n_of_m
+    monkeypatch.setattr(
+        dispatch, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given)
+    )
     together = list(compress_layer(weight, linear(6, 12), hessian[None], levels))
     assert made == [(2, 4), (1, 2)]
     assert all(torch.equal(one.weight, other) for one, other in zip(together, alone, strict=True))
@@ -48,12 +60,27 @@ def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyP
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2))
-def test_every_kind_has_the_pattern_it_promises(seed: int, rows: int, eights: int, dead: int) -> None:
+def test_every_kind_has_the_pattern_it_promises(
+    seed: int, rows: int, eights: int, dead: int
+) -> None:
     d = 8 * eights
     weight, hessian = problem(seed, rows, d)
     hessian[:, :dead] = hessian[:dead, :] = 0
-    texts = ["2:4", "4:8", "1:2", "block4-0.50", "mag:2:4", "2:4+w3", "unstr-0.75+w8", "mag:block4-0.50+rtn:w2", "w2", "w1"]
-    for made in compress_layer(weight, linear(rows, d), hessian[None], [parse_level(text) for text in texts]):
+    texts = [
+        "2:4",
+        "4:8",
+        "1:2",
+        "block4-0.50",
+        "mag:2:4",
+        "2:4+w3",
+        "unstr-0.75+w8",
+        "mag:block4-0.50+rtn:w2",
+        "w2",
+        "w1",
+    ]
+    for made in compress_layer(
+        weight, linear(rows, d), hessian[None], [parse_level(text) for text in texts]
+    ):
         sparsity, matrix = made.level.sparsity, made.weight
         if sparsity is not None and sparsity.kind == "nm":
             assert int((matrix.reshape(-1, sparsity.m) != 0).sum(1).max()) <= sparsity.n
@@ -66,7 +93,9 @@ def test_every_kind_has_the_pattern_it_promises(seed: int, rows: int, eights: in
             on_grid = made.grid.values(made.grid.codes(matrix))
             assert torch.equal(on_grid[kept], matrix[kept])
             assert all(len(row.unique()) <= 2**made.grid.bits + 1 for row in matrix)
-        assert made.error == pytest.approx(layer_error(matrix.double() - weight.float().double(), hessian[None]), abs=1e-9)
+        assert made.error == pytest.approx(
+            layer_error(matrix.double() - weight.float().double(), hessian[None]), abs=1e-9
+        )
 
 
 @settings(deadline=None, max_examples=30)
@@ -81,11 +110,14 @@ def test_every_kind_has_the_pattern_it_promises(seed: int, rows: int, eights: in
 def test_convolutions_of_all_shapes_keep_their_patterns(
     seed: int, channels: tuple[int, int, int], kernel: int, stride: int, dilation: int, flat: bool
 ) -> None:
-    """Groups, depthwise, stride, dilation, 'same' padding, Conv1d and Conv2d: the patterns run channel last."""
+    """Groups, depthwise, stride, dilation, 'same' padding, Conv1d and Conv2d: the patterns run
+    channel last."""
     torch.manual_seed(seed)
     inside, outside, groups = channels
     kind = nn.Conv1d if flat else nn.Conv2d
-    conv: nn.Module = kind(inside, outside, kernel, stride, "same" if stride == 1 else 1, dilation, groups, bias=False)
+    conv: nn.Module = kind(
+        inside, outside, kernel, stride, "same" if stride == 1 else 1, dilation, groups, bias=False
+    )
     model = nn.Sequential(conv)
     spec = find_layers(model)[0]
     inputs = torch.randn(12, inside, *(11,) * (1 if flat else 2))
@@ -114,13 +146,17 @@ def test_convolutions_of_all_shapes_keep_their_patterns(
 def test_levels_that_do_not_fit_a_layer_are_absent() -> None:
     weight, hessian = problem(10, d=6)
     texts = ["dense", "2:4", "block4-0.50", "1:3", "block2-0.50", "w4"]
-    made = compress_layer(weight, linear(6, 6), hessian[None], [parse_level(text) for text in texts])
+    made = compress_layer(
+        weight, linear(6, 6), hessian[None], [parse_level(text) for text in texts]
+    )
     assert [str(m.level) for m in made] == ["dense", "1:3", "block2-0.50", "w4"]
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 9), st.integers(0, 2))
-def test_levels_have_their_pattern_and_the_least_error_on_it(seed: int, rows: int, d: int, dead: int) -> None:
+def test_levels_have_their_pattern_and_the_least_error_on_it(
+    seed: int, rows: int, d: int, dead: int
+) -> None:
     weight, hessian = problem(seed, rows, d)
     hessian[:, :dead] = hessian[:dead, :] = 0
     levels = [parse_level(f"unstr-{s}") for s in (0.2, 0.5, 0.9)]
@@ -128,15 +164,20 @@ def test_levels_have_their_pattern_and_the_least_error_on_it(seed: int, rows: in
         zeros = made.weight == 0
         wanted = -(-round(rows * d * made.level.fraction_removed, 6) // 1)
         assert int(zeros.sum()) >= wanted if dead else int(zeros.sum()) == wanted
-        assert made.error == pytest.approx(layer_error(made.weight.double() - weight, hessian[None]), rel=1e-5, abs=1e-9)
-        # What is left is the least-squares optimum on its pattern: the gradient vanishes where weights remain.
+        assert made.error == pytest.approx(
+            layer_error(made.weight.double() - weight, hessian[None]), rel=1e-5, abs=1e-9
+        )
+        # What is left is the least-squares optimum on its pattern: the gradient vanishes where
+        # weights remain.
         gradient = (made.weight.double() - weight) @ hessian
         assert float((gradient * ~zeros).abs().max()) <= 1e-3 * float(hessian.abs().max())
 
 
 def test_removals_are_picked_across_rows_by_loss() -> None:
     weight = torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]], dtype=torch.float64)
-    (made,) = compress_layer(weight, linear(2, 3), torch.eye(3, dtype=torch.float64)[None], [parse_level("unstr-0.5")])
+    (made,) = compress_layer(
+        weight, linear(2, 3), torch.eye(3, dtype=torch.float64)[None], [parse_level("unstr-0.5")]
+    )
     assert made.weight.tolist() == [[0, 0, 0], [10, 20, 30]]
 
 
@@ -144,8 +185,12 @@ def test_magnitude_is_the_data_free_baseline() -> None:
     weight, hessian = problem(4)
     levels = [parse_level("mag:unstr-0.5"), parse_level("unstr-0.5"), parse_level("dense")]
     magnitude, exact, dense = compress_layer(weight, linear(6, 12), hessian[None], levels)
-    assert torch.equal(magnitude.weight != 0, weight.abs() > weight.abs().flatten().sort().values[35])
-    assert torch.equal(magnitude.weight[magnitude.weight != 0], weight.float()[magnitude.weight != 0])
+    assert torch.equal(
+        magnitude.weight != 0, weight.abs() > weight.abs().flatten().sort().values[35]
+    )
+    assert torch.equal(
+        magnitude.weight[magnitude.weight != 0], weight.float()[magnitude.weight != 0]
+    )
     assert dense.error == dense.normalized_error == 0 < exact.error < magnitude.error
     assert exact.normalized_error == pytest.approx(exact.error / layer_error(weight, hessian[None]))
 
@@ -159,25 +204,39 @@ def test_groups_are_compressed_by_their_own_hessians() -> None:
     (made,) = compress_layer(model[0].weight, spec, hessian, [parse_level("unstr-0.5")])
     difference = to_matrix(made.weight.double() - model[0].weight.detach().double(), spec)
     assert made.error == pytest.approx(layer_error(difference, hessian), rel=1e-9)
-    assert made.error <= min(e.error for e in compress_layer(model[0].weight, spec, hessian, [parse_level("mag:unstr-0.5")]))
+    assert made.error <= min(
+        e.error
+        for e in compress_layer(model[0].weight, spec, hessian, [parse_level("mag:unstr-0.5")])
+    )
 
 
-@pytest.mark.parametrize("weight", [torch.zeros(3, 5), torch.tensor([[0.0] * 5, [1.0, 0, 2, 0, 3]])])
+@pytest.mark.parametrize(
+    "weight", [torch.zeros(3, 5), torch.tensor([[0.0] * 5, [1.0, 0, 2, 0, 3]])]
+)
 def test_rows_of_zeros(weight: Tensor) -> None:
     _, hessian = problem(5, d=5)
-    for made in compress_layer(weight, linear(len(weight), 5), hessian[None], expand_levels(["dense", "unstr-0.3..0.9"])):
+    for made in compress_layer(
+        weight, linear(len(weight), 5), hessian[None], expand_levels(["dense", "unstr-0.3..0.9"])
+    ):
         assert torch.isfinite(made.weight).all()
         assert 0 <= made.normalized_error <= 1 + 1e-9
 
 
 def test_a_layer_that_no_input_reaches() -> None:
-    (made,) = compress_layer(torch.ones(2, 4), linear(2, 4), torch.zeros(1, 4, 4), [parse_level("unstr-0.5")])
+    (made,) = compress_layer(
+        torch.ones(2, 4), linear(2, 4), torch.zeros(1, 4, 4), [parse_level("unstr-0.5")]
+    )
     assert int((made.weight == 0).sum()) == 8  # all are dead: they go whatever the level
     assert made.error == made.normalized_error == 0
 
 
 def test_a_layer_with_one_input() -> None:
-    (made,) = compress_layer(torch.tensor([[3.0], [1.0], [2.0]]), linear(3, 1), torch.ones(1, 1, 1), [parse_level("unstr-0.6")])
+    (made,) = compress_layer(
+        torch.tensor([[3.0], [1.0], [2.0]]),
+        linear(3, 1),
+        torch.ones(1, 1, 1),
+        [parse_level("unstr-0.6")],
+    )
     assert made.weight.tolist() == [[3.0], [0.0], [0.0]]
 
 
@@ -200,7 +259,9 @@ def test_greedy_is_near_the_best_pattern() -> None:
     for seed in range(10):
         weight, hessian = problem(seed, rows=1, d=6)
         (made,) = compress_layer(weight, linear(1, 6), hessian[None], [parse_level("unstr-0.5")])
-        best = min(_least(weight[0], hessian, list(gone)) for gone in itertools.combinations(range(6), 3))
+        best = min(
+            _least(weight[0], hessian, list(gone)) for gone in itertools.combinations(range(6), 3)
+        )
         ratios.append(made.error / best)
     assert min(ratios) >= 1 - 1e-5
     assert sorted(ratios)[5] < 1.5

@@ -7,31 +7,41 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors import work
-from compressors.hessian import collect_hessians
-from compressors.layers import LayerSpec, find_layers
-from compressors.levels import expand_levels, parse_level
-from compressors.obs import compress_layer
+from apportion.compressors.elimination import work
+from apportion.compressors.hessian import collect_hessians
+from apportion.compressors.layers import LayerSpec, find_layers
+from apportion.compressors.levels import expand_levels, parse_level
+from apportion.compressors.obs import compress_layer
 
 
 @pytest.fixture(scope="module")
 def resnet20(shared_data: Path) -> tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]:
-    """The real ResNet-20, those of its layers that the reference names, and their Hessians on the calibration images."""
-    from evaluators.workloads import WorkloadConfig, load_workload
+    """The real ResNet-20, those of its layers that the reference names, and their Hessians on the
+    calibration images."""
+    from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
 
     reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
     cifar = shared_data / "cifar10"
-    data = {"kind": "npz", "calibration": str(cifar / "calib1024.npz"), "test": str(cifar / "calib1024.npz")}
+    data = {
+        "kind": "npz",
+        "calibration": str(cifar / "calib1024.npz"),
+        "test": str(cifar / "calib1024.npz"),
+    }
     weights = str(shared_data / "models" / "resnet20_cifar10.safetensors")
-    workload = load_workload(WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data}))
+    workload = load_workload(
+        WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data})
+    )
     layers = [layer for layer in find_layers(workload.model) if layer.name in reference]
     assert len(layers) == 3
     batches = (x for x, _ in workload.calibration.batches(128))
     return workload.model, layers, collect_hessians(workload.model, layers, batches)
 
 
-def test_published_layer_errors(shared_data: Path, resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]) -> None:
-    """Three layers of the real ResNet-20 against the published implementation's figures, to 1e-3 relative."""
+def test_published_layer_errors(
+    shared_data: Path, resnet20: tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]
+) -> None:
+    """Three layers of the real ResNet-20 against the published implementation's figures, to 1e-3
+    relative."""
     reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
     model, layers, hessians = resnet20
     modules = dict(model.named_modules())
@@ -40,9 +50,12 @@ def test_published_layer_errors(shared_data: Path, resnet20: tuple[nn.Module, li
         levels = [parse_level(text) for text in expected]
         assert len(levels) == 18
         for made in compress_layer(modules[layer.name].weight, layer, hessians[layer.name], levels):
-            # OBQ's order flips at near-ties, so that its error is the same in distribution, not in digits.
+            # OBQ's order flips at near-ties, so that its error is the same in distribution, not in
+            # digits.
             flips = made.level.quantization is not None and not made.level.quantization.nearest
-            assert made.error == pytest.approx(expected[str(made.level)], rel=0.05 if flips else 1e-3)
+            assert made.error == pytest.approx(
+                expected[str(made.level)], rel=0.05 if flips else 1e-3
+            )
 
 
 @pytest.mark.slow
@@ -51,7 +64,9 @@ def test_single_precision_keeps_real_layer_errors(
 ) -> None:
     model, layers, hessians = resnet20
     modules = dict(model.named_modules())
-    levels = expand_levels(["unstr-0.10..0.99*0.7", "2:4", "4:8", "block4-0.50", "block4-0.75", "w8", "w4", "2:4+w4"])
+    levels = expand_levels(
+        ["unstr-0.10..0.99*0.7", "2:4", "4:8", "block4-0.50", "block4-0.75", "w8", "w4", "2:4+w4"]
+    )
     for layer in layers:
         arguments = (modules[layer.name].weight, layer, hessians[layer.name], levels)
         double = list(compress_layer(*arguments))
@@ -61,4 +76,7 @@ def test_single_precision_keeps_real_layer_errors(
         assert not all(torch.equal(a.weight, b.weight) for a, b in zip(double, single, strict=True))
         for a, b in zip(double, single, strict=True):
             near_ties = a.level.quantization is not None
-            assert b.error == pytest.approx(a.error, rel=0.05 if near_ties else 1e-4), (layer.name, str(a.level))
+            assert b.error == pytest.approx(a.error, rel=0.05 if near_ties else 1e-4), (
+                layer.name,
+                str(a.level),
+            )

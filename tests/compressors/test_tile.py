@@ -1,4 +1,5 @@
-"""The updates of `tile` against numpy, for every width of vector register that a machine may have."""
+"""The updates of `tile` against numpy, for every width of vector register that a machine may
+have."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ from numpy.typing import DTypeLike
 
 njit = pytest.importorskip("numba").njit
 
-from compressors.tile import tile  # noqa: E402
+from apportion.compressors.elimination.tile import tile  # noqa: E402
 
 
 @pytest.mark.parametrize("register", [16, 32, 64])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("rows", "vectors", "k"), [(8, 3, 5), (4, 3, 1), (1, 6, 40)])
-def test_a_tile_is_updated_where_it_lies(register: int, dtype: DTypeLike, rows: int, vectors: int, k: int) -> None:
+def test_a_tile_is_updated_where_it_lies(
+    register: int, dtype: DTypeLike, rows: int, vectors: int, k: int
+) -> None:
     update = tile(rows, vectors, register)
 
     @njit
@@ -23,7 +26,10 @@ def test_a_tile_is_updated_where_it_lies(register: int, dtype: DTypeLike, rows: 
 
     rng = np.random.default_rng(0)
     width = vectors * register // np.dtype(dtype).itemsize
-    a, b = rng.normal(size=(k, rows + 3)).astype(dtype), rng.normal(size=(k, width + 2)).astype(dtype)
+    a, b = (
+        rng.normal(size=(k, rows + 3)).astype(dtype),
+        rng.normal(size=(k, width + 2)).astype(dtype),
+    )
     c = rng.normal(size=(rows, width + 5)).astype(dtype)
     expected = c.copy()
     expected[:, 3 : 3 + width] -= a[:, 2 : 2 + rows].T @ b[:, 1 : 1 + width]

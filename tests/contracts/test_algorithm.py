@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from search.algorithms.base import Algorithm, Trial, create, names
-from search.space import SearchSpace
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import create, names
+from apportion.search.space.additive import optimum
+from apportion.search.space.repair import uniform
+from apportion.search.space.space import SearchSpace
 from tests.search.spaces import DEGENERATE, brute_force, make, random_space
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +36,8 @@ def drive(
     score: Callable[[SearchSpace, tuple[int, ...]], float] = fitness,
     until: float = -np.inf,
 ) -> list[Trial]:
-    """Ask and tell as the run loop does, until a fitness is `until` or less; every candidate must be feasible."""
+    """Ask and tell as the run loop does, until a fitness is `until` or less; every candidate must
+    be feasible."""
     told: list[Trial] = []
     while len(told) < evaluations and (asked := algorithm.ask()):
         assert all(algorithm.space.feasible(trial.candidate) for trial in asked)
@@ -50,16 +54,22 @@ def drive(
     return told
 
 
-def run(name: str, space: SearchSpace, seed: int = 0, evaluations: int = 120, **parameters: object) -> list[Trial]:
-    return drive(create(name, space, np.random.default_rng(seed), evaluations, parameters), evaluations)
+def run(
+    name: str, space: SearchSpace, seed: int = 0, evaluations: int = 120, **parameters: object
+) -> list[Trial]:
+    return drive(
+        create(name, space, np.random.default_rng(seed), evaluations, parameters), evaluations
+    )
 
 
 @pytest.mark.parametrize("name", names())
 def test_it_starts_from_the_uniform_and_the_additive_optimum(name: str) -> None:
     space = random_space(3, layers=8, levels=6)
     told = run(name, space)
-    assert [t.candidate for t in told[:2]] == [space.uniform(), space.optimum]
-    assert min(t.fitness for t in told) <= min(fitness(space, space.uniform()), fitness(space, space.optimum))
+    assert [t.candidate for t in told[:2]] == [uniform(space), optimum(space)]
+    assert min(t.fitness for t in told) <= min(
+        fitness(space, uniform(space)), fitness(space, optimum(space))
+    )
 
 
 @pytest.mark.parametrize("metrics", [1, 2])
@@ -89,22 +99,31 @@ def test_the_same_seed_gives_the_same_trials_in_any_process(name: str) -> None:
         "print(json.dumps([[list(t.candidate), t.fitness] for t in told]))"
     )
     command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, env={"PYTHONHASHSEED": "12345"}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={"PYTHONHASHSEED": "12345"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert json.loads(done.stdout) == here
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name not in SOLVERS])
 def test_another_seed_gives_other_trials(name: str) -> None:
     space = random_space(5, layers=8, levels=6)
-    assert [t.candidate for t in run(name, space, seed=1)] != [t.candidate for t in run(name, space, seed=2)]
+    assert [t.candidate for t in run(name, space, seed=1)] != [
+        t.candidate for t in run(name, space, seed=2)
+    ]
 
 
 @pytest.mark.parametrize("interacting", [True, False])
 @pytest.mark.parametrize("metrics", [1, 2])
 @pytest.mark.parametrize("name", [name for name in names() if name not in (*SOLVERS, "random")])
 def test_it_finds_the_optimum_of_small_spaces(name: str, metrics: int, interacting: bool) -> None:
-    """5 layers x 4 levels: at least 9 of 10 seeds, within a quarter of the space's 1,024 evaluations. Additive spaces are begun
-    cold: their optimum is a starting profile."""
+    """5 layers x 4 levels: at least 9 of 10 seeds, within a quarter of the space's 1,024
+    evaluations. Additive spaces are begun cold: their optimum is a starting profile."""
     found = 0
     for seed in range(10):
         space = random_space(100 + seed, metrics=metrics)
@@ -120,7 +139,9 @@ def test_golden_results(name: str) -> None:
     """Pinned trials: an algorithm that changes what it asks must change this file on purpose
     (python -m tests.contracts.test_algorithm)."""
     golden = json.loads(GOLDEN.read_text())
-    assert name in golden, f"{name} has no golden result; python -m tests.contracts.test_algorithm makes it"
+    assert name in golden, (
+        f"{name} has no golden result; python -m tests.contracts.test_algorithm makes it"
+    )
     assert _golden(name) == golden[name]
 
 
@@ -147,7 +168,7 @@ def test_every_golden_result_has_its_algorithm() -> None:
 
 
 def test_a_told_trial_needs_its_fitness() -> None:
-    from compressors.errors import ConfigurationError
+    from apportion.compressors.errors import ConfigurationError
 
     algorithm = create("random", make([[2, 1]], [[0, 1]], {}), np.random.default_rng(0), 10)
     with pytest.raises(ConfigurationError, match="must be told with its fitness"):

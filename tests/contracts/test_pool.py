@@ -11,21 +11,21 @@ from typing import Any
 
 import pytest
 
-from compressors.errors import ConfigurationError, EvaluationError
-from db.cluster import Connection
-from db.crew import Crew
-from db.database import LayerDatabase
-from evaluators.pool import LazyPool, LocalPool, Pool, Score, Scorer
-from evaluators.ray_pool import RayPool
-from evaluators.scorers import ScorerMaker
-from evaluators.workloads import Workload
+from apportion.compressors.errors import ConfigurationError, EvaluationError
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.connection import Connection
+from apportion.evaluators.cluster.pool import RayPool
+from apportion.evaluators.scoring.pool import LazyPool, LocalPool, Pool, Score, Scorer
+from apportion.evaluators.scoring.spec import ScoringSpec
+from apportion.evaluators.workloads.workload import Workload
 
 Make = Callable[[], Scorer]
 
 
 @contextmanager
 def ray_pool(make: Make, count: int) -> Iterator[Pool]:
-    with Crew(count, 1) as crew, RayPool(make, crew) as pool:
+    with ActorPool(count, 1) as crew, RayPool(make, crew) as pool:
         yield pool
 
 
@@ -37,7 +37,8 @@ POOLS: dict[str, Callable[[Make], AbstractContextManager[Pool]]] = {
 
 
 class Sum:
-    """Scores a candidate by its sum; slower for smaller ones, so that results arrive out of order. -1 fails always; -2 once."""
+    """Scores a candidate by its sum; slower for smaller ones, so that results arrive out of order.
+    -1 fails always; -2 once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -150,23 +151,25 @@ def test_a_candidate_that_fails_twice_fails_with_its_traceback(pool: Pool) -> No
     assert fitness(pool.evaluate([((4,), 1.0)])) == [4.0]
 
 
-class Elsewhere(ScorerMaker):
+class Elsewhere(ScoringSpec):
     """On a node that does not see the database's folder."""
 
-    def sees(self) -> bool:
+    def sees_database(self) -> bool:
         return False
 
 
-def test_local_and_ray_agree_to_the_bit(digits: Workload, database: LayerDatabase, own_cache: Path) -> None:
+def test_local_and_ray_agree_to_the_bit(
+    digits: Workload, database: LayerDatabase, own_cache: Path
+) -> None:
     pytest.importorskip("ray", reason="apportion[ray] is not installed")
-    options = {"fitness": "loss", "batchnorm": "batch"}
-    make = ScorerMaker(digits, database.path, database.fingerprint, options)
+    given = (digits, database.path, database.fingerprint, "loss", "batch")
+    make = ScoringSpec(*given)
     requests = [(tuple((i * j) % 5 for j in range(14)), 1.0) for i in range(12)]
     results = []
     for open_pool in POOLS.values():
         with open_pool(make) as pool:
             results.append(fitness(pool.evaluate(requests)))
-    with POOLS["ray-2"](Elsewhere(digits, database.path, database.fingerprint, options)) as pool:
+    with POOLS["ray-2"](Elsewhere(*given)) as pool:
         results.append(fitness(pool.evaluate(requests)))
     assert results[0] == results[1] == results[2] == results[3]
     received = list((own_cache / "apportion/databases").iterdir())

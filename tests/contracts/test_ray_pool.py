@@ -12,22 +12,22 @@ from typing import Any
 
 import pytest
 
-from compressors.errors import ConfigurationError, EvaluationError
-from evaluators.pool import Score
+from apportion.compressors.errors import ConfigurationError, EvaluationError
+from apportion.evaluators.scoring.pool import Score
 
 ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from db.crew import Crew  # noqa: E402
-from db.fanout import RayWorkers  # noqa: E402
-from evaluators.ray_pool import RayPool  # noqa: E402
+from apportion.evaluators.cluster.actor_pool import ActorPool  # noqa: E402
+from apportion.evaluators.cluster.executor import RayExecutor  # noqa: E402
+from apportion.evaluators.cluster.pool import RayPool  # noqa: E402
 
 STORE = 80 << 20
 
 
 class Fragile:
-    """Scores a candidate by its sum. -3 kills its process and -4 hangs, the first time; -5 kills its process always. Leaves a
-    note of the node that it runs on."""
+    """Scores a candidate by its sum. -3 kills its process and -4 hangs, the first time; -5 kills
+    its process always. Leaves a note of the node that it runs on."""
 
     def __init__(self, folder: Path, seconds: float = 0.02) -> None:
         self._folder, self._seconds = folder, seconds
@@ -59,8 +59,12 @@ def fitness(scores: Iterator[Score]) -> list[float]:
 
 @pytest.fixture
 def cluster() -> Iterator[Any]:
-    """A head without room for workers; the tests add nodes of one CPU. Stopped at the end, and only it."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False})
+    """A head without room for workers; the tests add nodes of one CPU. Stopped at the end, and only
+    it."""
+    made = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False},
+    )
     ray.init(address=made.address, log_to_driver=False)
     try:
         yield made
@@ -74,7 +78,8 @@ def add_node(cluster: Any) -> Any:
 
 
 def use_until(pool: RayPool, folder: Path, nodes: int) -> None:
-    """Give out work until workers ran on so many nodes: on a busy machine they take their time to start."""
+    """Give out work until workers ran on so many nodes: on a busy machine they take their time to
+    start."""
     end = time.monotonic() + 120
     while len({note.name.split("-")[1] for note in folder.glob("worker-*")}) < nodes:
         assert time.monotonic() < end, "a node that joined is not used"
@@ -82,7 +87,7 @@ def use_until(pool: RayPool, folder: Path, nodes: int) -> None:
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    with Crew(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
+    with ActorPool(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
         requests = [((i,), 1.0) for i in (5, -3, 6, 7, 8)]
         assert fitness(pool.evaluate(requests)) == [5.0, -3.0, 6.0, 7.0, 8.0]
         assert pool.events == {"lost": 1}
@@ -94,23 +99,33 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_hung_worker_is_replaced(tmp_path: Path) -> None:
-    with Crew(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew, deadline=2.0) as pool:
+    with ActorPool(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew, deadline=2.0) as pool:
         requests = [((i,), 1.0) for i in (5, -4, 6, 7)]
         assert fitness(pool.evaluate(requests)) == [5.0, -4.0, 6.0, 7.0]
         assert pool.events == {"hung": 1}
 
 
 def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:
-    with Crew(1, 1) as crew, RayPool(Unmade, crew) as pool, pytest.raises(EvaluationError, match="no such weights"):
+    with (
+        ActorPool(1, 1) as crew,
+        RayPool(Unmade, crew) as pool,
+        pytest.raises(EvaluationError, match="no such weights"),
+    ):
         fitness(pool.evaluate([((1,), 1.0)]))
 
 
 def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
-    ray.init(address="local", num_cpus=1, object_store_memory=100 << 20, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=1,
+        object_store_memory=100 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     try:
         with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
-            Crew(3, 1)
-        with Crew(3, 1, at_least=1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
+            ActorPool(3, 1)
+        with ActorPool(3, 1, at_least=1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
             assert fitness(pool.evaluate([((2,), 1.0), ((3,), 1.0)])) == [2.0, 3.0]
         assert ray.is_initialized()  # a Ray that was there before stays
     finally:
@@ -122,7 +137,7 @@ def test_a_node_is_removed_and_another_one_joins(cluster: Any, tmp_path: Path) -
     first, _ = add_node(cluster), add_node(cluster)
     cluster.wait_for_nodes()
     requests = [((i, 1), 1.0) for i in range(60)]
-    with Crew(2, 1) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
+    with ActorPool(2, 1) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
         scores = pool.evaluate(requests)
         found = [next(scores).fitness for _ in range(10)]
         cluster.remove_node(first, allow_graceful=False)
@@ -139,7 +154,10 @@ def test_workers_that_join_during_a_run_are_used(cluster: Any, tmp_path: Path) -
     add_node(cluster)
     cluster.wait_for_nodes()
     requests = [((i, 1), 1.0) for i in range(60)]
-    with Crew(3, 1, at_least=1) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
+    with (
+        ActorPool(3, 1, at_least=1) as crew,
+        RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool,
+    ):
         scores = pool.evaluate(requests)
         found = [next(scores).fitness for _ in range(10)]
         add_node(cluster)
@@ -153,11 +171,13 @@ def _process(_: int) -> int:
 
 
 def test_the_search_takes_over_the_processes_of_the_build(tmp_path: Path) -> None:
-    with Crew(2, 1) as crew:
-        built = set(RayWorkers(crew)._map(_process, [(i,) for i in range(8)]))
+    with ActorPool(2, 1) as crew:
+        built = set(RayExecutor(crew)._map(_process, [(i,) for i in range(8)]))
         for _ in range(2):
             with RayPool(partial(Fragile, tmp_path), crew) as pool:
-                assert fitness(pool.evaluate([((i,), 1.0) for i in range(8)])) == [float(i) for i in range(8)]
+                assert fitness(pool.evaluate([((i,), 1.0) for i in range(8)])) == [
+                    float(i) for i in range(8)
+                ]
         scored = {int(path.name.rsplit("-", 1)[1]) for path in tmp_path.glob("worker-*")}
         assert scored == built
         assert len(built) == 2

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from compressors.errors import StoreError, UnknownNameError
-from db.claims import STALE
-from db.runs import Run, RunStore, StoredTrial
-from db.schema import CLAIMS
+from apportion.compressors.errors import StoreError, UnknownNameError
+from apportion.db.runs.lease import STALE
+from apportion.db.runs.schema import CLAIMS
+from apportion.db.runs.store import Run, RunStore, StoredTrial
 from tests import postgres
 
 _NUMBERS = itertools.count()
@@ -58,7 +58,11 @@ def trial(*candidate: int, fitness: float = 1.0, fidelity: float = 1.0) -> Store
 
 
 def test_trials_come_back_in_order_and_exact(store: RunStore) -> None:
-    told = [trial(2, 0, fitness=0.1 + 0.2), trial(0, 300, fitness=float("inf")), trial(1, 1, fidelity=0.25)]
+    told = [
+        trial(2, 0, fitness=0.1 + 0.2),
+        trial(0, 300, fitness=float("inf")),
+        trial(1, 1, fidelity=0.25),
+    ]
     for number, one in enumerate(told):
         store.append("r", "p", number, one)
     assert RunStore(store.url).trials("r") == told
@@ -119,7 +123,9 @@ def test_unknown_runs_name_the_nearest(store: RunStore) -> None:
 def test_stores_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="unable to open"):
         RunStore(f"sqlite:///{tmp_path / 'no' / 'folder.sqlite'}")
-    (tmp_path / "text.sqlite").write_text("not a database, but long enough to be looked at as one " * 20)
+    (tmp_path / "text.sqlite").write_text(
+        "not a database, but long enough to be looked at as one " * 20
+    )
     with pytest.raises(StoreError, match="not a database"):
         RunStore(f"sqlite:///{tmp_path / 'text.sqlite'}")
     with pytest.raises(StoreError):
@@ -134,14 +140,20 @@ def test_a_store_of_another_version_is_refused(store: RunStore) -> None:
 
 _VERSION_1 = """
 CREATE TABLE apportion_schema (version INTEGER NOT NULL, PRIMARY KEY (version));
-CREATE TABLE jobs (id VARCHAR(16) NOT NULL, created FLOAT NOT NULL, spec TEXT NOT NULL, PRIMARY KEY (id));
-CREATE TABLE runs (id VARCHAR(80) NOT NULL, job VARCHAR(16) NOT NULL, algorithm VARCHAR(200) NOT NULL, parameters TEXT NOT NULL,
-  seed BIGINT NOT NULL, evaluations FLOAT NOT NULL, state VARCHAR(12) NOT NULL, created FLOAT NOT NULL, spent FLOAT NOT NULL,
+CREATE TABLE jobs (id VARCHAR(16) NOT NULL, created FLOAT NOT NULL, spec TEXT NOT NULL,
+  PRIMARY KEY (id));
+CREATE TABLE runs (id VARCHAR(80) NOT NULL, job VARCHAR(16) NOT NULL,
+  algorithm VARCHAR(200) NOT NULL, parameters TEXT NOT NULL,
+  seed BIGINT NOT NULL, evaluations FLOAT NOT NULL, state VARCHAR(12) NOT NULL,
+  created FLOAT NOT NULL, spent FLOAT NOT NULL,
   PRIMARY KEY (id), FOREIGN KEY(job) REFERENCES jobs (id));
-CREATE TABLE trials (run VARCHAR(80) NOT NULL, number INTEGER NOT NULL, problem VARCHAR(64) NOT NULL, candidate TEXT NOT NULL,
-  fidelity FLOAT NOT NULL, fitness DOUBLE PRECISION NOT NULL, evaluated BOOLEAN NOT NULL, seconds FLOAT NOT NULL,
+CREATE TABLE trials (run VARCHAR(80) NOT NULL, number INTEGER NOT NULL,
+  problem VARCHAR(64) NOT NULL, candidate TEXT NOT NULL,
+  fidelity FLOAT NOT NULL, fitness DOUBLE PRECISION NOT NULL, evaluated BOOLEAN NOT NULL,
+  seconds FLOAT NOT NULL,
   PRIMARY KEY (run, number), FOREIGN KEY(run) REFERENCES runs (id));
-CREATE TABLE selection (run VARCHAR(80) NOT NULL, candidate VARCHAR(4000) NOT NULL, score DOUBLE PRECISION NOT NULL,
+CREATE TABLE selection (run VARCHAR(80) NOT NULL, candidate VARCHAR(4000) NOT NULL,
+  score DOUBLE PRECISION NOT NULL,
   PRIMARY KEY (run, candidate), FOREIGN KEY(run) REFERENCES runs (id));
 CREATE INDEX ix_runs_job ON runs (job);
 CREATE INDEX trials_by_candidate ON trials (problem, candidate);
@@ -149,7 +161,8 @@ INSERT INTO apportion_schema VALUES (1);
 INSERT INTO jobs VALUES ('j', 1.0, '{}');
 INSERT INTO runs VALUES ('r', 'j', 'ga', '{}', 0, 10.0, 'running', 1.0, 2.0);
 INSERT INTO runs VALUES ('empty', 'j', 'ga', '{}', 1, 10.0, 'running', 1.0, 0);
-INSERT INTO trials VALUES ('r', 0, 'p', '1,2', 1.0, 3.0, true, 0.1), ('r', 1, 'p', '2,2', 0.5, 1.0, true, 0.1),
+INSERT INTO trials VALUES ('r', 0, 'p', '1,2', 1.0, 3.0, true, 0.1), ('r', 1, 'p', '2,2', 0.5,
+  1.0, true, 0.1),
   ('r', 2, 'p', '1,2', 1.0, 2.5, false, 0.0)
 """
 
@@ -173,7 +186,7 @@ def test_a_store_of_version_1_is_brought_up_to_date(url: str) -> None:
 
 _WRITER = """
 import sys
-from db.runs import Run, RunStore, StoredTrial
+from apportion.db.runs.store import Run, RunStore, StoredTrial
 store, name = RunStore(sys.argv[1]), sys.argv[2]
 store.add_job("j", {})
 store.add_run(Run(name, "j", "ga", {}, 0, 10.0))
@@ -183,12 +196,17 @@ for number in range(60):
 
 
 def test_processes_that_open_a_new_store_at_once_lose_and_mix_nothing(url: str) -> None:
-    writers = [subprocess.Popen([sys.executable, "-c", _WRITER, url, str(name)], env=os.environ) for name in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITER, url, str(name)], env=os.environ)
+        for name in range(4)
+    ]
     assert [writer.wait(120) for writer in writers] == [0] * 4
     store = RunStore(url)
     assert store.jobs() == ["j"]
     for name in range(4):
-        assert [t.candidate for t in store.trials(str(name))] == [(name, number) for number in range(60)]
+        assert [t.candidate for t in store.trials(str(name))] == [
+            (name, number) for number in range(60)
+        ]
         assert store.run(str(name)).told == 60
     store.close()
 
@@ -197,7 +215,9 @@ def test_a_job_is_claimed_once(store: RunStore) -> None:
     with store.claim("j"):
         assert store.holder("j") == f"process {os.getpid()} on {platform.node()}"
         with (
-            pytest.raises(StoreError, match=f"job j is being worked on by process {os.getpid()} on"),
+            pytest.raises(
+                StoreError, match=f"job j is being worked on by process {os.getpid()} on"
+            ),
             RunStore(store.url).claim("j"),
         ):
             pass
@@ -210,10 +230,15 @@ def test_a_job_is_claimed_once(store: RunStore) -> None:
 
 @pytest.mark.parametrize(
     ("held_by", "heard"),
-    [(lambda: f"process {_ended()} on {platform.node()}", 0.0), (lambda: "process 1 on elsewhere", -STALE - 1)],
+    [
+        (lambda: f"process {_ended()} on {platform.node()}", 0.0),
+        (lambda: "process 1 on elsewhere", -STALE - 1),
+    ],
     ids=["ended", "silent"],
 )
-def test_the_claim_of_one_who_is_gone_is_taken_over(store: RunStore, held_by: Callable[[], str], heard: float) -> None:
+def test_the_claim_of_one_who_is_gone_is_taken_over(
+    store: RunStore, held_by: Callable[[], str], heard: float
+) -> None:
     row = {"job": "j", "token": "t", "holder": held_by(), "heard": store._database.now() + heard}
     store._database.write(CLAIMS.insert().values(**row))
     assert store.holder("j") is None
@@ -227,7 +252,9 @@ def _ended() -> int:
     return process.pid
 
 
-def test_a_server_that_restarts_loses_no_trial_and_counts_none_twice(server: postgres.PostgresServer) -> None:
+def test_a_server_that_restarts_loses_no_trial_and_counts_none_twice(
+    server: postgres.PostgresServer,
+) -> None:
     store = RunStore(server.make_database("restarted"))
     store.add_job("j", {})
     store.add_run(Run("r", "j", "ga", {}, 0, 10.0))
@@ -255,7 +282,13 @@ def test_a_server_that_restarts_loses_no_trial_and_counts_none_twice(server: pos
 
 def test_a_full_disk_is_an_error_and_what_was_committed_stays(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'runs.sqlite'}"
-    process = subprocess.run([sys.executable, "-c", _FILLER, url], env=os.environ, capture_output=True, text=True, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", _FILLER, url],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     written = int(process.stdout)
     assert "runs.sqlite" in process.stderr
     assert "full" in process.stderr or "disk I/O error" in process.stderr
@@ -267,8 +300,8 @@ def test_a_full_disk_is_an_error_and_what_was_committed_stays(tmp_path: Path) ->
 
 _FILLER = """
 import resource, sys
-from compressors.errors import StoreError
-from db.runs import Run, RunStore, StoredTrial
+from apportion.compressors.errors import StoreError
+from apportion.db.runs.store import Run, RunStore, StoredTrial
 store = RunStore(sys.argv[1])
 store.add_job("j", {})
 store.add_run(Run("r", "j", "ga", {}, 0, 10.0))

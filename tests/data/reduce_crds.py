@@ -1,11 +1,12 @@
-"""Makes kuberay.json, which the manifests in examples/clusters are checked against, from the KubeRay operator's custom resource
-definitions (Apache-2.0; helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml and ray.io_rayjobs.yaml of its repository):
+"""Makes kuberay.json, which the manifests in examples/clusters are checked against, from the
+KubeRay operator's custom resource definitions (Apache-2.0;
+helm-chart/kuberay-operator/crds/ray.io_rayclusters.yaml and ray.io_rayjobs.yaml of its repository):
 
     python tests/data/reduce_crds.py FOLDER > tests/data/kuberay.json
 
-FOLDER holds the two files, gzipped or not. Kept are version v1, the fields of both kinds in full, and of pods the fields in POD;
-descriptions are dropped. Objects that list their fields take no others, as the API server's strict validation has it.
-"""
+FOLDER holds the two files, gzipped or not. Kept are version v1, the fields of both kinds in full,
+and of pods the fields in POD; descriptions are dropped. Objects that list their fields take no
+others, as the API server's strict validation has it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,17 @@ from typing import Any
 import yaml
 
 POD = {
-    "containers": {"name", "image", "imagePullPolicy", "command", "args", "env", "ports", "resources", "volumeMounts"},
+    "containers": {
+        "name",
+        "image",
+        "imagePullPolicy",
+        "command",
+        "args",
+        "env",
+        "ports",
+        "resources",
+        "volumeMounts",
+    },
     "volumes": {"name", "persistentVolumeClaim", "emptyDir", "secret", "configMap", "hostPath"},
     "tolerations": None,
     "nodeSelector": None,
@@ -33,11 +44,19 @@ def reduced(schema: Any) -> Any:
         return [reduced(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    kept = {key: reduced(value) for key, value in schema.items() if not (key == "description" and isinstance(value, str))}
+    kept = {
+        key: reduced(value)
+        for key, value in schema.items()
+        if not (key == "description" and isinstance(value, str))
+    }
     properties = kept.get("properties")
     if isinstance(properties, dict):
         if "containers" in properties and "volumes" in properties:  # a pod
-            kept["properties"] = {name: _only(properties[name], fields) for name, fields in POD.items() if name in properties}
+            kept["properties"] = {
+                name: _only(properties[name], fields)
+                for name, fields in POD.items()
+                if name in properties
+            }
         if not kept.get("x-kubernetes-preserve-unknown-fields"):
             kept["additionalProperties"] = False
     return {key: value for key, value in kept.items() if not key.startswith("x-kubernetes-list")}
@@ -46,7 +65,9 @@ def reduced(schema: Any) -> Any:
 def _only(schema: dict[str, Any], fields: set[str] | None) -> dict[str, Any]:
     if fields is not None:
         properties = schema["items"]["properties"]
-        schema["items"]["properties"] = {name: properties[name] for name in sorted(fields) if name in properties}
+        schema["items"]["properties"] = {
+            name: properties[name] for name in sorted(fields) if name in properties
+        }
     return schema
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressors.errors import (
+from apportion.compressors.errors import (
     ConfigurationError,
     DatabaseBusyError,
     DatabaseError,
@@ -21,14 +21,14 @@ from compressors.errors import (
     LayerError,
     OutputError,
 )
-from compressors.hessian import collect_hessians
-from compressors.layers import find_layers
-from compressors.levels import expand_levels, parse_level
-from compressors.obs import CompressionOptions, compress_layer
-from db.build import build_database
-from db.database import LayerDatabase
-from search.job_file import load_model_job
-from search.pipeline import build
+from apportion.compressors.hessian import collect_hessians
+from apportion.compressors.layers import find_layers
+from apportion.compressors.levels import expand_levels, parse_level
+from apportion.compressors.obs import CompressionOptions, compress_layer
+from apportion.db.layers.build import build_database
+from apportion.db.layers.database import LayerDatabase
+from apportion.search.jobs.job_file import load_model_job
+from apportion.search.runs.pipeline import build
 from tests.conftest import LEVELS
 
 
@@ -46,7 +46,10 @@ def net(seed: int = 0) -> nn.Module:
 
 
 def make(
-    path: Path, model: nn.Module | None = None, levels: tuple[str, ...] = ("dense", "unstr-0.50"), **options: Any
+    path: Path,
+    model: nn.Module | None = None,
+    levels: tuple[str, ...] = ("dense", "unstr-0.50"),
+    **options: Any,
 ) -> LayerDatabase:
     inputs = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     return build_database(
@@ -138,8 +141,10 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         make(tmp_path / "file" / "d")
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from db import build
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from apportion.db.layers import build
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -152,7 +157,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
 
 _SMALL_FILES = """
 import resource, sys
-from search.cli import main
+from apportion.search.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 sys.exit(main(["build", sys.argv[1]]))
 """
@@ -162,7 +167,9 @@ def test_a_build_that_met_a_full_disk_goes_on_when_there_is_room(
     tmp_path: Path, job_file: Callable[..., Path], database: LayerDatabase
 ) -> None:
     job = job_file(database={"path": str(tmp_path / "d"), "levels": LEVELS})
-    full = subprocess.run([sys.executable, "-c", _SMALL_FILES, str(job)], capture_output=True, text=True, check=False)
+    full = subprocess.run(
+        [sys.executable, "-c", _SMALL_FILES, str(job)], capture_output=True, text=True, check=False
+    )
     assert full.returncode == 1
     assert "cannot write" in full.stderr
     assert "Traceback" not in full.stderr
@@ -183,7 +190,7 @@ def test_a_second_build_of_the_same_folder_is_refused(tmp_path: Path) -> None:
 def test_kill_9_in_the_middle(tmp_path: Path, job_file: Callable[..., Path]) -> None:
     levels = ["dense", "unstr-0.10..0.99*0.8"]
     job = job_file(database={"path": str(tmp_path / "d"), "levels": levels})
-    command = [sys.executable, "-m", "search.cli", "build", str(job)]
+    command = [sys.executable, "-m", "apportion", "build", str(job)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "d" / "layers").glob("0*"))) < 3:
@@ -195,8 +202,16 @@ def test_kill_9_in_the_middle(tmp_path: Path, job_file: Callable[..., Path]) -> 
     assert not (tmp_path / "d" / "manifest.json").exists()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     other = job_file(database={"path": str(tmp_path / "whole"), "levels": levels})
-    subprocess.run([*command[:-1], str(other)], check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    fingerprints = [json.loads((tmp_path / d / "manifest.json").read_text())["fingerprint"] for d in ("d", "whole")]
+    subprocess.run(
+        [*command[:-1], str(other)],
+        check=True,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+    fingerprints = [
+        json.loads((tmp_path / d / "manifest.json").read_text())["fingerprint"]
+        for d in ("d", "whole")
+    ]
     assert fingerprints[0] == fingerprints[1]
     LayerDatabase.open(tmp_path / "d").verify()
 
@@ -236,8 +251,12 @@ def test_sequential_layers_see_what_reaches_them(tmp_path: Path) -> None:
     model = net()
     levels = ("dense", "unstr-0.75", "w2")
     independent = make(tmp_path / "independent", model, levels)
-    sequential = make(tmp_path / "sequential", model, levels, options=CompressionOptions(sequential=True))
-    assert torch.equal(sequential.weight("0", "w2"), independent.weight("0", "w2"))  # nothing stands before it
+    sequential = make(
+        tmp_path / "sequential", model, levels, options=CompressionOptions(sequential=True)
+    )
+    assert torch.equal(
+        sequential.weight("0", "w2"), independent.weight("0", "w2")
+    )  # nothing stands before it
     assert not torch.equal(sequential.weight("5", "w2"), independent.weight("5", "w2"))
     before = copy.deepcopy(model)
     with torch.no_grad():

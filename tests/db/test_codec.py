@@ -5,14 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressors.grids import GridOptions, fit_grid
-from db import codec
+from apportion.compressors.grids import GridOptions, fit_grid
+from apportion.db.layers import codec
 
 
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.floats(0, 1), st.integers(0, 2**31))
 def test_round_trip_is_exact(shape: list[int], density: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(shape, generator=generator) * (torch.rand(shape, generator=generator) < density)
+    weight = torch.randn(shape, generator=generator) * (
+        torch.rand(shape, generator=generator) < density
+    )
     encoding, parts = codec.encode(weight)
     assert torch.equal(codec.decode(encoding, parts, tuple(shape)), weight)
 
@@ -45,7 +47,11 @@ def test_the_mask_is_as_the_format_says() -> None:
 
 def test_parts_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="2 values for a mask of 1"):
-        codec.decode("bitmask", {"mask": torch.tensor([128], dtype=torch.uint8), "values": torch.ones(2)}, (2, 2))
+        codec.decode(
+            "bitmask",
+            {"mask": torch.tensor([128], dtype=torch.uint8), "values": torch.ones(2)},
+            (2, 2),
+        )
     with pytest.raises(ValueError, match="unknown encoding"):
         codec.decode("zip", {"values": torch.ones(2)}, (2,))
 
@@ -58,12 +64,18 @@ def test_a_checksum_sees_every_change() -> None:
     assert codec.checksum({**parts, "values": torch.tensor([0.0, 1.0, 2.0, 3.5])}) != same
 
 
-@given(st.integers(1, 8), st.integers(1, 6), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31))
-def test_quantized_weights_round_trip_and_are_small(bits: int, rows: int, columns: int, density: float, seed: int) -> None:
+@given(
+    st.integers(1, 8), st.integers(1, 6), st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**31)
+)
+def test_quantized_weights_round_trip_and_are_small(
+    bits: int, rows: int, columns: int, density: float, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, columns, generator=generator)
     grid = fit_grid(weight, bits)
-    weight = grid.values(grid.codes(weight)) * (torch.rand(rows, columns, generator=generator) < density)
+    weight = grid.values(grid.codes(weight)) * (
+        torch.rand(rows, columns, generator=generator) < density
+    )
     encoding, parts = codec.encode(weight, grid)
     assert torch.equal(codec.decode(encoding, parts, (rows, columns)), weight)
     assert codec.stored_bits(parts) <= bits * weight.numel() + 7 + 40 * rows
@@ -77,7 +89,9 @@ def test_a_weight_that_is_not_on_its_grid_is_refused() -> None:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("fit", ["mse", "minmax"])
-def test_one_grid_for_all_rows_takes_one_scale(symmetric: bool, fit: Literal["mse", "minmax"]) -> None:
+def test_one_grid_for_all_rows_takes_one_scale(
+    symmetric: bool, fit: Literal["mse", "minmax"]
+) -> None:
     weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(3))
     grid = fit_grid(weight, 4, GridOptions("tensor", symmetric, fit))
     stored = grid.values(grid.codes(weight))

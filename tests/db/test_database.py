@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from compressors.errors import (
+from apportion.compressors.errors import (
     DatabaseCorruptError,
     DatabaseError,
     DatabaseMismatchError,
@@ -14,9 +14,9 @@ from compressors.errors import (
     ModelError,
     ProfileError,
 )
-from compressors.levels import parse_level
-from db.database import LayerDatabase
-from evaluators.workloads import Workload, model_fingerprint
+from apportion.compressors.levels import parse_level
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 
 
 @pytest.fixture
@@ -24,12 +24,16 @@ def copy(database: LayerDatabase, tmp_path: Path) -> Path:
     return Path(shutil.copytree(database.path, tmp_path / "copy"))
 
 
-def test_a_stitched_model_has_the_pattern_its_profile_promises(digits: Workload, database: LayerDatabase) -> None:
+def test_a_stitched_model_has_the_pattern_its_profile_promises(
+    digits: Workload, database: LayerDatabase
+) -> None:
     import copy as copying
 
     model = copying.deepcopy(digits.model)
     names = list(database.layers)
-    profile = {name: parse_level("unstr-0.75" if i % 2 else "dense") for i, name in enumerate(names)}
+    profile = {
+        name: parse_level("unstr-0.75" if i % 2 else "dense") for i, name in enumerate(names)
+    }
     database.stitch(model, profile)
     dense = dict(digits.model.named_parameters())
     for i, name in enumerate(names):
@@ -52,21 +56,28 @@ def test_every_entry_says_what_it_holds(database: LayerDatabase) -> None:
 
 
 def test_a_45_level_ladder_takes_at_most_35_percent_of_full_copies() -> None:
-    from compressors.levels import expand_levels
-    from db import codec
+    from apportion.compressors.levels import expand_levels
+    from apportion.db.layers import codec
 
     generator = torch.Generator().manual_seed(0)
     full = sparse = 0
     for level in expand_levels(["dense", "unstr-0.10..0.99"]):
         weight = torch.randn(64, 576, generator=generator)
-        weight.view(-1)[torch.randperm(weight.numel(), generator=generator)[: int(level.fraction_removed * weight.numel())]] = 0
+        weight.view(-1)[
+            torch.randperm(weight.numel(), generator=generator)[
+                : int(level.fraction_removed * weight.numel())
+            ]
+        ] = 0
         sparse += codec.stored_bits(codec.encode(weight)[1])
         full += 32 * weight.numel()
     assert sparse <= 0.35 * full
 
 
 def test_a_database_of_another_model_is_refused(database: LayerDatabase, digits: Workload) -> None:
-    assert LayerDatabase.open(database.path, model_fingerprint(digits.model)).levels() == database.levels()
+    assert (
+        LayerDatabase.open(database.path, model_fingerprint(digits.model)).levels()
+        == database.levels()
+    )
     with pytest.raises(DatabaseMismatchError, match="another model"):
         LayerDatabase.open(database.path, "0" * 64)
 

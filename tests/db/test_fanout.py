@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from compressors import work
-from compressors.errors import LayerError
-from db.crew import Crew
-from db.fanout import InProcess, RayWorkers
+from apportion.compressors.elimination import work
+from apportion.compressors.errors import LayerError
+from apportion.db.layers.executor import LocalExecutor
+from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.executor import RayExecutor
 from tests.db.test_build import make, net
 
 ray = pytest.importorskip("ray")
@@ -21,25 +22,29 @@ LEVELS = ("dense", "unstr-0.50", "unstr-0.90", "w4a8", "unstr-0.50+w4", "1:2", "
 
 def test_two_workers_build_the_same_database(tmp_path: Path) -> None:
     here = make(tmp_path / "here", levels=LEVELS)
-    with Crew(2, 1) as crew:
-        there = make(tmp_path / "there", levels=LEVELS, fanout=lambda: RayWorkers(crew))
+    with ActorPool(2, 1) as crew:
+        there = make(tmp_path / "there", levels=LEVELS, executor=lambda: RayExecutor(crew))
     assert there.fingerprint == here.fingerprint
     assert not ray.is_initialized()
 
 
-def test_a_layer_that_outweighs_the_others_is_shared_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_outweighs_the_others_is_shared_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(work, "_TASK_FLOPS", 0.0)  # 8 rows a task
-    wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.Linear(64, 2)).eval()
+    wide = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(16, 64), torch.nn.Linear(64, 2)
+    ).eval()
     here = make(tmp_path / "here", wide, LEVELS)
     mapped: list[int] = []
 
-    class Watched(RayWorkers):
+    class Watched(RayExecutor):
         def _map(self, function: Any, tasks: Any) -> Iterator[Any]:
             mapped.append(len(tasks))
             return super()._map(function, tasks)
 
-    with Crew(2, 1) as crew:
-        there = make(tmp_path / "there", wide, LEVELS, fanout=lambda: Watched(crew))
+    with ActorPool(2, 1) as crew:
+        there = make(tmp_path / "there", wide, LEVELS, executor=lambda: Watched(crew))
     assert there.fingerprint == here.fingerprint
     assert mapped
 
@@ -48,10 +53,10 @@ def test_a_layer_that_cannot_be_made_is_the_same_error_on_a_worker(tmp_path: Pat
     model = net()
     with torch.no_grad():
         model[5].weight[0, 0] = torch.nan
-    with Crew(2, 1) as crew:
-        for fanout in (InProcess, lambda: RayWorkers(crew)):
+    with ActorPool(2, 1) as crew:
+        for executor in (LocalExecutor, lambda: RayExecutor(crew)):
             with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):
-                make(tmp_path / "nan", model, fanout=fanout)
+                make(tmp_path / "nan", model, executor=executor)
     assert not ray.is_initialized()
 
 
@@ -63,6 +68,6 @@ def test_work_of_a_worker_that_dies_is_done_again(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    with Crew(2, 1) as crew:
-        assert list(RayWorkers(crew)._map(lost_once, [(i,) for i in range(6)])) == list(range(6))
+    with ActorPool(2, 1) as crew:
+        assert list(RayExecutor(crew)._map(lost_once, [(i,) for i in range(6)])) == list(range(6))
     assert (tmp_path / "lost-3").exists()

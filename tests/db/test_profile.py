@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from compressors.errors import ProfileError
-from compressors.levels import parse_level
-from db.profile import Profile, check_profile, from_json, to_json, to_spdy
-from db.profile_files import read_profile, to_csv, to_yaml
+from apportion.compressors.errors import ProfileError
+from apportion.compressors.levels import parse_level
+from apportion.db.layers.profile import Profile, check_profile, from_json, to_json, to_spdy
+from apportion.db.layers.profile_files import read_profile, to_csv, to_yaml
 
 LEVELS = {"a": ["dense", "unstr-0.50", "unstr-0.468559"], "b": ["dense", "w4", "2:4"]}
 PROFILE = {"a": parse_level("unstr-0.468559"), "b": parse_level("dense")}
@@ -63,12 +63,19 @@ def test_profiles_are_checked_against_the_levels() -> None:
 @pytest.mark.parametrize(("write", "suffix"), [(to_csv, "csv"), (to_yaml, "yaml")])
 def test_tables_round_trip(tmp_path: Path, write: Callable[[Profile], str], suffix: str) -> None:
     file = tmp_path / f"profile.{suffix}"
-    for profile in (PROFILE, {"a": parse_level("dense"), "b": parse_level("2:4")}, {**PROFILE, "b": parse_level("w4")}):
+    for profile in (
+        PROFILE,
+        {"a": parse_level("dense"), "b": parse_level("2:4")},
+        {**PROFILE, "b": parse_level("w4")},
+    ):
         file.write_text(write(profile))
         assert read_profile(file, LEVELS) == profile
 
 
-MANY = {"a": ["dense", "mag:unstr-0.50", "2:4", "unstr-0.50", "w4", "2:4+w4a8"], "b": ["dense", "w4", "w8a8", "filter-0.50"]}
+MANY = {
+    "a": ["dense", "mag:unstr-0.50", "2:4", "unstr-0.50", "w4", "2:4+w4a8"],
+    "b": ["dense", "w4", "w8a8", "filter-0.50"],
+}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +97,10 @@ def test_what_other_tools_write_is_matched_with_the_levels_at_hand(
     file = tmp_path / f"profile.{suffix}"
     file.write_text(text)
     if found is None:
-        with pytest.raises(ProfileError, match="layer 'b' has no level of 32-bit weights, 8-bit inputs and sparsity 0"):
+        with pytest.raises(
+            ProfileError,
+            match="layer 'b' has no level of 32-bit weights, 8-bit inputs and sparsity 0",
+        ):
             read_profile(file, MANY)
     else:
         assert tuple(map(str, read_profile(file, MANY).values())) == found
@@ -112,7 +122,9 @@ def test_what_other_tools_write_is_matched_with_the_levels_at_hand(
         ("toml", "", "suffix"),
     ],
 )
-def test_tables_that_cannot_be_read_name_what_is_wrong(tmp_path: Path, suffix: str, text: str, message: str) -> None:
+def test_tables_that_cannot_be_read_name_what_is_wrong(
+    tmp_path: Path, suffix: str, text: str, message: str
+) -> None:
     file = tmp_path / f"profile.{suffix}"
     file.write_text(text)
     with pytest.raises(ProfileError, match=message):

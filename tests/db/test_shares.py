@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from db.shares import Claimant, divide
+from apportion.evaluators.cluster.scheduler import Demand, divide
 
-claimants = st.lists(
+demands = st.lists(
     st.builds(
-        Claimant,
+        Demand,
         wanted=st.integers(1, 6),
         cpus=st.sampled_from([0.5, 1.0, 2.0]),
         gpus=st.sampled_from([0.0, 0.5, 1.0]),
@@ -21,8 +21,10 @@ claimants = st.lists(
 )
 
 
-@given(claimants, st.integers(0, 16), st.integers(0, 4))
-def test_what_is_given_fits_and_what_is_left_fits_nobody(jobs: list[Claimant], cpus: int, gpus: int) -> None:
+@given(demands, st.integers(0, 16), st.integers(0, 4))
+def test_what_is_given_fits_and_what_is_left_fits_nobody(
+    jobs: list[Demand], cpus: int, gpus: int
+) -> None:
     given_out = divide(jobs, cpus, gpus)
     left_cpus = cpus - sum(n * job.cpus for n, job in zip(given_out, jobs, strict=True))
     left_gpus = gpus - sum(n * job.gpus for n, job in zip(given_out, jobs, strict=True))
@@ -43,6 +45,8 @@ def test_what_is_given_fits_and_what_is_left_fits_nobody(jobs: list[Claimant], c
         ([4, 4], [1, 100], [True, False], [1, 3]),  # who runs keeps one
     ],
 )
-def test_shares_of_four_processors(wanted: list[int], priorities: list[float], running: list[bool], shares: list[int]) -> None:
-    jobs = [Claimant(w, 1.0, 0.0, p, r) for w, p, r in zip(wanted, priorities, running, strict=True)]
+def test_shares_of_four_processors(
+    wanted: list[int], priorities: list[float], running: list[bool], shares: list[int]
+) -> None:
+    jobs = [Demand(w, 1.0, 0.0, p, r) for w, p, r in zip(wanted, priorities, running, strict=True)]
     assert divide(jobs, 4, 0) == shares

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from compressors.errors import DatabaseCorruptError
-from db.database import LayerDatabase
-from db.tables import MeasuredTable
+from apportion.compressors.errors import DatabaseCorruptError
+from apportion.db.layers.database import LayerDatabase
+from apportion.db.layers.tables import MeasuredTable
 
 
 def test_rows_are_kept_one_by_one(database: LayerDatabase) -> None:

@@ -1,7 +1,7 @@
 import torch
 
-from evaluators.augment import AugmentConfig, augmented
-from evaluators.data import TensorSplit
+from apportion.evaluators.workloads.augment import AugmentConfig, augmented
+from apportion.evaluators.workloads.data import TensorSplit
 
 
 def split() -> TensorSplit:

@@ -1,7 +1,7 @@
 import pytest
 
-from compressors.errors import BudgetError, UnknownNameError
-from evaluators.budgets import Budget, parse_budget
+from apportion.compressors.errors import BudgetError, UnknownNameError
+from apportion.evaluators.costs.budgets import Budget, parse_budget
 
 
 @pytest.mark.parametrize(

@@ -9,32 +9,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressors.layers import find_layers
-from evaluators.channels import find_passages
-from evaluators.reduced import ReducedLayer, reduce_layers
+from apportion.compressors.layers import find_layers
+from apportion.evaluators.rewriting.channels import find_channel_groups
+from apportion.evaluators.rewriting.reduced import ReducedLayer, reduce_layers
 
 IMAGE, VECTOR = (3, 4, 7, 7), (3, 5, 6)
 
 MODELS: dict[str, tuple[nn.Sequential, tuple[int, ...]]] = {
     "norm and padding": (
-        nn.Sequential(nn.Conv2d(4, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1)),
-        IMAGE,
-    ),
-    "bias": (nn.Sequential(nn.Conv2d(4, 6, 3), nn.SiLU(), nn.Conv2d(6, 3, 3, stride=2, padding=2, dilation=2)), IMAGE),
-    "depthwise": (
         nn.Sequential(
-            nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(),
-            nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), nn.BatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 3, 1),
+            nn.Conv2d(4, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.Conv2d(6, 3, 3, padding=1),
         ),
         IMAGE,
     ),
-    "one dimension": (nn.Sequential(nn.Conv1d(5, 6, 3), nn.BatchNorm1d(6), nn.Tanh(), nn.Conv1d(6, 4, 2, padding=1)), VECTOR),
-    "linear": (nn.Sequential(nn.Linear(6, 7), nn.GELU(), nn.Dropout(), nn.Linear(7, 4, bias=False), nn.Linear(4, 3)), VECTOR),
-}  # fmt: skip
+    "bias": (
+        nn.Sequential(
+            nn.Conv2d(4, 6, 3), nn.SiLU(), nn.Conv2d(6, 3, 3, stride=2, padding=2, dilation=2)
+        ),
+        IMAGE,
+    ),
+    "depthwise": (
+        nn.Sequential(
+            nn.Conv2d(4, 6, 1, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU6(),
+            nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False),
+            nn.BatchNorm2d(6),
+            nn.ReLU6(),
+            nn.Conv2d(6, 3, 1),
+        ),
+        IMAGE,
+    ),
+    "one dimension": (
+        nn.Sequential(
+            nn.Conv1d(5, 6, 3), nn.BatchNorm1d(6), nn.Tanh(), nn.Conv1d(6, 4, 2, padding=1)
+        ),
+        VECTOR,
+    ),
+    "linear": (
+        nn.Sequential(
+            nn.Linear(6, 7), nn.GELU(), nn.Dropout(), nn.Linear(7, 4, bias=False), nn.Linear(4, 3)
+        ),
+        VECTOR,
+    ),
+}
 
 
 def prepared(name: str, seed: int, share: float) -> tuple[nn.Sequential, Tensor]:
-    """A copy of the model, random all over, with this share of its filters without weights; and inputs."""
+    """A copy of the model, random all over, with this share of its filters without weights; and
+    inputs."""
     model, shape = MODELS[name]
     model, generator = copy.deepcopy(model).eval(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -45,13 +71,18 @@ def prepared(name: str, seed: int, share: float) -> tuple[nn.Sequential, Tensor]
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 assert module.running_var is not None
                 module.running_var.abs_().add_(0.1)
-            elif isinstance(module.__dict__.get("_parameters", {}).get("weight"), Tensor) and module is not model[-1]:
+            elif (
+                isinstance(module.__dict__.get("_parameters", {}).get("weight"), Tensor)
+                and module is not model[-1]
+            ):
                 module.weight[torch.rand(len(module.weight), generator=generator) < share] = 0  # type: ignore[arg-type]
     return model, torch.randn(shape, generator=generator)
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(sorted(MODELS)), st.integers(0, 10_000), st.sampled_from([0.0, 0.4, 0.8, 1.0]))
+@given(
+    st.sampled_from(sorted(MODELS)), st.integers(0, 10_000), st.sampled_from([0.0, 0.4, 0.8, 1.0])
+)
 def test_outputs_stay(name: str, seed: int, share: float) -> None:
     model, x = prepared(name, seed, share)
     expected, before = model(x), sum(p.numel() for p in model.parameters())
@@ -80,7 +111,11 @@ class Branch(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.left, self.right = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.stem, self.left, self.right = (
+            nn.Conv2d(4, 6, 1),
+            nn.Conv2d(6, 6, 1),
+            nn.Conv2d(6, 6, 1),
+        )
         self.twice = nn.Conv2d(6, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +138,7 @@ def test_what_others_see_is_filled_in(kind: type[nn.Module]) -> None:
             model.get_submodule(name).weight[[1, 4]] = 0  # type: ignore[index, operator]
     x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
     expected = model(x)
-    assert find_passages(model, names, ()) == []
+    assert find_channel_groups(model, names, ()) == []
     reduce_layers(model, names)
     assert all(isinstance(model.get_submodule(name), ReducedLayer) for name in names)
     torch.testing.assert_close(model(x), expected)
@@ -111,9 +146,9 @@ def test_what_others_see_is_filled_in(kind: type[nn.Module]) -> None:
 
 def test_fixed_layers_keep_their_weights() -> None:
     model, _ = prepared("norm and padding", 0, 0.5)
-    assert [passage.layer for passage in find_passages(model, ["0"], [])] == ["0"]
-    assert find_passages(model, ["0"], ["3"]) == []
-    assert find_passages(model, ["3"], []) == []  # nothing follows
+    assert [group.layer for group in find_channel_groups(model, ["0"], [])] == ["0"]
+    assert find_channel_groups(model, ["0"], ["3"]) == []
+    assert find_channel_groups(model, ["3"], []) == []  # nothing follows
 
 
 def test_a_projection_that_attention_does_not_call_stays() -> None:

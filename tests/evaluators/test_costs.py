@@ -3,12 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressors.errors import DataError
-from compressors.levels import expand_levels
-from db.build import build_database
-from evaluators.costs import METRICS, cost_tables
-from evaluators.latency import read_latency
-from evaluators.workloads import Workload, model_fingerprint
+from apportion.compressors.errors import DataError
+from apportion.compressors.levels import expand_levels
+from apportion.db.layers.build import build_database
+from apportion.evaluators.costs.latency import read_latency
+from apportion.evaluators.costs.model import METRICS, cost_tables
+from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,9 @@ def tables_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
     from torch import nn
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)
+    ).eval()
     images = torch.randn(16, 3, 8, 8)
     levels = expand_levels(["dense", "unstr-0.50", "w4", "w8a8", "a4", "unstr-0.50+w4a8"])
     path = tmp_path_factory.mktemp("costs") / "db"
@@ -56,5 +58,7 @@ def test_latency_from_a_table(tables_of, tmp_path: Path) -> None:  # type: ignor
 
 def test_the_digits_networks_own_levels(digits: Workload, database) -> None:  # type: ignore[no-untyped-def]
     for table in cost_tables(digits.model, database).values():
-        assert all((np.diff(row) <= 0).all() for row in table.levels)  # a ladder: every step is cheaper
+        assert all(
+            (np.diff(row) <= 0).all() for row in table.levels
+        )  # a ladder: every step is cheaper
         assert table.base >= 0

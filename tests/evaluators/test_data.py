@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from compressors.errors import DataError
-from evaluators.data import DataConfig, DigitsData, Splits, draw, load_splits
-from evaluators.workloads import Workload, WorkloadConfig, load_workload
+from apportion.compressors.errors import DataError
+from apportion.evaluators.workloads.data import DataConfig, DigitsData, Splits, draw, load_splits
+from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 
 
 def archive(path: Path, compress: bool = False, **arrays: Any) -> Path:
@@ -26,7 +26,9 @@ def folder(path: Path, classes: list[str], images: int = 3) -> Path:
     for name in classes:
         (path / name).mkdir(parents=True)
         for i in range(images):
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(path / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
+                path / name / f"{i}.png"
+            )
     return path
 
 
@@ -41,13 +43,22 @@ def workload(**data: Any) -> Workload:
 
 
 def folders(calibration: Path, test: Path, **more: Any) -> dict[str, Any]:
-    return {"kind": "imagefolder", "calibration": calibration, "test": test, "resize": 36, "size": 32, **more}
+    return {
+        "kind": "imagefolder",
+        "calibration": calibration,
+        "test": test,
+        "resize": 36,
+        "size": 32,
+        **more,
+    }
 
 
 def test_gray_images(tmp_path: Path) -> None:
     images = np.full((12, 8, 8), 51, np.uint8)
     path = archive(tmp_path / "gray.npz", images=images)
-    found = splits(kind="npz", calibration=path, test=path, mean=[0.1], std=[0.5]).calibration.subset([0, 5])
+    found = splits(
+        kind="npz", calibration=path, test=path, mean=[0.1], std=[0.5]
+    ).calibration.subset([0, 5])
     assert found.inputs.shape == (2, 1, 8, 8)
     assert found.inputs.dtype == torch.float32
     assert found.labels.dtype == torch.int64
@@ -65,7 +76,9 @@ def test_every_altered_byte_gives_a_clear_error_or_the_same_data(tmp_path: Path)
         broken[rng.integers(200 if trial % 2 else len(whole))] ^= int(rng.integers(1, 256))
         (tmp_path / "broken.npz").write_bytes(broken)
         try:
-            found = splits(kind="npz", calibration=tmp_path / "broken.npz", test=path).calibration.subset(range(12))
+            found = splits(
+                kind="npz", calibration=tmp_path / "broken.npz", test=path
+            ).calibration.subset(range(12))
         except DataError:
             refused += 1
         else:
@@ -117,15 +130,24 @@ def test_negative_labels(tmp_path: Path) -> None:
 
 
 def test_folders_of_other_classes_would_shift_the_labels(tmp_path: Path) -> None:
-    calibration, test = folder(tmp_path / "a", ["cat", "dog"]), folder(tmp_path / "b", ["ant", "cat", "dog"])
-    with pytest.raises(DataError, match=r"/b: its class folders are not those of .*/a \(only here: ant; only there: none\)"):
+    calibration, test = (
+        folder(tmp_path / "a", ["cat", "dog"]),
+        folder(tmp_path / "b", ["ant", "cat", "dog"]),
+    )
+    with pytest.raises(
+        DataError,
+        match=r"/b: its class folders are not those of .*/a \(only here: ant; only there: none\)",
+    ):
         workload(**folders(calibration, test))
     with pytest.raises(DataError, match="only here: ant"):
         workload(**folders(calibration, calibration, train=test))
 
 
 def test_the_test_folder_is_decoded_only_as_it_is_read(tmp_path: Path) -> None:
-    calibration, test = folder(tmp_path / "a", ["cat", "dog"]), folder(tmp_path / "b", ["cat", "dog"])
+    calibration, test = (
+        folder(tmp_path / "a", ["cat", "dog"]),
+        folder(tmp_path / "b", ["cat", "dog"]),
+    )
     (test / "dog" / "2.png").write_bytes(b"not an image")
     found = workload(**folders(calibration, test)).test
     batches = found.batches(4)
@@ -138,7 +160,12 @@ def test_decoding_calibration_images_shows_progress(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", ["cat", "dog"])
     calls: list[tuple[int, int]] = []
     found = splits(**folders(path, path))
-    draw(found.calibration, 4, np.random.default_rng(0), lambda _what, done, total: calls.append((done, total)))
+    draw(
+        found.calibration,
+        4,
+        np.random.default_rng(0),
+        lambda _what, done, total: calls.append((done, total)),
+    )
     assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 

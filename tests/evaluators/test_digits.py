@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from compressors.errors import OutputError
-from evaluators import digits
-from evaluators.models import build_model
-from evaluators.workloads import model_fingerprint
+from apportion.compressors.errors import OutputError
+from apportion.evaluators.workloads import digits
+from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.workloads.workload import model_fingerprint
 
 
 @pytest.fixture

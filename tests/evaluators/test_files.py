@@ -1,4 +1,5 @@
-"""Files by URL: fetched once, again when they change, and an error that names them where they cannot be."""
+"""Files by URL: fetched once, again when they change, and an error that names them where they
+cannot be."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressors.errors import DataError
-from evaluators.data import NpzData, load_splits
-from evaluators.files import local_file
-from search.job_file import parse_job
+from apportion.compressors.errors import DataError
+from apportion.evaluators.workloads.data import NpzData, load_splits
+from apportion.evaluators.workloads.files import local_file
+from apportion.search.jobs.job_file import parse_job
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -42,9 +43,16 @@ def test_a_path_is_itself(tmp_path: Path) -> None:
 
 def test_images_by_url(site: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    np.savez(tmp_path / "site" / "a.npz", images=rng.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8), labels=np.arange(4))
+    np.savez(
+        tmp_path / "site" / "a.npz",
+        images=rng.integers(0, 255, (4, 8, 8, 3), dtype=np.uint8),
+        labels=np.arange(4),
+    )
     data = {"kind": "npz", "calibration": f"{site}/a.npz", "test": f"{site}/a.npz"}
-    job = parse_job({"workload": {"model": "cifar_resnet20", "data": data}, "database": {"path": "d"}}, tmp_path / "job.yaml")
+    job = parse_job(
+        {"workload": {"model": "cifar_resnet20", "data": data}, "database": {"path": "d"}},
+        tmp_path / "job.yaml",
+    )
     config = job.workload.data  # type: ignore[union-attr]
     assert isinstance(config, NpzData)
     assert config.calibration == f"{site}/a.npz"  # not made a path

@@ -1,4 +1,5 @@
-"""Classifiers of Hugging Face's: real architectures, small and with random weights, in and through the whole way."""
+"""Classifiers of Hugging Face's: real architectures, small and with random weights, in and through
+the whole way."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from compressors.errors import ModelError
-from evaluators.models import build_model
-from search.export import export, score_profile
-from search.job_file import parse_model_job
-from search.pipeline import prepare
+from apportion.compressors.errors import ModelError
+from apportion.evaluators.workloads.models import build_model
+from apportion.search.export.exporting import export, score_profile
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import prepare
+from apportion.search.space.additive import optimum
 
 transformers = pytest.importorskip("transformers", reason="apportion[huggingface] is not installed")
 
@@ -20,11 +22,19 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     size: dict[str, Any] = {"num_channels": 1, "num_labels": 10}
     if request.param == "resnet":
-        config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **size)
+        config = transformers.ResNetConfig(
+            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **size
+        )
         model = transformers.ResNetForImageClassification(config)
     else:
         config = transformers.ViTConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=8, patch_size=4, **size
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            image_size=8,
+            patch_size=4,
+            **size,
         )
         model = transformers.ViTForImageClassification(config)
     model.save_pretrained(tmp_path / "model")
@@ -33,7 +43,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_a_classifier_is_compressed_searched_and_exported(folder: Path, tmp_path: Path) -> None:
     content = {
-        "workload": {"model": f"huggingface:{folder}", "data": {"kind": "digits"}, "calibration_samples": 64},
+        "workload": {
+            "model": f"huggingface:{folder}",
+            "data": {"kind": "digits"},
+            "calibration_samples": 64,
+        },
         "database": {"path": "database", "levels": ["dense", "unstr-0.50", "w8"]},
         "budgets": {"flops": 0.8},
         "corrections": {"export": []},
@@ -44,7 +58,11 @@ def test_a_classifier_is_compressed_searched_and_exported(folder: Path, tmp_path
         inputs = next(problem.workload.calibration.batches(8))[0]
         with torch.no_grad():
             assert torch.equal(problem.workload.model(inputs), plain(pixel_values=inputs).logits)
-        chosen = score_profile(problem.profile(problem.decisions.expand(problem.space.optimum)), problem, "the optimum")
+        chosen = score_profile(
+            problem.profile(problem.decisions.expand(optimum(problem.space))),
+            problem,
+            "the optimum",
+        )
         exported = export(chosen, problem, tmp_path / "out", formats=("safetensors", "compressed"))
     assert exported.content["costs"]["flops"] <= 0.8
     assert 0 < exported.content["exports"]["model.packed"]["of_dense"] < 1

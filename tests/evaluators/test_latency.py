@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compressors.errors import ConfigurationError, DataError
-from compressors.levels import DENSE, Level, Sparsity, parse_level
-from evaluators.latency import LatencyTable, ask_latency, read_latency
+from apportion.compressors.errors import ConfigurationError, DataError
+from apportion.compressors.levels import DENSE, Level, Sparsity, parse_level
+from apportion.evaluators.costs.latency import LatencyTable, ask_latency, read_latency
 
 TEXT = """base
 1.0
@@ -33,7 +33,10 @@ def write(folder: Path, text: str, name: str = "table.txt") -> Path:
 def test_spdy_text_has_the_whole_and_what_is_left_of_it(tmp_path: Path) -> None:
     table = read_latency(write(tmp_path, TEXT))
     assert (table.whole, table.base) == (1.0, pytest.approx(0.2))
-    levels = [parse_level(text) for text in ("dense", "unstr-0.50", "unstr-0.70", "unstr-0.95", "w4", "unstr-0.50+w4")]
+    levels = [
+        parse_level(text)
+        for text in ("dense", "unstr-0.50", "unstr-0.70", "unstr-0.95", "w4", "unstr-0.50+w4")
+    ]
     assert table.of("conv1", levels).tolist() == pytest.approx([0.3, 0.2, 0.225, 0.25, 0.3, 0.3])
     assert [str(level) for level in table.unknown("conv1", levels)] == ["w4", "unstr-0.50+w4"]
 
@@ -42,16 +45,20 @@ def test_csv_takes_any_level(tmp_path: Path) -> None:
     text = "layer,level,seconds\n*,dense,2.0\nfc,dense,1.0\nfc,2:4,0.6\nfc,w8a8,0.3\n"
     table = read_latency(write(tmp_path, text, "t.csv"))
     assert table.base == 1.0
-    assert table.of("fc", [parse_level(t) for t in ("2:4", "w8a8", "w4")]).tolist() == [0.6, 0.3, 1.0]
+    assert table.of("fc", [parse_level(t) for t in ("2:4", "w8a8", "w4")]).tolist() == [
+        0.6,
+        0.3,
+        1.0,
+    ]
 
 
 def test_noise_is_smoothed_and_counted(tmp_path: Path) -> None:
     table = read_latency(write(tmp_path, TEXT))
     clean = table.cleaned()
     assert clean.moved == 2
-    assert clean.of("conv1", [DENSE, parse_level("unstr-0.50"), parse_level("unstr-0.90")]).tolist() == pytest.approx(
-        [0.3, 0.225, 0.225]
-    )
+    assert clean.of(
+        "conv1", [DENSE, parse_level("unstr-0.50"), parse_level("unstr-0.90")]
+    ).tolist() == pytest.approx([0.3, 0.225, 0.225])
     assert table.seconds["conv1"][parse_level("unstr-0.90")] == 0.25  # the raw values stay
     assert clean.cleaned().moved == 0
 
@@ -59,7 +66,9 @@ def test_noise_is_smoothed_and_counted(tmp_path: Path) -> None:
 @given(st.lists(st.floats(1e-3, 1.0), min_size=2, max_size=12))
 def test_clean_times_never_rise_and_keep_their_sum(times: list[float]) -> None:
     shares = np.linspace(0, 0.99, len(times)).round(4).tolist()
-    row = {Level(Sparsity("unstr", s)) if s else DENSE: t for s, t in zip(shares, times, strict=True)}
+    row = {
+        Level(Sparsity("unstr", s)) if s else DENSE: t for s, t in zip(shares, times, strict=True)
+    }
     clean = LatencyTable({"a": row}, sum(times), "x").cleaned().seconds["a"]
     smooth = list(clean.values())
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(smooth))
@@ -67,14 +76,22 @@ def test_clean_times_never_rise_and_keep_their_sum(times: list[float]) -> None:
 
 
 def test_filter_levels_have_a_ladder_of_their_own(tmp_path: Path) -> None:
-    rows = "layer,level,seconds\nfc,dense,1\nfc,filter-0.2,1.25\nfc,filter-0.4,0.5\nfc,filter-0.8,0.6\n"
+    rows = (
+        "layer,level,seconds\n"
+        "fc,dense,1\nfc,filter-0.2,1.25\nfc,filter-0.4,0.5\nfc,filter-0.8,0.6\n"
+    )
     table = read_latency(write(tmp_path, rows, "t.csv"))
-    levels = [parse_level(text) for text in ("filter-0.1", "filter-0.6", "filter-0.9", "filter-0.4+w8", "unstr-0.5")]
+    levels = [
+        parse_level(text)
+        for text in ("filter-0.1", "filter-0.6", "filter-0.9", "filter-0.4+w8", "unstr-0.5")
+    ]
     assert table.of("fc", levels).tolist() == pytest.approx([1.125, 0.55, 0.6, 1, 1])
     assert [str(level) for level in table.unknown("fc", levels)] == ["filter-0.40+w8"]
     clean = table.cleaned()
     assert clean.moved == 2
-    assert list(clean.seconds["fc"].values()) == pytest.approx([1, 1.25, 0.55, 0.55])  # one that is slower than dense stays so
+    assert list(clean.seconds["fc"].values()) == pytest.approx(
+        [1, 1.25, 0.55, 0.55]
+    )  # one that is slower than dense stays so
     without = read_latency(write(tmp_path, "layer,level,seconds\nfc,dense,1\nfc,w4,1\n", "w.csv"))
     assert without.unknown("fc", levels) == [*levels[:4]]
 
@@ -83,7 +100,11 @@ def test_filter_levels_have_a_ladder_of_their_own(tmp_path: Path) -> None:
     ("text", "name", "message"),
     [
         ("hello", "t.txt", "not a latency table"),
-        (TEXT.replace("0.8", "0.5"), "t.txt", "`prunable` says 0.5 s, the layers' dense times add up to 0.8 s"),
+        (
+            TEXT.replace("0.8", "0.5"),
+            "t.txt",
+            "`prunable` says 0.5 s, the layers' dense times add up to 0.8 s",
+        ),
         (TEXT.replace("0.2 0.5000", "fast 0.5"), "t.txt", "line 7.*expected a number"),
         (TEXT.replace("0.9000", "1.0"), "t.txt", "a sparsity lies in"),
         (TEXT.replace("0.5 0.0000\n", ""), "t.txt", "add up to|no dense time"),

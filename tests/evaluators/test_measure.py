@@ -15,23 +15,23 @@ import torch
 import yaml
 from torch import nn
 
-from compressors.errors import ConfigurationError, UnknownNameError
-from compressors.grids import GridOptions
-from compressors.levels import DENSE, parse_level
-from compressors.obs import CompressionOptions
-from db.build import build_database
-from db.database import LayerDatabase
-from evaluators.latency import read_latency
-from evaluators.measure import check_latency, measure_latency, sample_profiles
-from evaluators.runtimes import OnnxRuntime, Runtime, TorchRuntime, open_runtime
-from evaluators.workloads import Workload
-from search.job_file import parse_model_job
-from search.pipeline import build
+from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.compressors.grids import GridOptions
+from apportion.compressors.levels import DENSE, parse_level
+from apportion.compressors.obs import CompressionOptions
+from apportion.db.layers.build import build_database
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.costs.latency import read_latency
+from apportion.evaluators.costs.measure import check_latency, measure_latency, sample_profiles
+from apportion.evaluators.costs.runtimes import OnnxRuntime, Runtime, TorchRuntime, open_runtime
+from apportion.evaluators.workloads.workload import Workload
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import build
 
 pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
 pytest.importorskip("onnxscript", reason="apportion[onnx] is not installed")
-from evaluators import onnx_model
-from evaluators.onnx_model import Quantized
+from apportion.evaluators.rewriting import onnx_model
+from apportion.evaluators.rewriting.onnx_model import Quantized
 
 LEVELS = ["dense", "unstr-0.50", "rtn:w4", "rtn:w8a8", "unstr-0.50+rtn:w4a4"]
 
@@ -50,29 +50,43 @@ def job_content(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def quantized(job_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, LayerDatabase]:
+def quantized(
+    job_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workload, LayerDatabase]:
     return build(parse_model_job(job_content, tmp_path_factory.mktemp("jobs") / "job.yaml"))
 
 
 @pytest.mark.parametrize("mixed", [["dense"], ["rtn:w4"], ["rtn:w8a8"], LEVELS])
-def test_onnx_runtime_gives_what_torch_gives(quantized: tuple[Workload, LayerDatabase], mixed: list[str]) -> None:
+def test_onnx_runtime_gives_what_torch_gives(
+    quantized: tuple[Workload, LayerDatabase], mixed: list[str]
+) -> None:
     workload, database = quantized
     profile = {name: parse_level(mixed[i % len(mixed)]) for i, name in enumerate(database.levels())}
     model = copy.deepcopy(workload.model)
     database.stitch(model, profile)
-    what = {n: Quantized(database.grid(n, lv), database.entry(n, lv).activation) for n, lv in profile.items() if not lv.is_dense}
+    what = {
+        n: Quantized(database.grid(n, lv), database.entry(n, lv).activation)
+        for n, lv in profile.items()
+        if not lv.is_dense
+    }
     inputs = workload.calibration.inputs[:64]
     proto = onnx_model.to_onnx(model, inputs[:2], what)
     ours = onnx_model.run(onnx_model.session(proto, 1), inputs)
     with torch.no_grad():
         theirs = model(inputs)
     assert float((ours.argmax(1) == theirs.argmax(1)).float().mean()) > 0.98
-    steps = sum(lv.activation_bits is not None for lv in profile.values())  # a code may flip where rounding differs
+    steps = sum(
+        lv.activation_bits is not None for lv in profile.values()
+    )  # a code may flip where rounding differs
     assert float((ours - theirs).abs().max() / theirs.abs().max()) < (0.15 if steps else 1e-5)
     kinds = [node.op_type for node in proto.graph.node]
     assert kinds.count("QuantizeLinear") == steps
-    assert kinds.count("DequantizeLinear") == steps + sum(q.weight is not None for q in what.values())
-    assert b".py" not in proto.SerializeToString()  # no stack traces, which would name this machine's paths
+    assert kinds.count("DequantizeLinear") == steps + sum(
+        q.weight is not None for q in what.values()
+    )
+    assert (
+        b".py" not in proto.SerializeToString()
+    )  # no stack traces, which would name this machine's paths
 
 
 def test_measured_times_make_a_table(tmp_path: Path) -> None:
@@ -81,19 +95,29 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
     grids = CompressionOptions(grid=GridOptions(symmetric=True))
     levels = [parse_level(text) for text in LEVELS]
     marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
-    database = build_database(tmp_path / "db", model, lambda: iter([torch.randn(64, 64)]), levels, options=grids, **marks)
+    database = build_database(
+        tmp_path / "db", model, lambda: iter([torch.randn(64, 64)]), levels, options=grids, **marks
+    )
     steps: list[tuple[str, int, int]] = []
-    measured = measure_latency(model, database, example, OnnxRuntime(1), lambda *step: steps.append(step))
+    measured = measure_latency(
+        model, database, example, OnnxRuntime(1), lambda *step: steps.append(step)
+    )
     assert steps[-1][1] == steps[-1][2]
     fast = {parse_level("rtn:w8a8"), parse_level("unstr-0.50+rtn:w4a4")}
     assert set(measured.idle) == {parse_level("unstr-0.50"), parse_level("rtn:w4")}
     assert all(set(row) == {DENSE, *fast} for row in measured.layers.values())
-    assert all(t.seconds > 0 and t.spread >= 0 and t.repeats >= 50 for row in measured.layers.values() for t in row.values())
+    assert all(
+        t.seconds > 0 and t.spread >= 0 and t.repeats >= 50
+        for row in measured.layers.values()
+        for t in row.values()
+    )
     (tmp_path / "times.csv").write_text(measured.to_csv())
     table = read_latency(tmp_path / "times.csv")
     first = next(iter(database.layers))
     times = table.of(first, [DENSE, parse_level("rtn:w8a8"), parse_level("rtn:w4")])
-    assert times[1] == pytest.approx(measured.layers[first][parse_level("rtn:w8a8")].seconds, rel=1e-6)
+    assert times[1] == pytest.approx(
+        measured.layers[first][parse_level("rtn:w8a8")].seconds, rel=1e-6
+    )
     assert times[2] == times[0]  # what nothing accelerates costs what dense costs
     assert table.whole >= measured.whole.seconds * (1 - 1e-6)
 
@@ -107,39 +131,62 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
 
 def test_layers_of_one_shape_are_timed_once(quantized: tuple[Workload, LayerDatabase]) -> None:
     workload, database = quantized
-    measured = measure_latency(workload.model, database, workload.calibration.inputs[:1], TorchRuntime(1))
-    assert all(set(row) == {DENSE} for row in measured.layers.values())  # torch on the CPU accelerates nothing
+    measured = measure_latency(
+        workload.model, database, workload.calibration.inputs[:1], TorchRuntime(1)
+    )
+    assert all(
+        set(row) == {DENSE} for row in measured.layers.values()
+    )  # torch on the CPU accelerates nothing
     assert len({id(row[DENSE]) for row in measured.layers.values()}) < 14
     assert set(measured.idle) == {parse_level(text) for text in LEVELS[1:]}
 
 
-def test_filter_levels_do_not_hide_what_runs_in_integers(quantized: tuple[Workload, LayerDatabase], tmp_path: Path) -> None:
+def test_filter_levels_do_not_hide_what_runs_in_integers(
+    quantized: tuple[Workload, LayerDatabase], tmp_path: Path
+) -> None:
     workload, _ = quantized
     example, facts = workload.calibration.inputs[:2], []
     for levels in (["dense", "rtn:w8a8"], ["dense", "rtn:w8a8", "filter-0.50"]):
         job = {
             "workload": {"data": {"kind": "digits"}, "calibration_samples": 64},
-            "database": {"path": str(tmp_path / str(len(levels))), "levels": levels, "grid": {"symmetric": True}},
+            "database": {
+                "path": str(tmp_path / str(len(levels))),
+                "levels": levels,
+                "grid": {"symmetric": True},
+            },
             "budgets": {"flops": 1.0},
         }
         _, database = build(parse_model_job(job, tmp_path / "job.yaml"))
-        facts.append(measure_latency(workload.model, database, example, OnnxRuntime(1)).facts["in integers"])
+        facts.append(
+            measure_latency(workload.model, database, example, OnnxRuntime(1)).facts["in integers"]
+        )
     assert facts[0] == facts[1] != "none"
 
 
 @pytest.mark.parametrize("runtime", [TorchRuntime(1), OnnxRuntime(1)])
 def test_filter_levels_run_in_the_shapes_that_are_left(tmp_path: Path, runtime: Runtime) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten()
+    )
     model.append(nn.Linear(16 * 36, 4)).eval()
     example = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     levels = [parse_level(text) for text in ("dense", "filter-0.75", "filter-0.75+rtn:w4")]
     database = build_database(
-        tmp_path / "wide", model, lambda: [example], levels, model_fingerprint="m", calibration_fingerprint="c",
+        tmp_path / "wide",
+        model,
+        lambda: [example],
+        levels,
+        model_fingerprint="m",
+        calibration_fingerprint="c",
         exceptions={"5": [DENSE]},
-    )  # fmt: skip
+    )
     measured = measure_latency(model, database, example, runtime)
     assert measured.idle == (levels[2],)
-    assert {name: list(row) for name, row in measured.layers.items()} == {"0": levels[:2], "2": levels[:2], "5": [DENSE]}
+    assert {name: list(row) for name, row in measured.layers.items()} == {
+        "0": levels[:2],
+        "2": levels[:2],
+        "5": [DENSE],
+    }
     (tmp_path / "t.csv").write_text(measured.to_csv())
     asked: list[list[str]] = []
 
@@ -149,12 +196,21 @@ def test_filter_levels_run_in_the_shapes_that_are_left(tmp_path: Path, runtime: 
         def __getattr__(self, name: str) -> Any:
             return getattr(runtime, name)
 
-        def prepare(self, model: Any, inputs: Any, quantized: Any, reduced: list[str], chained: bool) -> Any:
+        def prepare(
+            self, model: Any, inputs: Any, quantized: Any, reduced: list[str], chained: bool
+        ) -> Any:
             asked.append(reduced)
             return runtime.prepare(model, inputs, quantized, reduced, chained)
 
     profile = {"0": DENSE, "2": levels[1], "5": DENSE}
-    (check,) = check_latency(model, database, read_latency(tmp_path / "t.csv"), example, cast(Runtime, Watched()), [profile])
+    (check,) = check_latency(
+        model,
+        database,
+        read_latency(tmp_path / "t.csv"),
+        example,
+        cast(Runtime, Watched()),
+        [profile],
+    )
     assert check.measured > 0
     assert asked == [["2"]]
 
@@ -176,8 +232,10 @@ def test_measure_and_check_on_the_command_line(
     job.write_text(yaml.safe_dump(job_content))
 
     def apportion(*words: object) -> Any:
-        command = [sys.executable, "-m", "search.cli", *map(str, words), "--json"]
-        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        command = [sys.executable, "-m", "apportion", *map(str, words), "--json"]
+        return json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
 
     found = apportion("latency", "measure", job, "-o", times)
     assert found["not accelerated"] == "rtn:w4 rtn:w8a8 unstr-0.50 unstr-0.50+rtn:w4a4"

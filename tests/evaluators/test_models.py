@@ -1,4 +1,5 @@
-"""Models: the CIFAR ResNets' structure, and every way in which a model by name or its weights can be wrong."""
+"""Models: the CIFAR ResNets' structure, and every way in which a model by name or its weights can
+be wrong."""
 
 from pathlib import Path
 from urllib.error import URLError
@@ -10,12 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from compressors.errors import ModelError
-from evaluators.models import CifarResNet, build_model, load_weights
+from apportion.compressors.errors import ModelError
+from apportion.evaluators.workloads.models import CifarResNet, build_model, load_weights
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "parameters"),  # He et al. 2016, table 6: 0.27, 0.46, 0.66, 0.85 million parameters
+    (
+        "name",
+        "layers",
+        "parameters",
+    ),  # He et al. 2016, table 6: 0.27, 0.46, 0.66, 0.85 million parameters
     [
         ("cifar_resnet20", 20, 269722),
         ("cifar_resnet32", 32, 464154),
@@ -33,7 +38,8 @@ def test_depth_and_size_are_the_papers(name: str, layers: int, parameters: int |
 
 
 def test_the_shortcut_is_option_a() -> None:
-    """Without its residual branch a block leaves every second pixel, with zero channels on both sides."""
+    """Without its residual branch a block leaves every second pixel, with zero channels on both
+    sides."""
     block = CifarResNet(1).layer2[0].eval()
     nn.init.zeros_(dict(block.named_parameters())["bn2.weight"])
     x = torch.rand(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -55,12 +61,18 @@ def test_the_shared_file_fits_strictly(shared_data: Path) -> None:
     model = build_model("cifar_resnet20")
     load_weights(model, path)
     stored = load_file(path)
-    assert {key for key in model.state_dict() if not key.endswith("num_batches_tracked")} <= set(stored)
+    assert {key for key in model.state_dict() if not key.endswith("num_batches_tracked")} <= set(
+        stored
+    )
     assert all(torch.equal(model.state_dict()[key], value) for key, value in stored.items())
 
 
 def test_only_batch_counters_may_be_absent(tmp_path: Path) -> None:
-    state = {k: v for k, v in build_model("cifar_resnet20").state_dict().items() if not k.endswith("num_batches_tracked")}
+    state = {
+        k: v
+        for k, v in build_model("cifar_resnet20").state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
     save_file(state, tmp_path / "w.safetensors")
     model = build_model("cifar_resnet20", str(tmp_path / "w.safetensors"))
     assert torch.equal(model.state_dict()["linear.weight"], state["linear.weight"])
@@ -77,7 +89,9 @@ def test_only_batch_counters_may_be_absent(tmp_path: Path) -> None:
         ("other = 3", "has no 'net'"),
     ],
 )
-def test_user_code_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str) -> None:
+def test_user_code_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
     module = tmp_path.name  # one name a case: imported modules stay imported
     (tmp_path / f"{module}.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -96,7 +110,10 @@ def test_torchvision_weights_that_cannot_be_downloaded(monkeypatch: pytest.Monke
         raise URLError("no network")
 
     monkeypatch.setattr(torchvision.models, "get_model", offline)
-    with pytest.raises(ModelError, match=r"torchvision:resnet18': cannot be built with weights DEFAULT .*no network"):
+    with pytest.raises(
+        ModelError,
+        match=r"torchvision:resnet18': cannot be built with weights DEFAULT .*no network",
+    ):
         build_model("torchvision:resnet18", "DEFAULT")
 
 

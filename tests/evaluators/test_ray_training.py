@@ -1,4 +1,5 @@
-"""Fine-tuning by several real processes: the weights of one, up to rounding; and those of undisturbed ones whatever happens."""
+"""Fine-tuning by several real processes: the weights of one, up to rounding; and those of
+undisturbed ones whatever happens."""
 
 import copy
 import os
@@ -11,22 +12,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.errors import ConfigurationError, TrainingError
-from compressors.held import Hold
-from evaluators.augment import AugmentConfig
-from evaluators.checkpoints import FolderCheckpoints
-from evaluators.data import Split, TensorSplit
-from evaluators.recovery import FinetuneConfig, Recovery
+from apportion.compressors.errors import ConfigurationError, TrainingError
+from apportion.evaluators.training.checkpoints import FolderCheckpoints
+from apportion.evaluators.training.held import Hold
+from apportion.evaluators.training.recovery import FinetuneConfig, Recovery
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.data import Split, TensorSplit
 
 pytest.importorskip("ray", reason="apportion[ray] is not installed")
-from evaluators.ray_training import train_together
+from apportion.evaluators.cluster.training import train_together
 
 EACH = {"CPU": 1.0, "GPU": 0.0}
 
 
 def images() -> TensorSplit:
     generator = torch.Generator().manual_seed(3)
-    return TensorSplit(torch.randn(96, 1, 8, 8, generator=generator), torch.randint(0, 4, (96,), generator=generator))
+    return TensorSplit(
+        torch.randn(96, 1, 8, 8, generator=generator),
+        torch.randint(0, 4, (96,), generator=generator),
+    )
 
 
 def training(folder: Path) -> Recovery:
@@ -40,7 +44,9 @@ def training(folder: Path) -> Recovery:
     return Recovery(sparse, dense, {"0": Hold(mask)}, 32, 0, FolderCheckpoints(folder), "key")
 
 
-def trained(folder: Path, config: FinetuneConfig, split: Split) -> tuple[dict[str, Tensor], list[tuple[Any, ...]]]:
+def trained(
+    folder: Path, config: FinetuneConfig, split: Split
+) -> tuple[dict[str, Tensor], list[tuple[Any, ...]]]:
     work, told = training(folder), []
     if config.workers:
         train_together(work, split, config, EACH, folder, lambda *step: told.append(step))
@@ -81,7 +87,9 @@ def test_a_process_that_is_killed_changes_nothing(tmp_path: Path) -> None:
 
     config = FinetuneConfig(epochs=4, workers=2, augment=AugmentConfig(crop=1))
     whole, _ = trained(tmp_path / "whole", config, images())
-    disturbed, told = trained(tmp_path / "disturbed", config, Deadly(images().inputs, images().labels))
+    disturbed, told = trained(
+        tmp_path / "disturbed", config, Deadly(images().inputs, images().labels)
+    )
     assert marker.exists()
     assert [epoch for _, epoch, _ in told] == [1, 2, 3, 4]
     assert all(torch.equal(disturbed[name], weight) for name, weight in whole.items())
@@ -94,9 +102,16 @@ def test_what_fails_on_the_workers_is_told(tmp_path: Path) -> None:
             raise OSError(f"image {indices[0]} is gone ({progress})")
 
     with pytest.raises(TrainingError, match="image .* is gone"):
-        trained(tmp_path, FinetuneConfig(epochs=1, workers=2), Unreadable(images().inputs, images().labels))
+        trained(
+            tmp_path,
+            FinetuneConfig(epochs=1, workers=2),
+            Unreadable(images().inputs, images().labels),
+        )
 
 
 def test_batches_that_cannot_be_split_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"recovery.finetune.workers: 3 do not divide workload.batch_size, 32"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"recovery.finetune.workers: 3 do not divide workload.batch_size, 32",
+    ):
         trained(tmp_path, FinetuneConfig(workers=3), images())

@@ -8,12 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors.errors import ModelError
-from compressors.held import Hold
-from evaluators.augment import AugmentConfig
-from evaluators.checkpoints import FolderCheckpoints
-from evaluators.data import TensorSplit
-from evaluators.recovery import AdaPruneConfig, FinetuneConfig, LintuneConfig, Recovery
+from apportion.compressors.errors import ModelError
+from apportion.evaluators.training.checkpoints import FolderCheckpoints
+from apportion.evaluators.training.held import Hold
+from apportion.evaluators.training.recovery import (
+    AdaPruneConfig,
+    FinetuneConfig,
+    LintuneConfig,
+    Recovery,
+)
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.data import TensorSplit
 
 
 def models(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Hold]]:
@@ -36,7 +41,10 @@ def models(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Hold]]:
 
 def images(count: int = 96) -> TensorSplit:
     generator = torch.Generator().manual_seed(3)
-    return TensorSplit(torch.randn(count, 1, 8, 8, generator=generator), torch.randint(0, 4, (count,), generator=generator))
+    return TensorSplit(
+        torch.randn(count, 1, 8, 8, generator=generator),
+        torch.randint(0, 4, (count,), generator=generator),
+    )
 
 
 def gap(dense: nn.Module, model: nn.Module) -> float:
@@ -45,16 +53,22 @@ def gap(dense: nn.Module, model: nn.Module) -> float:
         return float((dense(inputs) - model(inputs)).square().mean())
 
 
-def training(folder: Path, progress: Any = None, key: str = "k") -> tuple[Recovery, nn.Module, nn.Module]:
+def training(
+    folder: Path, progress: Any = None, key: str = "k"
+) -> tuple[Recovery, nn.Module, nn.Module]:
     dense, sparse, holds = models()
-    return Recovery(sparse, dense, holds, 32, 0, FolderCheckpoints(folder), key, progress), dense, sparse
+    return (
+        Recovery(sparse, dense, holds, 32, 0, FolderCheckpoints(folder), key, progress),
+        dense,
+        sparse,
+    )
 
 
 def test_adaprune_brings_the_outputs_near_and_keeps_the_mask(tmp_path: Path) -> None:
     work, dense, sparse = training(tmp_path)
     before = gap(dense, sparse)
     statistics = sparse[1].running_mean.clone()
-    work.adaprune(images(), AdaPruneConfig(epochs=20, rate=3e-3))
+    work.adaprune(images(), AdaPruneConfig(epochs=20, learning_rate=3e-3))
     assert gap(dense, sparse) < 0.7 * before
     for name, hold in work.what.items():
         assert torch.equal(sparse.get_submodule(name).weight != 0, hold.mask)
@@ -65,9 +79,13 @@ def test_adaprune_brings_the_outputs_near_and_keeps_the_mask(tmp_path: Path) -> 
 def test_lintune_moves_biases_and_normalisations_alone(tmp_path: Path) -> None:
     work, dense, sparse = training(tmp_path)
     before, stitched = gap(dense, sparse), copy.deepcopy(sparse.state_dict())
-    work.lintune(images(), LintuneConfig(epochs=20, rate=1e-2))
+    work.lintune(images(), LintuneConfig(epochs=20, learning_rate=1e-2))
     assert gap(dense, sparse) < 0.9 * before
-    moved = {name for name, tensor in sparse.state_dict().items() if not torch.equal(tensor, stitched[name])}
+    moved = {
+        name
+        for name, tensor in sparse.state_dict().items()
+        if not torch.equal(tensor, stitched[name])
+    }
     assert moved == {"0.bias", "1.weight", "1.bias", "3.bias", "6.bias"}
     work.adaprune(images(), AdaPruneConfig(epochs=1))  # which trains all of them again
     assert not torch.equal(sparse[0].weight, stitched["0.weight"])
@@ -82,7 +100,9 @@ def test_lintune_leaves_a_model_without_biases_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_finetuning_that_is_interrupted_goes_on_to_the_same_weights(tmp_path: Path, ema: float) -> None:
+def test_finetuning_that_is_interrupted_goes_on_to_the_same_weights(
+    tmp_path: Path, ema: float
+) -> None:
     config = FinetuneConfig(epochs=3, ema=ema, smoothing=0.1, augment=AugmentConfig(crop=1))
 
     def run(folder: Path, stop_after: int | None = None, key: str = "k") -> dict[str, Tensor]:
@@ -106,5 +126,7 @@ def test_finetuning_that_is_interrupted_goes_on_to_the_same_weights(tmp_path: Pa
 def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     work, _, _ = training(tmp_path)
     (tmp_path / "adaprune.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ModelError, match="adaprune.pt: no training's state, or damaged; remove it to begin again"):
+    with pytest.raises(
+        ModelError, match="adaprune.pt: no training's state, or damaged; remove it to begin again"
+    ):
         work.adaprune(images(), AdaPruneConfig(epochs=1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluators.reduced import ReducedLayer, reduce_layers
+from apportion.evaluators.rewriting.reduced import ReducedLayer, reduce_layers
 
 LAYERS = {
     "conv2d": (nn.Conv2d(6, 8, 3, stride=2, padding=1), (2, 6, 9, 9)),

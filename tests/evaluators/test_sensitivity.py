@@ -3,18 +3,20 @@ from functools import partial
 
 import pytest
 
-from db.database import LayerDatabase
-from evaluators.pool import LocalPool, Pool, Request, Score
-from evaluators.sensitivity import measure_losses
-from evaluators.stitched import StitchedScorer
-from evaluators.workloads import Workload
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.scoring.pool import LocalPool, Pool, Request, Score
+from apportion.evaluators.scoring.sensitivity import measure_losses
+from apportion.evaluators.scoring.stitched import StitchedScorer
+from apportion.evaluators.workloads.workload import Workload
 
 
 class Watched(Pool):
     """A local pool that counts, and may stop after `most` scores."""
 
     def __init__(self, digits: Workload, database: LayerDatabase, most: int = 10**9) -> None:
-        self.inner = LocalPool(partial(StitchedScorer, digits, database, "loss", "running"), threads=1)
+        self.inner = LocalPool(
+            partial(StitchedScorer, digits, database, "loss", "running"), threads=1
+        )
         self.most, self.count = most, 0
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
@@ -28,8 +30,12 @@ class Watched(Pool):
         self.inner.close()
 
 
-def test_every_level_alone_measured_once_and_resumable(digits: Workload, database: LayerDatabase) -> None:
-    stopped = Watched(digits, database, most=30)  # the dense model, and seven layers of four levels each
+def test_every_level_alone_measured_once_and_resumable(
+    digits: Workload, database: LayerDatabase
+) -> None:
+    stopped = Watched(
+        digits, database, most=30
+    )  # the dense model, and seven layers of four levels each
     with pytest.raises(KeyboardInterrupt):
         measure_losses(digits, database, "running", stopped)
     rest = Watched(digits, database)
@@ -38,7 +44,10 @@ def test_every_level_alone_measured_once_and_resumable(digits: Workload, databas
     assert rest.count == 1 + 4 * 7
     assert seen[-1] == ("measure single layers, batch-norm running", 70, 70)
     again = Watched(digits, database)
-    assert all((a == b).all() for a, b in zip(measure_losses(digits, database, "running", again), table, strict=True))
+    assert all(
+        (a == b).all()
+        for a, b in zip(measure_losses(digits, database, "running", again), table, strict=True)
+    )
     assert again.count == 0
 
     scorer = StitchedScorer(digits, database, "loss", "running")

@@ -10,24 +10,29 @@ import torch
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from compressors.corrections import correct, record
-from compressors.errors import ConfigurationError, UnknownNameError
-from compressors.levels import expand_levels, parse_level
-from db.build import build_database
-from db.database import LayerDatabase
-from evaluators import segments
-from evaluators.models import build_model
-from evaluators.stitched import StitchedScorer
-from evaluators.workloads import Workload, model_fingerprint
+from apportion.compressors.corrections import correct, record
+from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.compressors.levels import expand_levels, parse_level
+from apportion.db.layers.build import build_database
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.scoring import segments
+from apportion.evaluators.scoring.stitched import StitchedScorer
+from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 
 DENSE = (0,) * 14
 MODES = ("running", "batch", "recalibrate")
 
 
-def stitched(digits: Workload, database: LayerDatabase, candidate: tuple[int, ...]) -> torch.nn.Module:
+def stitched(
+    digits: Workload, database: LayerDatabase, candidate: tuple[int, ...]
+) -> torch.nn.Module:
     model = copy.deepcopy(digits.model)
     levels = database.levels()
-    database.stitch(model, {name: parse_level(levels[name][i]) for name, i in zip(levels, candidate, strict=True)})
+    database.stitch(
+        model,
+        {name: parse_level(levels[name][i]) for name, i in zip(levels, candidate, strict=True)},
+    )
     return model
 
 
@@ -41,13 +46,19 @@ def candidates(seed: int, count: int) -> list[tuple[int, ...]]:
     return drawn
 
 
-def test_dense_in_running_mode_is_the_models_own_loss(digits: Workload, database: LayerDatabase) -> None:
+def test_dense_in_running_mode_is_the_models_own_loss(
+    digits: Workload, database: LayerDatabase
+) -> None:
     with torch.no_grad():
         outputs = digits.model(digits.calibration.inputs)
     expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
-    assert StitchedScorer(digits, database, "loss", "running").score(DENSE) == pytest.approx(expected, rel=1e-6)
+    assert StitchedScorer(digits, database, "loss", "running").score(DENSE) == pytest.approx(
+        expected, rel=1e-6
+    )
     wrong = float((outputs.argmax(1) != digits.calibration.labels).double().mean())
-    assert StitchedScorer(digits, database, "error", "running").score(DENSE) == pytest.approx(wrong, abs=1e-12)
+    assert StitchedScorer(digits, database, "error", "running").score(DENSE) == pytest.approx(
+        wrong, abs=1e-12
+    )
     assert StitchedScorer(digits, database, "kl", "running").score(DENSE) == 0
 
 
@@ -55,12 +66,18 @@ def test_kl_is_against_the_dense_outputs(digits: Workload, database: LayerDataba
     candidate = (2,) * 14
     with torch.no_grad():
         dense = digits.model(digits.calibration.inputs).double().log_softmax(1)
-        ours = stitched(digits, database, candidate)(digits.calibration.inputs).double().log_softmax(1)
+        ours = (
+            stitched(digits, database, candidate)(digits.calibration.inputs).double().log_softmax(1)
+        )
     expected = float((dense.exp() * (dense - ours)).sum(1).mean())
-    assert StitchedScorer(digits, database, "kl", "running").score(candidate) == pytest.approx(expected, rel=1e-5)
+    assert StitchedScorer(digits, database, "kl", "running").score(candidate) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
-def test_batch_mode_uses_the_batchs_own_statistics(digits: Workload, database: LayerDatabase) -> None:
+def test_batch_mode_uses_the_batchs_own_statistics(
+    digits: Workload, database: LayerDatabase
+) -> None:
     candidate = (3,) * 14
     model = stitched(digits, database, candidate)
     model.train()
@@ -69,11 +86,15 @@ def test_batch_mode_uses_the_batchs_own_statistics(digits: Workload, database: L
         for x, y in digits.calibration.batches(digits.batch_size):
             total += float(F.cross_entropy(model(x).double(), y, reduction="sum"))
     expected = total / len(digits.calibration)
-    assert StitchedScorer(digits, database, "loss", "batch").score(candidate) == pytest.approx(expected, rel=1e-5)
+    assert StitchedScorer(digits, database, "loss", "batch").score(candidate) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("fitness", ["loss", "kl", "error"])
-def test_a_full_score_goes_on_from_the_partial_one(digits: Workload, database: LayerDatabase, fitness: str) -> None:
+def test_a_full_score_goes_on_from_the_partial_one(
+    digits: Workload, database: LayerDatabase, fitness: str
+) -> None:
     counted: list[int] = []
 
     class Counting(StitchedScorer):
@@ -84,21 +105,29 @@ def test_a_full_score_goes_on_from_the_partial_one(digits: Workload, database: L
     batches = -(-len(digits.calibration) // digits.batch_size)
     assert batches > 2
     for candidate in set(candidates(3, 4)):
-        counting, plain = (kind(digits, database, fitness, "batch") for kind in (Counting, StitchedScorer))
-        assert counting.score(candidate, 0.5) == StitchedScorer(digits, database, fitness, "batch").score(candidate, 0.5)
+        counting, plain = (
+            kind(digits, database, fitness, "batch") for kind in (Counting, StitchedScorer)
+        )
+        assert counting.score(candidate, 0.5) == StitchedScorer(
+            digits, database, fitness, "batch"
+        ).score(candidate, 0.5)
         assert counting.score(candidate) == plain.score(candidate)
         assert counting.score(candidate, 0.5) == plain.score(candidate, 0.5)
         assert counted == list(range(batches))  # no batch twice
         counted.clear()
 
 
-def test_scoring_stops_when_the_bound_is_out_of_reach(digits: Workload, database: LayerDatabase) -> None:
+def test_scoring_stops_when_the_bound_is_out_of_reach(
+    digits: Workload, database: LayerDatabase
+) -> None:
     scorer = StitchedScorer(digits, database, "loss", "batch")
     for candidate in set(candidates(4, 6)):
         fitness = StitchedScorer(digits, database, "loss", "batch").score(candidate)
         assert scorer.score(candidate, 1.0, fitness / 2) == float("inf")
         assert len(scorer._sums[candidate]) < len(scorer._batches)
-        assert scorer.score(candidate, 1.0, fitness) == fitness  # at its bound, and after it was stopped once
+        assert (
+            scorer.score(candidate, 1.0, fitness) == fitness
+        )  # at its bound, and after it was stopped once
         assert scorer.score(candidate) == fitness
 
 
@@ -120,7 +149,9 @@ def test_a_stack_scores_what_its_candidates_score_alone(
 
 def test_bf16_ranks_candidates_as_float32_does(digits: Workload, database: LayerDatabase) -> None:
     drawn = list(dict.fromkeys(candidates(6, 20)))
-    exact, coarse = (StitchedScorer(digits, database, "loss", "batch", precision=p) for p in ("float32", "bf16"))
+    exact, coarse = (
+        StitchedScorer(digits, database, "loss", "batch", precision=p) for p in ("float32", "bf16")
+    )
     pairs = [(exact.score(c), coarse.score(c)) for c in drawn]
     assert any(a != b for a, b in pairs)
     assert all(b == pytest.approx(a, rel=0.05) for a, b in pairs)
@@ -131,8 +162,10 @@ def test_bf16_ranks_candidates_as_float32_does(digits: Workload, database: Layer
         StitchedScorer(digits, database, "loss", "batch", precision="bf6")
 
 
-def test_recalibrate_mode_re_tunes_for_every_candidate(digits: Workload, database: LayerDatabase) -> None:
-    from compressors.corrections import retune_batchnorm
+def test_recalibrate_mode_re_tunes_for_every_candidate(
+    digits: Workload, database: LayerDatabase
+) -> None:
+    from apportion.compressors.corrections import retune_batchnorm
 
     candidate = (3,) * 14
     model = stitched(digits, database, candidate)
@@ -147,7 +180,9 @@ def test_recalibrate_mode_re_tunes_for_every_candidate(digits: Workload, databas
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_scores_do_not_depend_on_what_was_scored_before(digits: Workload, database: LayerDatabase, mode: str) -> None:
+def test_scores_do_not_depend_on_what_was_scored_before(
+    digits: Workload, database: LayerDatabase, mode: str
+) -> None:
     drawn = candidates(1, 6)
     together = StitchedScorer(digits, database, "loss", mode)
     alone = [StitchedScorer(digits, database, "loss", mode).score(c) for c in drawn]
@@ -157,7 +192,9 @@ def test_scores_do_not_depend_on_what_was_scored_before(digits: Workload, databa
 
 @pytest.mark.parametrize("mode", ["running", "batch"])
 @pytest.mark.parametrize("prefix_bytes", [1 << 30, 1_000_000])
-def test_prefix_reuse_changes_no_bit(digits: Workload, database: LayerDatabase, mode: str, prefix_bytes: int) -> None:
+def test_prefix_reuse_changes_no_bit(
+    digits: Workload, database: LayerDatabase, mode: str, prefix_bytes: int
+) -> None:
     reuse = StitchedScorer(digits, database, "loss", mode, prefix_bytes=prefix_bytes)
     full = StitchedScorer(digits, database, "loss", mode, prefix_bytes=0)
     for i, candidate in enumerate(candidates(2, 25)):
@@ -176,7 +213,9 @@ def test_prefix_reuse_really_skips_the_prefix(digits: Workload, database: LayerD
     assert set(calls) == {"linear"}
 
 
-def test_nothing_is_kept_while_candidates_have_nothing_in_common(digits: Workload, database: LayerDatabase) -> None:
+def test_nothing_is_kept_while_candidates_have_nothing_in_common(
+    digits: Workload, database: LayerDatabase
+) -> None:
     scorer = StitchedScorer(digits, database, "loss", "running")
     kept = scorer._prefixes._inputs
     scorer.score(DENSE)
@@ -206,9 +245,17 @@ def test_the_workloads_model_is_left_alone(digits: Workload, database: LayerData
 
 
 def test_fidelity_takes_the_first_batches(digits: Workload, database: LayerDatabase) -> None:
-    half = Workload(digits.model, digits.calibration.subset(range(128)), digits.train, digits.test, digits.batch_size)
+    half = Workload(
+        digits.model,
+        digits.calibration.subset(range(128)),
+        digits.train,
+        digits.test,
+        digits.batch_size,
+    )
     whole = StitchedScorer(digits, database, "loss", "batch")
-    assert whole.score((2,) * 14, 0.5) == StitchedScorer(half, database, "loss", "batch").score((2,) * 14)
+    assert whole.score((2,) * 14, 0.5) == StitchedScorer(half, database, "loss", "batch").score(
+        (2,) * 14
+    )
     assert whole.score((2,) * 14, 0.01) == whole.score((2,) * 14, 0.25)
 
 
@@ -220,7 +267,9 @@ def test_bad_candidates_and_names(digits: Workload, database: LayerDatabase) -> 
         scorer.score((9, *DENSE[1:]))
     with pytest.raises(UnknownNameError, match="unknown fitness 'los'; did you mean 'loss'"):
         StitchedScorer(digits, database, "los", "running")
-    with pytest.raises(UnknownNameError, match="unknown batchnorm mode 'batches'; did you mean 'batch'"):
+    with pytest.raises(
+        UnknownNameError, match="unknown batchnorm mode 'batches'; did you mean 'batch'"
+    ):
         StitchedScorer(digits, database, "loss", "batches")
 
 
@@ -237,10 +286,15 @@ def test_a_model_that_cannot_be_traced_is_one_segment(caplog: pytest.LogCaptureF
     assert "no prefix reuse" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:vgg11_bn", "cifar_resnet32"])
+@pytest.mark.parametrize(
+    "name",
+    ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:vgg11_bn", "cifar_resnet32"],
+)
 def test_segments_of_known_models_chain_to_the_model(name: str) -> None:
     model = build_model(name)
-    names = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))]
+    names = [
+        n for n, m in model.named_modules() if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
+    ]
     cut = segments.cut(model, names)
     assert len(cut.parts) >= 8
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -253,31 +307,50 @@ def test_segments_of_known_models_chain_to_the_model(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def joint(built: tuple[Workload, LayerDatabase], tmp_path_factory: pytest.TempPathFactory) -> LayerDatabase:
+def joint(
+    built: tuple[Workload, LayerDatabase], tmp_path_factory: pytest.TempPathFactory
+) -> LayerDatabase:
     """The digits network at levels of every kind, inputs quantized too."""
     digits = built[0]
     return build_database(
         tmp_path_factory.mktemp("joint") / "database",
         digits.model,
         lambda: (x for x, _ in digits.calibration.batches(64)),
-        expand_levels(["dense", "2:4", "w4", "w4a4", "2:4+w4a4", "a8", "mag:unstr-0.75+rtn:w3", "block4-0.50+w8a8"]),
+        expand_levels(
+            [
+                "dense",
+                "2:4",
+                "w4",
+                "w4a4",
+                "2:4+w4a4",
+                "a8",
+                "mag:unstr-0.75+rtn:w3",
+                "block4-0.50+w8a8",
+            ]
+        ),
         model_fingerprint=model_fingerprint(digits.model),
         calibration_fingerprint="",
     )
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_quantized_inputs_are_scored_as_they_are_stitched(digits: Workload, joint: LayerDatabase, mode: str) -> None:
+def test_quantized_inputs_are_scored_as_they_are_stitched(
+    digits: Workload, joint: LayerDatabase, mode: str
+) -> None:
     rng = np.random.default_rng(0)
     counts = [len(record.entries) for record in joint.layers.values()]
     drawn = [tuple(int(rng.integers(count)) for count in counts) for _ in range(4)]
-    reused, whole = (StitchedScorer(digits, joint, "loss", mode, prefix_bytes=n) for n in (1 << 30, 0))
+    reused, whole = (
+        StitchedScorer(digits, joint, "loss", mode, prefix_bytes=n) for n in (1 << 30, 0)
+    )
     scores = [reused.score(candidate) for candidate in drawn]
     assert scores == [whole.score(candidate) for candidate in drawn]
     assert len(set(scores)) == 4
     if mode == "running":
         with torch.inference_mode():
-            outputs = torch.cat([stitched(digits, joint, drawn[0])(x) for x, _ in digits.calibration.batches(64)])
+            outputs = torch.cat(
+                [stitched(digits, joint, drawn[0])(x) for x, _ in digits.calibration.batches(64)]
+            )
         expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
         assert scores[0] == pytest.approx(expected, rel=1e-9)
 
@@ -305,7 +378,9 @@ def test_corrections_are_made_for_each_candidate_and_undone(
     if "statistics" in names:
         assert scorer.score(candidate) < plain
     other = scorer.score((4,) * 14)
-    assert other == StitchedScorer(digits, database, "loss", "running", corrections=names).score((4,) * 14)
+    assert other == StitchedScorer(digits, database, "loss", "running", corrections=names).score(
+        (4,) * 14
+    )
 
 
 class Tied(torch.nn.Module):
@@ -336,7 +411,9 @@ def test_a_tied_weight_changes_at_its_first_call(digits: Workload, tmp_path: Pat
         calibration_fingerprint="",
     )
     assert list(tied.layers) == ["middle", "tail", "head"]
-    reused, whole = (StitchedScorer(workload, tied, "loss", "running", prefix_bytes=n) for n in (1 << 30, 0))
+    reused, whole = (
+        StitchedScorer(workload, tied, "loss", "running", prefix_bytes=n) for n in (1 << 30, 0)
+    )
     for candidate in itertools.product(range(3), repeat=3):
         assert reused.score(candidate) == whole.score(candidate)
     with torch.inference_mode():

@@ -8,11 +8,17 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
-from compressors.layers import find_layers
-from evaluators.data import draw
-from evaluators.models import build_model, register_model
-from evaluators.workloads import Workload, WorkloadConfig, data_fingerprint, load_workload, model_fingerprint
+from apportion.compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
+from apportion.compressors.layers import find_layers
+from apportion.evaluators.workloads.data import draw
+from apportion.evaluators.workloads.models import build_model, register_model
+from apportion.evaluators.workloads.workload import (
+    Workload,
+    WorkloadConfig,
+    data_fingerprint,
+    load_workload,
+    model_fingerprint,
+)
 
 
 def npz(path: Path, **arrays: Any) -> str:
@@ -24,7 +30,9 @@ def npz(path: Path, **arrays: Any) -> str:
     return str(path)
 
 
-def load(tmp_path: Path, calibration: str | None = None, model: str = "cifar_resnet20", **changes: Any) -> Workload:
+def load(
+    tmp_path: Path, calibration: str | None = None, model: str = "cifar_resnet20", **changes: Any
+) -> Workload:
     good = npz(tmp_path / "good.npz")
     data = {"kind": "npz", "calibration": calibration or good, "test": good}
     return load_workload(WorkloadConfig.model_validate({"model": model, "data": data, **changes}))
@@ -33,16 +41,31 @@ def load(tmp_path: Path, calibration: str | None = None, model: str = "cifar_res
 def test_calibration_is_a_seeded_random_subset(tmp_path: Path) -> None:
     first, second = load(tmp_path, calibration_samples=20), load(tmp_path, calibration_samples=10)
     assert torch.equal(first.calibration.inputs[:10], second.calibration.inputs)  # nested
-    assert len(set(second.calibration.labels.tolist())) > 3  # the file is sorted by class: its first ten hold three
+    assert (
+        len(set(second.calibration.labels.tolist())) > 3
+    )  # the file is sorted by class: its first ten hold three
     other = load(tmp_path, calibration_samples=20, seed=1)
     assert data_fingerprint(first.calibration) != data_fingerprint(other.calibration)
-    assert data_fingerprint(first.calibration) == data_fingerprint(load(tmp_path, calibration_samples=20).calibration)
+    assert data_fingerprint(first.calibration) == data_fingerprint(
+        load(tmp_path, calibration_samples=20).calibration
+    )
 
 
 def test_images_are_scaled_and_normalised(tmp_path: Path) -> None:
-    workload = load(tmp_path, data={"kind": "npz", "calibration": npz(tmp_path / "a.npz"), "test": npz(tmp_path / "b.npz")})
+    workload = load(
+        tmp_path,
+        data={
+            "kind": "npz",
+            "calibration": npz(tmp_path / "a.npz"),
+            "test": npz(tmp_path / "b.npz"),
+        },
+    )
     with np.load(tmp_path / "b.npz") as archive:
-        expected = (archive["images"][3, 5, 7] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        expected = (archive["images"][3, 5, 7] / 255 - [0.485, 0.456, 0.406]) / [
+            0.229,
+            0.224,
+            0.225,
+        ]
     inputs, labels = next(workload.test.batches(40))
     assert inputs[3, :, 5, 7].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
     assert labels[3] == 0
@@ -59,18 +82,25 @@ def test_images_are_scaled_and_normalised(tmp_path: Path) -> None:
         ({"labels": np.zeros(40)}, "labels must be integers"),
         ({"labels": np.zeros(39, np.int64)}, "40 images and 39 labels"),
         ({"labels": None}, "no array 'labels'"),
-        ({"labels": np.full(40, 10)}, r"labels must lie in 0..9 for model 'cifar_resnet20'; the highest is 10"),
+        (
+            {"labels": np.full(40, 10)},
+            r"labels must lie in 0..9 for model 'cifar_resnet20'; the highest is 10",
+        ),
         ({"images": np.zeros((40, 32, 32), np.uint8)}, "images of 1 channels with 3 means"),
         ({"labels": np.array([{}] * 40)}, "not readable"),
     ],
 )
-def test_calibration_data_of_the_wrong_shape(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+def test_calibration_data_of_the_wrong_shape(
+    tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         load(tmp_path, npz(tmp_path / "bad.npz", **arrays))
 
 
 def test_inputs_that_do_not_run_through_the_model(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"inputs of shape \[3, 32, 32\] do not run through model 'digits_resnet'"):
+    with pytest.raises(
+        DataError, match=r"inputs of shape \[3, 32, 32\] do not run through model 'digits_resnet'"
+    ):
         load(tmp_path, model="digits_resnet")
 
 
@@ -92,9 +122,13 @@ def test_more_calibration_images_than_there_are(tmp_path: Path) -> None:
 
 
 def test_unknown_models_name_the_nearest() -> None:
-    with pytest.raises(UnknownNameError, match="unknown model 'cifar_resnet21'; did you mean 'cifar_resnet"):
+    with pytest.raises(
+        UnknownNameError, match="unknown model 'cifar_resnet21'; did you mean 'cifar_resnet"
+    ):
         build_model("cifar_resnet21")
-    with pytest.raises(UnknownNameError, match="unknown torchvision model 'resnet51'; did you mean 'resnet5"):
+    with pytest.raises(
+        UnknownNameError, match="unknown torchvision model 'resnet51'; did you mean 'resnet5"
+    ):
         build_model("torchvision:resnet51")
     with pytest.raises(UnknownNameError, match="unknown weights 'IMAGENET1K_V3'"):
         build_model("torchvision:resnet18", "IMAGENET1K_V3")
@@ -116,12 +150,14 @@ def test_callables_that_are_no_models(name: str, message: str) -> None:
 
 
 def test_a_users_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluators import models
+    from apportion.evaluators.workloads import models
 
     monkeypatch.setattr(models, "_MODELS", {**models._MODELS})
     register_model("mine")(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
     assert load(tmp_path, model="mine").calibration.labels.max() == 9
-    (tmp_path / "my_nets.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(4, 2)\n")
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Linear(4, 2)\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert isinstance(build_model("my_nets:net"), nn.Linear)
 
@@ -137,7 +173,9 @@ def test_weights_that_do_not_fit_say_which_keys(tmp_path: Path) -> None:
     assert caught.value.missing == ["conv1.weight"]
     assert caught.value.unexpected == ["extra"]
     assert caught.value.mismatched == ["linear.bias [7] instead of [10]"]
-    assert "missing: conv1.weight; unexpected: extra; of another shape: linear.bias" in str(caught.value)
+    assert "missing: conv1.weight; unexpected: extra; of another shape: linear.bias" in str(
+        caught.value
+    )
 
 
 def test_weights_with_nan_name_the_tensor(tmp_path: Path) -> None:
@@ -171,14 +209,24 @@ def test_image_folders(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "images" / label).mkdir(parents=True)
         for i in range(4):
-            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(tmp_path / "images" / label / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(
+                tmp_path / "images" / label / f"{i}.png"
+            )
     folder = str(tmp_path / "images")
     data = {"kind": "imagefolder", "calibration": folder, "test": folder, "resize": 36, "size": 32}
-    workload = load_workload(WorkloadConfig.model_validate({"model": "cifar_resnet20", "data": data, "calibration_samples": 6}))
+    workload = load_workload(
+        WorkloadConfig.model_validate(
+            {"model": "cifar_resnet20", "data": data, "calibration_samples": 6}
+        )
+    )
     assert workload.calibration.inputs.shape == (6, 3, 32, 32)
     assert [y.tolist() for _, y in workload.test.batches(5)] == [[0, 0, 0, 0, 1], [1, 1, 1]]
     with pytest.raises(DataError, match="one folder of images per class"):
-        load_workload(WorkloadConfig.model_validate({"model": "cifar_resnet20", "data": {**data, "test": str(tmp_path / "x")}}))
+        load_workload(
+            WorkloadConfig.model_validate(
+                {"model": "cifar_resnet20", "data": {**data, "test": str(tmp_path / "x")}}
+            )
+        )
 
 
 def test_cifar10_where_there_is_none(tmp_path: Path) -> None:
@@ -209,7 +257,7 @@ def test_the_digits_network_is_good_and_cached(digits: Workload, own_cache: Path
 
 
 def test_training_the_digits_network_twice_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluators import digits
+    from apportion.evaluators.workloads import digits
 
     monkeypatch.setattr(digits, "_EPOCHS", 2)
     models = [build_model("digits_resnet") for _ in range(2)]
@@ -219,15 +267,19 @@ def test_training_the_digits_network_twice_gives_the_same(monkeypatch: pytest.Mo
 
 
 def test_digits_splits_do_not_overlap() -> None:
-    from evaluators.digits import digits_splits
+    from apportion.evaluators.workloads.digits import digits_splits
 
     splits = digits_splits()
-    calibration, test = (draw(s, len(s), np.random.default_rng(0)) for s in (splits.calibration, splits.test))
+    calibration, test = (
+        draw(s, len(s), np.random.default_rng(0)) for s in (splits.calibration, splits.test)
+    )
     assert len(calibration) + len(test) == 1797
 
 
 def test_folded_batchnorm_changes_no_output(digits: Workload) -> None:
-    folded = load_workload(WorkloadConfig.model_validate({"data": {"kind": "digits"}, "fold": True}))
+    folded = load_workload(
+        WorkloadConfig.model_validate({"data": {"kind": "digits"}, "fold": True})
+    )
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.model.modules())
     inputs = next(iter(digits.test.batches(64)))[0]
     with torch.no_grad():
@@ -237,23 +289,38 @@ def test_folded_batchnorm_changes_no_output(digits: Workload) -> None:
     assert model_fingerprint(folded.model) != model_fingerprint(digits.model)
 
 
-def test_a_model_that_cannot_be_folded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_cannot_be_folded_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "untraceable.py").write_text(
-        "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        return x if x.sum() > 0 else -x\n"
+        "from torch import nn\nclass Net(nn.Module):\n    def forward(self, x):\n        return x "
+        "if x.sum() > 0 else -x\n"
         "def net(): return nn.Sequential(Net(), nn.Flatten(), nn.Linear(64, 10))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModelError, match="'untraceable:net': workload.fold needs a model that torch.fx can trace"):
-        load_workload(WorkloadConfig.model_validate({"model": "untraceable:net", "data": {"kind": "digits"}, "fold": True}))
+    with pytest.raises(
+        ModelError, match="'untraceable:net': workload.fold needs a model that torch.fx can trace"
+    ):
+        load_workload(
+            WorkloadConfig.model_validate(
+                {"model": "untraceable:net", "data": {"kind": "digits"}, "fold": True}
+            )
+        )
 
 
 def test_the_shared_resnet20_is_as_good_as_published(shared_data: Path) -> None:
-    from search.export import test_accuracy as measure
+    from apportion.search.export.exporting import test_accuracy as measure
 
     cifar = shared_data / "cifar10"
-    data = {"kind": "npz", "calibration": str(cifar / "calib1024.npz"), "test": str(cifar / "test5000.npz")}
+    data = {
+        "kind": "npz",
+        "calibration": str(cifar / "calib1024.npz"),
+        "test": str(cifar / "test5000.npz"),
+    }
     weights = str(shared_data / "models" / "resnet20_cifar10.safetensors")
-    config = WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data})
+    config = WorkloadConfig.model_validate(
+        {"model": "cifar_resnet20", "weights": weights, "data": data}
+    )
     workload = load_workload(config)
     assert measure(workload.model, workload.test, 250) == pytest.approx(88.76, abs=0.021)
 

@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressors.errors import SpaceError
-from search.additive import approximate, dynamic_program, least_stretch, milp, optimum
+from apportion.compressors.errors import SpaceError
+from apportion.search.space.additive import approximate, dynamic_program, optimum
+from apportion.search.space.milp import least_stretch, milp
 from tests.search.spaces import DEGENERATE, brute_force, make, random_space
 
 

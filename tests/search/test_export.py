@@ -12,23 +12,23 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from compressors.errors import OutputError, UnknownNameError
-from compressors.levels import parse_level
-from db.packed import load_packed
-from db.profile_files import read_profile
-from db.runs import RunStore
-from evaluators.data import TensorSplit
-from evaluators.recovery import RecoveryConfig
-from search import export as exporting
-from search.export import export, formats, score_profile
-from search.job_file import parse_model_job
-from search.pipeline import ModelProblem, prepare, run_search
-from search.run import RunResult
+from apportion.compressors.errors import OutputError, UnknownNameError
+from apportion.compressors.levels import parse_level
+from apportion.db.layers.packed import load_packed
+from apportion.db.layers.profile_files import read_profile
+from apportion.db.runs.store import RunStore
+from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.workloads.data import TensorSplit
+from apportion.search.export import exporting, formats
+from apportion.search.export.exporting import export, score_profile
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.loop import RunResult
+from apportion.search.runs.pipeline import ModelProblem, prepare, run_search
 
 pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
 import onnx
 
-from evaluators import onnx_model
+from apportion.evaluators.rewriting import onnx_model
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelProbl
     folder = tmp_path_factory.mktemp("job")
     content: dict[str, Any] = {
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
-        "database": {"path": str(folder / "db"), "levels": ["dense", "rtn:w4", "rtn:w8a8", "mag:unstr-0.50+rtn:w4"]},
+        "database": {
+            "path": str(folder / "db"),
+            "levels": ["dense", "rtn:w4", "rtn:w8a8", "mag:unstr-0.50+rtn:w4"],
+        },
         "budgets": {"bits": 0.25},
         "fitness": "loss",
         "batchnorm": "batch",  # by which the best of the few quantizes inputs
@@ -49,13 +52,22 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelProbl
         yield problem, run_search(problem, RunStore(job.store))[0]
 
 
-def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path
+) -> None:
     problem, result = found
     exported = export(result, problem, tmp_path / "out", formats=("onnx", "safetensors"))
     accuracy = exported.content["accuracy"]
     assert list(accuracy) == ["dense", "stitched", "retuned", "bias corrected"]
-    assert exported.content["exports"]["model.onnx"]["accuracy"] == pytest.approx(accuracy["bias corrected"], abs=0.1)
-    assert sorted(exported.files) == ["model.onnx", "model.safetensors", "model_card.md", "profile.json"]
+    assert exported.content["exports"]["model.onnx"]["accuracy"] == pytest.approx(
+        accuracy["bias corrected"], abs=0.1
+    )
+    assert sorted(exported.files) == [
+        "model.onnx",
+        "model.safetensors",
+        "model_card.md",
+        "profile.json",
+    ]
     proto = onnx.load(exported.files["model.onnx"])
     kinds = [node.op_type for node in proto.graph.node]
     quantized = sum("a8" in level for level in exported.content["profile"].values())
@@ -72,14 +84,24 @@ def test_a_model_that_disagrees_leaves_nothing_behind(
     assert not (tmp_path / "out").exists()
 
 
-def test_every_format_is_the_same_model(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+def test_every_format_is_the_same_model(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path
+) -> None:
     problem, result = found
-    exported = export(result, problem, tmp_path / "out", formats=("safetensors", "compressed", "torch", "profile"))
+    exported = export(
+        result, problem, tmp_path / "out", formats=("safetensors", "compressed", "torch", "profile")
+    )
     assert set(exported.files) >= {"model.packed", "model.pt2", "profile.csv", "profile.yaml"}
     files = exported.content["exports"]
-    assert files["model.safetensors"]["largest_difference"] == files["model.packed"]["largest_difference"] == 0.0
+    assert (
+        files["model.safetensors"]["largest_difference"]
+        == files["model.packed"]["largest_difference"]
+        == 0.0
+    )
     assert files["model.pt2"]["largest_difference"] < 1e-3
-    assert {one["accuracy"] for one in files.values()} == {exported.content["accuracy"]["bias corrected"]}
+    assert {one["accuracy"] for one in files.values()} == {
+        exported.content["accuracy"]["bias corrected"]
+    }
     assert files["model.packed"]["of_dense"] < 0.3 < 0.99 < files["model.safetensors"]["of_dense"]
     assert files["model.pt2"]["bytes"] < 1 << 20  # and none of the images
     state = load_packed(exported.files["model.packed"])
@@ -90,10 +112,14 @@ def test_every_format_is_the_same_model(found: tuple[ModelProblem, RunResult], t
         assert read_profile(exported.files[name], levels) == problem.profile(result.pick.candidate)
     card = exported.files["model_card.md"].read_text()
     assert yaml.safe_load(card.split("---")[1])["license"] == "unknown"
-    assert all(f"| {layer} | {level} |" in card for layer, level in exported.content["profile"].items())
+    assert all(
+        f"| {layer} | {level} |" in card for layer, level in exported.content["profile"].items()
+    )
 
 
-def test_a_second_export_replaces_the_first_and_leaves_other_files(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+def test_a_second_export_replaces_the_first_and_leaves_other_files(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path
+) -> None:
     (tmp_path / "README.md").write_text("mine")
     (tmp_path / "profile.yaml").write_text("mine too")
     export(found[1], found[0], tmp_path, formats=("safetensors",))
@@ -117,14 +143,22 @@ def test_a_file_that_holds_another_model_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_trained_models_keep_their_masks_and_grids_and_stay_small(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
+def test_trained_models_keep_their_masks_and_grids_and_stay_small(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path
+) -> None:
     problem, result = found
     steps = RecoveryConfig.model_validate({"adaprune": {"epochs": 1}, "finetune": {"epochs": 1}})
     plain = export(result, problem, tmp_path / "plain", formats=("compressed",))
     trained = export(result, problem, tmp_path / "out", None, ("compressed", "onnx"), steps)
     assert list(trained.content["accuracy"])[-2:] == ["adapruned", "fine-tuned"]
-    assert trained.files["model.packed"].stat().st_size < 1.1 * plain.files["model.packed"].stat().st_size
-    before, after = load_packed(plain.files["model.packed"]), load_packed(trained.files["model.packed"])
+    assert (
+        trained.files["model.packed"].stat().st_size
+        < 1.1 * plain.files["model.packed"].stat().st_size
+    )
+    before, after = (
+        load_packed(plain.files["model.packed"]),
+        load_packed(trained.files["model.packed"]),
+    )
     for layer, level in trained.content["profile"].items():
         name = f"{layer}.weight"
         if level != "dense":
@@ -138,8 +172,17 @@ def test_trained_models_keep_their_masks_and_grids_and_stay_small(found: tuple[M
 
 def test_a_folded_model_on_power_of_two_grids(tmp_path: Path) -> None:
     content: dict[str, Any] = {
-        "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64, "fold": True},
-        "database": {"path": str(tmp_path / "db"), "levels": ["dense", "rtn:w8a8"], "grid": {"scale": "power-of-two"}},
+        "workload": {
+            "data": {"kind": "digits"},
+            "calibration_samples": 256,
+            "batch_size": 64,
+            "fold": True,
+        },
+        "database": {
+            "path": str(tmp_path / "db"),
+            "levels": ["dense", "rtn:w8a8"],
+            "grid": {"scale": "power-of-two"},
+        },
         "layers": {"levels": {"*": ["rtn:w8a8"]}},
         "budgets": {"bits": 0.5},
         "search": {"algorithms": ["dp"], "evaluations": 2},
@@ -150,7 +193,9 @@ def test_a_folded_model_on_power_of_two_grids(tmp_path: Path) -> None:
     assert job.store is not None
     with prepare(job) as problem:
         result = run_search(problem, RunStore(job.store))[0]
-        exported = export(result, problem, tmp_path / "out", formats=("compressed", "onnx", "torch"))
+        exported = export(
+            result, problem, tmp_path / "out", formats=("compressed", "onnx", "torch")
+        )
         state = load_packed(exported.files["model.packed"])
         for layer, level in problem.profile(result.pick.candidate).items():
             grid = problem.database.grid(layer, level)
@@ -169,22 +214,33 @@ def test_filter_levels_are_exported_in_the_shapes_that_are_left(tmp_path: Path) 
         "corrections": {"export": ["batchnorm", "bias"]},
     }
     with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
-        profile = problem.profile([len(levels) - 1 for levels in problem.whole.levels])
+        profile = problem.profile([len(levels) - 1 for levels in problem.full_space.levels])
         chosen = score_profile(profile, problem, "half of all filters")
-        exported = export(chosen, problem, tmp_path / "out", formats=("onnx", "torch", "safetensors"))
+        exported = export(
+            chosen, problem, tmp_path / "out", formats=("onnx", "torch", "safetensors")
+        )
     halves = {name: level == parse_level("filter-0.50") for name, level in profile.items()}
     assert sum(halves.values()) == len(profile) - 1
     state = load_file(exported.files["model.safetensors"])
     whole = sum(tensor.numel() for tensor in state.values() if tensor.dim() > 1)
-    left = sorted(len(state[f"{name}.weight"]) // (2 if half else 1) for name, half in halves.items())
+    left = sorted(
+        len(state[f"{name}.weight"]) // (2 if half else 1) for name, half in halves.items()
+    )
     proto = onnx.load(exported.files["model.onnx"]).graph
     assert not any(node.op_type == "BatchNormalization" for node in proto.node)
     program = torch.export.load(exported.files["model.pt2"]).state_dict
-    for shapes in ([list(tensor.dims) for tensor in proto.initializer], [list(tensor.shape) for tensor in program.values()]):
+    for shapes in (
+        [list(tensor.dims) for tensor in proto.initializer],
+        [list(tensor.shape) for tensor in program.values()],
+    ):
         layers = [shape for shape in shapes if len(shape) in (2, 4)]
         rows = sorted(shape[0] for shape in layers)
-        assert all(0 <= found - wanted <= 1 for found, wanted in zip(rows, left, strict=True))  # 1: a channel that is constant
-        assert sum(map(math.prod, layers)) < 0.45 * whole  # of the next layer's weights some go along
+        assert all(
+            0 <= found - wanted <= 1 for found, wanted in zip(rows, left, strict=True)
+        )  # 1: a channel that is constant
+        assert (
+            sum(map(math.prod, layers)) < 0.45 * whole
+        )  # of the next layer's weights some go along
 
 
 @pytest.mark.slow
@@ -193,11 +249,15 @@ def test_learned_steps_recover_two_bits(tmp_path: Path) -> None:
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
         "database": {"path": str(tmp_path / "db"), "levels": ["dense", "rtn:w2"]},
         "budgets": {"bits": 0.5},
-        "recovery": {"finetune": {"epochs": 30, "rate": 0.02}},
+        "recovery": {"finetune": {"epochs": 30, "learning_rate": 0.02}},
     }
     with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
-        chosen = score_profile(problem.profile((1,) * len(problem.whole.layers)), problem, "all at rtn:w2")
-        accuracy = export(chosen, problem, tmp_path / "out", formats=("compressed",)).content["accuracy"]
+        chosen = score_profile(
+            problem.profile((1,) * len(problem.full_space.layers)), problem, "all at rtn:w2"
+        )
+        accuracy = export(chosen, problem, tmp_path / "out", formats=("compressed",)).content[
+            "accuracy"
+        ]
     assert accuracy["retuned"] < accuracy["dense"] - 1 < accuracy["fine-tuned"]
 
 

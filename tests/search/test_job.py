@@ -7,9 +7,9 @@ import jsonschema
 import pytest
 import yaml
 
-from compressors.errors import JobError
-from search.job import Job
-from search.job_file import json_schema, load_model_job
+from apportion.compressors.errors import JobError
+from apportion.search.jobs.job import Job
+from apportion.search.jobs.job_file import json_schema, load_model_job
 
 BASE: dict[str, Any] = {"workload": {"data": {"kind": "digits"}}, "database": {"path": "db"}}
 
@@ -32,12 +32,21 @@ def test_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
 
 
 def test_torchvision_weight_enums_are_no_paths(tmp_path: Path) -> None:
-    workload = {"model": "torchvision:resnet18", "weights": "IMAGENET1K_V1", "data": {"kind": "digits"}}
-    assert load_model_job(write(tmp_path, {**BASE, "workload": workload})).workload.weights == "IMAGENET1K_V1"
+    workload = {
+        "model": "torchvision:resnet18",
+        "weights": "IMAGENET1K_V1",
+        "data": {"kind": "digits"},
+    }
+    assert (
+        load_model_job(write(tmp_path, {**BASE, "workload": workload})).workload.weights
+        == "IMAGENET1K_V1"
+    )
 
 
 def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
-    job = load_model_job(write(tmp_path, {**BASE, "search": {"algorithms": ["dp", {"ga": {"population": 8}}]}}))
+    job = load_model_job(
+        write(tmp_path, {**BASE, "search": {"algorithms": ["dp", {"ga": {"population": 8}}]}})
+    )
     assert Job.model_validate(json.loads(json.dumps(job.model_dump(mode="json")))) == job
 
 
@@ -46,9 +55,18 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
     [
         ({"bugdets": {}}, "bugdets", "unknown key 'bugdets'; did you mean 'budgets'"),
         ({"search": {"evalutions": 3}}, "search.evalutions", "did you mean 'evaluations'"),
-        ({"workload": {"data": {"kind": "digits"}, "modle": "x"}}, "workload.modle", "did you mean 'model'"),
         (
-            {"workload": {"model": "cifar_resnet20", "data": {"kind": "npz", "calibration": "a", "tests": "b"}}},
+            {"workload": {"data": {"kind": "digits"}, "modle": "x"}},
+            "workload.modle",
+            "did you mean 'model'",
+        ),
+        (
+            {
+                "workload": {
+                    "model": "cifar_resnet20",
+                    "data": {"kind": "npz", "calibration": "a", "tests": "b"},
+                }
+            },
             "workload.data.npz",
             "",
         ),
@@ -61,7 +79,11 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
         ({"budgets": {"flop": 0.5}}, "budgets", "unknown metric 'flop'; did you mean 'flops'"),
         ({"budgets": {"flops": 0}}, "budgets", "above 0 and at most 1; got 0"),
         ({"budgets": {"flops": 1.5}}, "budgets", "above 0 and at most 1; got 1.5"),
-        ({"budgets": {"flops": "half"}}, "budgets", "budget 'flops': expected a share of the dense model"),
+        (
+            {"budgets": {"flops": "half"}},
+            "budgets",
+            "budget 'flops': expected a share of the dense model",
+        ),
         ({"budgets": {"bits": "3 parsec"}}, "budgets", "unknown unit 'parsec'; valid: x, %, KB"),
         ({"budgets": {"flops": "0.5x"}}, "budgets", "must be 1x or more"),
         ({"budgets": {"speedup": "3x"}}, "", "a latency budget needs times"),
@@ -70,18 +92,36 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
         ({"fitness": "los"}, "fitness", "unknown fitness 'los'; did you mean 'loss'"),
         ({"batchnorm": "bach"}, "batchnorm", "did you mean 'batch'"),
         ({"errors": "losses"}, "errors", "'layer' or 'loss'"),
-        ({"database": {"path": "db", "levels": ["dense", "unstr-1.5"]}}, "database.levels", "level 'unstr-1.5'"),
-        ({"database": {"path": "db", "levels": ["unstr-0.5"]}}, "database.levels", "'dense' must be among the levels"),
+        (
+            {"database": {"path": "db", "levels": ["dense", "unstr-1.5"]}},
+            "database.levels",
+            "level 'unstr-1.5'",
+        ),
+        (
+            {"database": {"path": "db", "levels": ["unstr-0.5"]}},
+            "database.levels",
+            "'dense' must be among the levels",
+        ),
         ({"database": {}}, "database.path", "required key is missing"),
-        ({"search": {"algorithms": ["spdi"]}}, "search.algorithms", "unknown algorithm 'spdi'; did you mean 'spdy'"),
-        ({"search": {"algorithms": [{"ga": {}, "dp": {}}]}}, "search.algorithms", "written {name: {parameter: value}}"),
+        (
+            {"search": {"algorithms": ["spdi"]}},
+            "search.algorithms",
+            "unknown algorithm 'spdi'; did you mean 'spdy'",
+        ),
+        (
+            {"search": {"algorithms": [{"ga": {}, "dp": {}}]}},
+            "search.algorithms",
+            "written {name: {parameter: value}}",
+        ),
         ({"search": {"evaluations": 0}}, "search.evaluations", "greater than or equal to 1"),
         ({"search": {"seeds": [0, 0]}}, "search.seeds", "different whole numbers"),
         ({"workers": {"count": -1}}, "workers.count", "greater than or equal to 0"),
         ({"workers": {"count": 2, "at_least": 3}}, "workers", "3 workers of the 2"),
     ],
 )
-def test_bad_jobs_name_the_field(tmp_path: Path, change: dict[str, Any], field: str, message: str) -> None:
+def test_bad_jobs_name_the_field(
+    tmp_path: Path, change: dict[str, Any], field: str, message: str
+) -> None:
     with pytest.raises(JobError) as caught:
         load_model_job(write(tmp_path, {**BASE, **change}))
     assert caught.value.field.startswith(field)
@@ -92,7 +132,9 @@ def test_bad_jobs_name_the_field(tmp_path: Path, change: dict[str, Any], field: 
 def test_unknown_keys_inside_a_kind_of_data_name_the_nearest(tmp_path: Path) -> None:
     data = {"kind": "npz", "calibration": "a", "test": "b", "trian": "c"}
     with pytest.raises(JobError, match="unknown key 'trian'; did you mean 'train'"):
-        load_model_job(write(tmp_path, {**BASE, "workload": {"model": "cifar_resnet20", "data": data}}))
+        load_model_job(
+            write(tmp_path, {**BASE, "workload": {"model": "cifar_resnet20", "data": data}})
+        )
 
 
 def test_files_that_are_no_jobs(tmp_path: Path) -> None:

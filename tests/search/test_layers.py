@@ -6,15 +6,18 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from compressors.errors import ConfigurationError, UnknownNameError
-from compressors.layers import LayerSpec
-from compressors.levels import expand_levels
-from search.decisions import Decisions
-from search.layers import LayersConfig
-from search.space import SearchSpace
+from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.compressors.layers import LayerSpec
+from apportion.compressors.levels import expand_levels
+from apportion.search.jobs.layers import LayersConfig
+from apportion.search.space.decisions import Decisions
+from apportion.search.space.space import SearchSpace
 
 NAMES = ["conv1", "block.0.q_proj", "block.0.k_proj", "block.1.q_proj", "block.1.k_proj", "head"]
-LAYERS = [LayerSpec(name, "linear", (4, 9 if name == "conv1" else 16), 1, 4, 9 if name == "conv1" else 16) for name in NAMES]
+LAYERS = [
+    LayerSpec(name, "linear", (4, 9 if name == "conv1" else 16), 1, 4, 9 if name == "conv1" else 16)
+    for name in NAMES
+]
 DEFAULT = expand_levels(["dense", "unstr-0.50", "unstr-0.90", "2:4+w4", "w8"])
 
 
@@ -23,7 +26,10 @@ def config(**content: Any) -> LayersConfig:
 
 
 def built(**content: Any) -> dict[str, list[str]]:
-    return {name: list(map(str, levels)) for name, levels in config(**content).built(LAYERS, DEFAULT).items()}
+    return {
+        name: list(map(str, levels))
+        for name, levels in config(**content).built(LAYERS, DEFAULT).items()
+    }
 
 
 def test_without_exceptions_all_layers_get_all_levels() -> None:
@@ -31,7 +37,12 @@ def test_without_exceptions_all_layers_get_all_levels() -> None:
 
 
 def test_skipped_fixed_and_other_levels() -> None:
-    found = built(skip=["block.1.*"], first="w8", last="dense", levels={"block.*": ["w8", "2:4"], "block.0.k*": ["unstr-0.50"]})
+    found = built(
+        skip=["block.1.*"],
+        first="w8",
+        last="dense",
+        levels={"block.*": ["w8", "2:4"], "block.0.k*": ["unstr-0.50"]},
+    )
     assert found["conv1"] == ["dense", "w8"]
     assert found["block.0.q_proj"] == ["dense", "w8", "2:4"]
     assert found["block.0.k_proj"] == ["dense", "unstr-0.50"]
@@ -43,9 +54,13 @@ def test_what_the_search_may_choose() -> None:
     levels = {name: ["dense", "unstr-0.50", "unstr-0.90", "2:4+w4", "w8"] for name in NAMES}
     free = config().allowed(levels)
     assert free == [[0, 1, 2, 3, 4]] * 6
-    ranges = config(sparsity={"*": (0, 0.8), "head": (0.5, 1)}, bits={"block.0.*": (4, 8)}, first="w8").allowed(levels)
+    ranges = config(
+        sparsity={"*": (0, 0.8), "head": (0.5, 1)}, bits={"block.0.*": (4, 8)}, first="w8"
+    ).allowed(levels)
     assert ranges == [[4], [3, 4], [3, 4], [0, 1, 3, 4], [0, 1, 3, 4], [1, 2, 3]]
-    assert config(levels={"head": ("w8",)}).allowed({"head": ["dense", "w8"]}) == [[1]]  # dense is built, and not a choice
+    assert config(levels={"head": ("w8",)}).allowed({"head": ["dense", "w8"]}) == [
+        [1]
+    ]  # dense is built, and not a choice
 
 
 def test_what_is_tied_shares_a_parent() -> None:
@@ -69,7 +84,9 @@ def test_bad_patterns_and_levels(content: dict[str, Any], message: str) -> None:
 
 def test_ranges_and_ties_that_leave_nothing() -> None:
     levels = {name: ["dense", "w8"] for name in NAMES}
-    with pytest.raises(ConfigurationError, match=r"layer 'conv1' is inside its ranges \(it has dense, w8\)"):
+    with pytest.raises(
+        ConfigurationError, match=r"layer 'conv1' is inside its ranges \(it has dense, w8\)"
+    ):
         config(bits={"*": (2, 4)}).allowed(levels)
     with pytest.raises(ConfigurationError, match=r"'head' is in two sets"):
         config(tie=[["conv1", "head"], ["head"]]).tied(NAMES)
@@ -77,7 +94,10 @@ def test_ranges_and_ties_that_leave_nothing() -> None:
         config(tie=[["q_proj", "v_proj"]]).tied(NAMES)
 
 
-@pytest.mark.parametrize("content", [{"first": "2:"}, {"levels": {"*": ["filter-1.5"]}}, {"bits": {"*": (8, 4)}}, {"skipp": []}])
+@pytest.mark.parametrize(
+    "content",
+    [{"first": "2:"}, {"levels": {"*": ["filter-1.5"]}}, {"bits": {"*": (8, 4)}}, {"skipp": []}],
+)
 def test_bad_values_are_the_files_errors(content: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         config(**content)
@@ -103,7 +123,9 @@ def test_tied_layers_are_one_decision_whose_costs_add_up() -> None:
     assert reduced.levels == (("dense", "w8", "w4"), ("dense", "w4"))
     for candidate in ((0, 0), (1, 1), (2, 0)):
         full = decisions.expand(candidate)
-        assert whole.levels[0][full[0]] == whole.levels[2][full[2]] == reduced.levels[0][candidate[0]]
+        assert (
+            whole.levels[0][full[0]] == whole.levels[2][full[2]] == reduced.levels[0][candidate[0]]
+        )
         assert reduced.total("bits", candidate) == whole.total("bits", full)
         assert reduced.error(candidate) == whole.error(full)
         assert reduced.feasible(candidate) == whole.feasible(full)

@@ -1,6 +1,6 @@
 import pytest
 
-from search import progress
+from apportion.search.cli import progress
 
 
 def test_the_next_stage_of_a_task_has_its_own_estimate(

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
-from compressors.errors import ApportionError
-from compressors.levels import expand_levels
-from evaluators.budgets import parse_budget
-from search.cli import main
-from search.recipes import job_of, load_recipe, recipe_files
+from apportion.compressors.errors import ApportionError
+from apportion.compressors.levels import expand_levels
+from apportion.evaluators.costs.budgets import parse_budget
+from apportion.search.cli.main import main
+from apportion.search.recipes.recipes import job_of, load_recipe, recipe_files
 
 SMALL: dict[str, Any] = {
     "title": "Small",
@@ -22,7 +22,10 @@ SMALL: dict[str, Any] = {
         "errors": "loss",
         "search": {"algorithms": [{"dp": {"cold": True}}], "evaluations": 1},
     },
-    "rows": [{"name": "w4", "level": "w4", "published": 97.5}, {"name": "flops-2x", "budgets": {"flops": "2x"}}],
+    "rows": [
+        {"name": "w4", "level": "w4", "published": 97.5},
+        {"name": "flops-2x", "budgets": {"flops": "2x"}},
+    ],
 }
 
 
@@ -38,7 +41,13 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
     data = None
     if recipe.needs_data:
         data = tmp_path / "data"
-        for wanted in ("train", "val", "cifar10/calib1024.npz", "cifar10/train4096.npz", "cifar10/test5000.npz"):
+        for wanted in (
+            "train",
+            "val",
+            "cifar10/calib1024.npz",
+            "cifar10/train4096.npz",
+            "cifar10/test5000.npz",
+        ):
             (data / wanted).mkdir(parents=True)
     job = job_of(recipe, tmp_path / "out", data, None)
     assert job.database.path == tmp_path / "out" / "database"
@@ -48,7 +57,9 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
             assert {str(level) for level in expand_levels([row.level])} <= levels
         else:
             assert row.budgets
-            assert job.search.with_parameters() == [("dp", {"cold": True})]  # and not the uniform profile, its first trial
+            assert job.search.with_parameters() == [
+                ("dp", {"cold": True})
+            ]  # and not the uniform profile, its first trial
             assert all(parse_budget(name, value) for name, value in row.budgets.items())
 
 
@@ -59,14 +70,18 @@ def test_a_recipe_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     uniform, searched = first["rows"]
     assert (uniform["row"], uniform["published"]) == ("w4", 97.5)
     assert searched["costs"]["flops"] <= 0.5
-    assert all(80 < row["accuracy"][name] <= 100 for row in first["rows"] for name in ("dense", "retuned"))
+    assert all(
+        80 < row["accuracy"][name] <= 100 for row in first["rows"] for name in ("dense", "retuned")
+    )
     assert json.loads((tmp_path / "out" / "recipe.json").read_text()) == first
     models = [tmp_path / "out" / name / "model.safetensors" for name in ("w4", "flops-2x")]
     written = [path.stat().st_mtime_ns for path in models]
     models[1].unlink()
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out) == first
-    assert models[0].stat().st_mtime_ns == written[0]  # what was there is read, what was not is made again
+    assert (
+        models[0].stat().st_mtime_ns == written[0]
+    )  # what was there is read, what was not is made again
     assert models[1].stat().st_mtime_ns > written[1]
 
 
@@ -75,19 +90,38 @@ def test_a_recipe_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         ({"rows": [{"name": "a"}]}, [], "rows.0: a row has either a level or budgets"),
         ({"rows": [{"name": "a/b", "level": "w4"}]}, [], "rows.0.name: String should match"),
-        ({"rows": [{"name": "a", "level": "w3"}]}, [], "row 'a': no layer of the database has the level w3"),
+        (
+            {"rows": [{"name": "a", "level": "w3"}]},
+            [],
+            "row 'a': no layer of the database has the level w3",
+        ),
         ({"jobs": {}}, [], "jobs: unknown key 'jobs'; did you mean 'job'"),
-        ({"job": {**SMALL["job"], "errors": "lost"}}, [], "small.yaml, job: errors: Input should be 'layer' or 'loss'"),
-        ({"rows": [{"name": "a", "level": "w4"}, {"name": "a", "level": "dense"}]}, [], "rows: two are called 'a'"),
+        (
+            {"job": {**SMALL["job"], "errors": "lost"}},
+            [],
+            "small.yaml, job: errors: Input should be 'layer' or 'loss'",
+        ),
+        (
+            {"rows": [{"name": "a", "level": "w4"}, {"name": "a", "level": "dense"}]},
+            [],
+            "rows: two are called 'a'",
+        ),
         ({"rows": [{"name": "a", "budgets": {"flop": 0.5}}]}, [], "did you mean 'flops'"),
         ({"job": {"workload": {}}}, [], "job.database: required key is missing"),
         ({}, ["--data", "/tmp"], "--data: this recipe brings its data along"),
     ],
 )
 def test_what_is_wrong_is_said(
-    changes: dict[str, Any], options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    changes: dict[str, Any],
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["recipe", str(write(tmp_path, **changes)), "-o", str(tmp_path / "out"), *options]) == 1
+    assert (
+        main(["recipe", str(write(tmp_path, **changes)), "-o", str(tmp_path / "out"), *options])
+        == 1
+    )
     assert message in capsys.readouterr().err
 
 
@@ -104,16 +138,36 @@ def test_the_page_of_recipes_says_what_their_files_say() -> None:
     page = (Path(__file__).parents[2] / "docs" / "RECIPES.md").read_text()
     for name in recipe_files():
         assert f"`{name}`" in page
-        assert all(f"| {row.published:.2f} |" in page for row in load_recipe(name).rows if row.published is not None)
+        assert all(
+            f"| {row.published:.2f} |" in page
+            for row in load_recipe(name).rows
+            if row.published is not None
+        )
 
 
 @pytest.mark.slow
-def test_the_rows_on_the_real_network(shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the layer errors as additive table: to measure the losses of 1,076 levels takes 20 minutes."""
+def test_the_rows_on_the_real_network(
+    shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the layer errors as additive table: to measure the losses of 1,076 levels takes 20
+    minutes."""
     content = yaml.safe_load(recipe_files()["cifar-resnet20"].read_text())
     content["job"]["errors"] = "layer"
     (tmp_path / "quick.yaml").write_text(yaml.safe_dump(content))
-    assert main(["recipe", str(tmp_path / "quick.yaml"), "--data", str(shared_data), "-o", str(tmp_path / "out"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "recipe",
+                str(tmp_path / "quick.yaml"),
+                "--data",
+                str(shared_data),
+                "-o",
+                str(tmp_path / "out"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     rows = json.loads(capsys.readouterr().out)["rows"]
     for row in rows:
         if row["published"] is not None:

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from compressors.errors import ConfigurationError, UnknownNameError
-from search.algorithms.base import Algorithm, Trial, create, names, register, resolve
+from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import create, names, register, resolve
 from tests.search.spaces import random_space
 
 SPACE = random_space(0)
@@ -22,11 +23,13 @@ def test_the_projects_algorithms_are_there() -> None:
 
 
 def test_a_users_algorithm_by_module_and_class() -> None:
-    assert isinstance(create("tests.search.test_registry:Mine", SPACE, np.random.default_rng(0), 10), Algorithm)
+    assert isinstance(
+        create("tests.search.test_registry:Mine", SPACE, np.random.default_rng(0), 10), Algorithm
+    )
 
 
 def test_a_users_algorithm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from search.algorithms import base
+    from apportion.search.algorithms import base
 
     monkeypatch.setitem(base._REGISTRY, "mine", Algorithm)  # so that it goes again
     register("mine")(Mine)
@@ -39,8 +42,8 @@ def test_a_users_algorithm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("spy", "unknown algorithm 'spy'; did you mean 'spdy'"),
         ("no.such.module:Class", "cannot be loaded"),
-        ("search.space:Nothing", "cannot be loaded"),
-        ("search.space:SearchSpace", "is not a subclass"),
+        ("apportion.search.space.space:Nothing", "cannot be loaded"),
+        ("apportion.search.space.space:SearchSpace", "is not a subclass"),
     ],
 )
 def test_names_that_lead_nowhere(name: str, message: str) -> None:
@@ -51,13 +54,18 @@ def test_names_that_lead_nowhere(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"populaton": 4}, "algorithm 'ga' has no parameter 'populaton'; did you mean 'population'"),
+        (
+            {"populaton": 4},
+            "algorithm 'ga' has no parameter 'populaton'; did you mean 'population'",
+        ),
         ({"population": "many"}, "parameter 'population' must be int, got 'many'"),
         ({"population": True}, "parameter 'population' must be int"),
         ({"space": 1}, "has no parameter 'space'"),
     ],
 )
-def test_parameters_are_checked_by_name_and_type(parameters: dict[str, object], message: str) -> None:
+def test_parameters_are_checked_by_name_and_type(
+    parameters: dict[str, object], message: str
+) -> None:
     with pytest.raises(ConfigurationError, match=message):
         create("ga", SPACE, np.random.default_rng(0), 10, parameters)
 

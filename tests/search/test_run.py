@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compressors.errors import EvaluationError, StoreError
-from db.runs import Run, RunStore, StoredTrial
-from evaluators.pool import Pool, Request, Score
-from search.algorithms.base import Algorithm, Trial, create, names
-from search.run import RunResult, search
-from search.space import SearchSpace
+from apportion.compressors.errors import EvaluationError, StoreError
+from apportion.db.runs.store import Run, RunStore, StoredTrial
+from apportion.evaluators.scoring.pool import Pool, Request, Score
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import create, names
+from apportion.search.runs.loop import RunResult, search
+from apportion.search.space.repair import repair
+from apportion.search.space.space import SearchSpace
 from tests.contracts.test_algorithm import fitness
 from tests.search.spaces import random_space
 
@@ -30,7 +32,12 @@ class Counting(Pool):
             self.scored.append(candidate)
             yield Score(self.fitness(candidate, fidelity, *bound), 0.01)
 
-    def fitness(self, candidate: tuple[int, ...], fidelity: float, bound: float = math.inf) -> float:  # noqa: ARG002
+    def fitness(
+        self,
+        candidate: tuple[int, ...],
+        fidelity: float,
+        bound: float = math.inf,  # noqa: ARG002
+    ) -> float:
         return fitness(self.space, candidate) + (1 - fidelity)
 
     def close(self) -> None:
@@ -42,7 +49,9 @@ class Stopping(Counting):
 
     stopped = 0
 
-    def fitness(self, candidate: tuple[int, ...], fidelity: float, bound: float = math.inf) -> float:
+    def fitness(
+        self, candidate: tuple[int, ...], fidelity: float, bound: float = math.inf
+    ) -> float:
         whole = super().fitness(candidate, fidelity)
         self.stopped += whole > bound
         return math.inf if whole > bound else whole
@@ -54,7 +63,14 @@ def store_at(path: Path) -> RunStore:
     return store
 
 
-def start(store: RunStore, pool: Pool, name: str, seed: int = 0, evaluations: float = 60, problem: str = "p") -> RunResult:
+def start(
+    store: RunStore,
+    pool: Pool,
+    name: str,
+    seed: int = 0,
+    evaluations: float = 60,
+    problem: str = "p",
+) -> RunResult:
     run = store.add_run(Run(f"{name}-{seed}", "j", name, {}, seed, evaluations))
     algorithm = create(name, SPACE, np.random.default_rng(seed), evaluations)
     return search(algorithm, pool, store, run, problem)
@@ -62,7 +78,9 @@ def start(store: RunStore, pool: Pool, name: str, seed: int = 0, evaluations: fl
 
 @pytest.mark.parametrize("name", names())
 @pytest.mark.parametrize("most", [1, 2, 7, 33])
-def test_a_run_stopped_anywhere_ends_like_one_that_was_not(tmp_path: Path, name: str, most: int) -> None:
+def test_a_run_stopped_anywhere_ends_like_one_that_was_not(
+    tmp_path: Path, name: str, most: int
+) -> None:
     whole = start(store_at(tmp_path / "whole.sqlite"), Counting(), name)
     pool = Counting(most=most)
     try:
@@ -74,7 +92,9 @@ def test_a_run_stopped_anywhere_ends_like_one_that_was_not(tmp_path: Path, name:
     assert resumed.trials == whole.trials
     assert resumed.best == whole.best
     assert resumed.run.state == "finished"
-    assert len(pool.scored) + len(rest.scored) == len({(t.candidate, t.fidelity) for t in whole.trials})
+    assert len(pool.scored) + len(rest.scored) == len(
+        {(t.candidate, t.fidelity) for t in whole.trials}
+    )
 
 
 def test_no_candidate_is_scored_twice_across_algorithms_and_seeds(tmp_path: Path) -> None:
@@ -96,8 +116,12 @@ def test_stopping_at_the_bound_changes_no_course(tmp_path: Path, name: str) -> N
     assert stopped.best == whole.best
     scores = [(t.candidate, t.fidelity) for t in stopped.trials]
     known = store.known_scores("p", scores)
-    assert all(math.isfinite(fitness) for fitness in known.values())  # what was stopped is nobody else's answer
-    assert name == "race" or len(known) < len(set(scores))  # there another algorithm may ask for it again
+    assert all(
+        math.isfinite(fitness) for fitness in known.values()
+    )  # what was stopped is nobody else's answer
+    assert name == "race" or len(known) < len(
+        set(scores)
+    )  # there another algorithm may ask for it again
 
 
 def test_other_problems_share_nothing(tmp_path: Path) -> None:
@@ -118,22 +142,30 @@ def test_a_finished_run_is_only_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("evaluations", [1, 2, 5, 29])
 def test_the_evaluation_budget_is_kept(tmp_path: Path, evaluations: int) -> None:
     for name in names():
-        result = start(store_at(tmp_path / f"{name}.sqlite"), Counting(), name, evaluations=evaluations)
+        result = start(
+            store_at(tmp_path / f"{name}.sqlite"), Counting(), name, evaluations=evaluations
+        )
         assert result.evaluations <= evaluations
         if name not in ("dp", "greedy", "milp"):  # these ask for one profile
-            assert result.evaluations > evaluations - 1  # the last part may be less than the least that is asked
+            assert (
+                result.evaluations > evaluations - 1
+            )  # the last part may be less than the least that is asked
 
 
 class Partial(Algorithm):
     """Asks on a quarter of the data first, and in full what did best."""
 
     def propose(self) -> list[Trial]:
-        drawn = [self.space.repair(self.rng.integers(self.space.counts).tolist()) for _ in range(8)]
+        drawn = [
+            repair(self.space, self.rng.integers(self.space.counts).tolist()) for _ in range(8)
+        ]
         return [Trial(c, 0.25) for c in drawn] + [Trial(drawn[0])]
 
 
 def test_fractions_cost_their_fraction(tmp_path: Path) -> None:
-    result = start(store_at(tmp_path / "s.sqlite"), Counting(), "tests.search.test_run:Partial", evaluations=11)
+    result = start(
+        store_at(tmp_path / "s.sqlite"), Counting(), "tests.search.test_run:Partial", evaluations=11
+    )
     assert result.evaluations == 11
     assert {t.fidelity for t in result.trials} == {0.25, 1.0}
     assert result.best.fidelity == 1.0
@@ -144,7 +176,9 @@ def test_a_log_of_another_algorithm_is_refused(tmp_path: Path) -> None:
     store = store_at(tmp_path / "s.sqlite")
     store.add_run(Run("ga-0", "j", "ga", {}, 0, 60))
     store.append("ga-0", "p", 0, StoredTrial((5,) * 8, 1.0, 1.0, True, 0.1))
-    with pytest.raises(StoreError, match="run 'ga-0': trial 0 in the log is not what 'ga' asks now"):
+    with pytest.raises(
+        StoreError, match="run 'ga-0': trial 0 in the log is not what 'ga' asks now"
+    ):
         start(store, Counting(), "ga")
 
 

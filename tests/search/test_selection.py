@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from db.runs import Run, RunStore, StoredTrial
-from evaluators.pool import Pool, Request, Score
-from search.run import result_of
-from search.selection import select, shortlist
+from apportion.db.runs.store import Run, RunStore, StoredTrial
+from apportion.evaluators.scoring.pool import Pool, Request, Score
+from apportion.search.runs.loop import result_of
+from apportion.search.runs.selection import select, shortlist
 
 RUN = Run("spdy-s0-00000000", "job", "spdy", {}, 0, 100.0, "finished")
 
@@ -33,7 +33,8 @@ class Held(Pool):
 
 
 def trials() -> list[StoredTrial]:
-    """Fitness 1.000, 1.001, ... 1.059; the first index falls as the fitness rises; each candidate is there twice."""
+    """Fitness 1.000, 1.001, ... 1.059; the first index falls as the fitness rises; each candidate
+    is there twice."""
     once = [StoredTrial((60 - i, i), 1.0, 1 + i / 1000, True, 0.0) for i in range(60)]
     return [*reversed(once), *once, StoredTrial((0, 0), 0.25, 0.5, True, 0.0)]
 
@@ -58,7 +59,11 @@ def test_the_pick_has_the_lowest_score_on_the_selection_images(store: RunStore) 
     result = result_of(RUN, trials())
     assert result.pick == result.best
     picked = select(result, 4, Held(), store)
-    assert (picked.pick.candidate, picked.pick.fitness, picked.best) == ((40, 20), 1.02, result.best)
+    assert (picked.pick.candidate, picked.pick.fitness, picked.best) == (
+        (40, 20),
+        1.02,
+        result.best,
+    )
 
 
 def test_a_pick_that_was_stopped_goes_on(store: RunStore) -> None:

@@ -3,21 +3,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressors.errors import InfeasibleBudgetError, SpaceError
-from search.space import SearchSpace
+from apportion.compressors.errors import InfeasibleBudgetError, SpaceError
+from apportion.search.space.feasibility import check_budgets
+from apportion.search.space.repair import repair, uniform
+from apportion.search.space.space import SearchSpace
 from tests.search.spaces import DEGENERATE, brute_force, make, random_space
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 2), st.floats(0.0, 1.0), st.integers(0, 2**31))
-def test_repair_meets_all_budgets_and_leaves_feasible_candidates_alone(seed: int, metrics: int, share: float, draw: int) -> None:
+def test_repair_meets_all_budgets_and_leaves_feasible_candidates_alone(
+    seed: int, metrics: int, share: float, draw: int
+) -> None:
     space = random_space(seed, metrics=metrics, share=share)
     candidate = tuple(np.random.default_rng(draw).integers(space.counts).tolist())
     if not space.feasible(space.cheapest()):
         return
-    repaired = space.repair(candidate)
+    repaired = repair(space, candidate)
     assert space.feasible(repaired)
-    assert space.repair(repaired) == repaired
+    assert repair(space, repaired) == repaired
     if space.feasible(candidate):
         assert repaired == candidate
 
@@ -25,9 +29,9 @@ def test_repair_meets_all_budgets_and_leaves_feasible_candidates_alone(seed: int
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_repair_of_every_candidate_of_degenerate_spaces(name: str) -> None:
     space = DEGENERATE[name]
-    space.check()
+    check_budgets(space)
     for candidate in np.ndindex(*space.counts):
-        assert space.feasible(space.repair(candidate))
+        assert space.feasible(repair(space, candidate))
 
 
 def test_repair_comes_near_the_least_error() -> None:
@@ -35,7 +39,7 @@ def test_repair_comes_near_the_least_error() -> None:
     for seed in range(50):
         space = random_space(seed)
         best, worst = brute_force(space)[1], space.error(space.counts - 1)
-        gaps.append((space.error(space.repair((0,) * 5)) - best) / (worst - best))
+        gaps.append((space.error(repair(space, (0,) * 5)) - best) / (worst - best))
     assert np.median(gaps) < 0.05
 
 
@@ -50,7 +54,7 @@ def test_totals_count_the_base() -> None:
 
 def test_uniform_is_one_level_for_all_where_the_budgets_allow() -> None:
     space = make([[8, 4, 2, 1], [8, 4, 2, 1]], [[0, 1, 2, 9], [0, 1, 2, 9]], {"flops": 5})
-    assert space.uniform() == (2, 2)
+    assert uniform(space) == (2, 2)
 
 
 def test_uniform_with_layers_that_lack_the_level() -> None:
@@ -63,12 +67,12 @@ def test_uniform_with_layers_that_lack_the_level() -> None:
         budgets={"flops": 8.0},
         errors=(np.array([0.0, 1.0]), np.array([0.0])),
     )
-    assert space.uniform() == (1, 0)
+    assert uniform(space) == (1, 0)
 
 
 def test_uniform_is_repaired_where_no_level_alone_meets_the_budgets() -> None:
     space = DEGENERATE["two budgets at odds"]
-    assert space.feasible(space.uniform())
+    assert space.feasible(uniform(space))
 
 
 def test_order_runs_from_least_to_most_compressed() -> None:
@@ -80,7 +84,7 @@ def test_order_runs_from_least_to_most_compressed() -> None:
 def test_an_infeasible_budget_names_budget_least_and_layer() -> None:
     space = make([[50, 5], [50, 20]], [[0, 1], [0, 1]], {"flops": 30}, base=10)
     with pytest.raises(InfeasibleBudgetError) as caught:
-        space.check()
+        check_budgets(space)
     error = caught.value
     assert (error.metric, error.layer) == ("flops", "layer1")
     assert error.bound == pytest.approx(30 / 110)
@@ -91,8 +95,10 @@ def test_an_infeasible_budget_names_budget_least_and_layer() -> None:
 def test_budgets_that_only_fail_together() -> None:
     costs = {"flops": [[9.0, 1.0]], "params": [[1.0, 9.0]]}
     space = make(costs, [[0, 1]], {"flops": 5, "params": 5})
-    with pytest.raises(InfeasibleBudgetError, match=r"not together: flops and params would have to be 1\.8 times"):
-        space.check()
+    with pytest.raises(
+        InfeasibleBudgetError, match=r"not together: flops and params would have to be 1\.8 times"
+    ):
+        check_budgets(space)
 
 
 def test_spaces_that_do_not_fit_together() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from search.statistics import Anytime, critical_difference, mean_ranks, pairwise
+from apportion.search.report.statistics import Anytime, critical_difference, mean_ranks, pairwise
 
 
 def test_the_anytime_curve_counts_what_partial_trials_cost() -> None:
@@ -28,7 +28,10 @@ def test_holm_multiplies_the_least_p_by_the_number_of_pairs() -> None:
     base = rng.random(10)
     finals = {"a": base, "b": base + 1 + rng.random(10), "c": base + 0.01 * rng.standard_normal(10)}
     found = pairwise(finals)
-    raw = {(x, y): wilcoxon(np.subtract(finals[x], finals[y])).pvalue for x, y in itertools.combinations("abc", 2)}
+    raw = {
+        (x, y): wilcoxon(np.subtract(finals[x], finals[y])).pvalue
+        for x, y in itertools.combinations("abc", 2)
+    }
     assert found["a", "b"] == pytest.approx(3 * raw["a", "b"])
     assert found["a", "c"] == pytest.approx(raw["a", "c"])
     assert all(found[pair] >= p for pair, p in raw.items())

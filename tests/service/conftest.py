@@ -1,4 +1,5 @@
-"""A real Ray cluster of two nodes on this machine, with a dashboard, and the command line beside it."""
+"""A real Ray cluster of two nodes on this machine, with a dashboard, and the command line beside
+it."""
 
 from __future__ import annotations
 
@@ -33,13 +34,18 @@ def free_port() -> int:
 
 
 class ServiceCluster:
-    """A head with one CPU and nodes of one each; `home` is the home folder of the head's user, where the storage is. `head`: more
-    options of the head, for Ray's autoscaler over nodes that it only pretends to start."""
+    """A head with one CPU and nodes of one each; `home` is the home folder of the head's user,
+    where the storage is. `head`: more options of the head, for Ray's autoscaler over nodes that it
+    only pretends to start."""
 
     def __init__(self, home: Path, *head: str) -> None:
         self.home = home
         self._environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith("RAY_") or key == NICENESS},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith("RAY_") or key == NICENESS
+            },
             "PATH": f"{_BIN}:{os.environ['PATH']}",
             "HOME": str(home),
             "RAY_AUTH_MODE": "disabled",
@@ -51,7 +57,13 @@ class ServiceCluster:
         port, dashboard = free_port(), free_port()
         self._gcs = f"127.0.0.1:{port}"
         self.address = f"http://127.0.0.1:{dashboard}"
-        self._start("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1", *head)
+        self._start(
+            "--head",
+            f"--port={port}",
+            f"--dashboard-port={dashboard}",
+            "--node-ip-address=127.0.0.1",
+            *head,
+        )
         end = time.monotonic() + _STARTS_WITHIN
         while time.monotonic() < end:
             try:
@@ -65,7 +77,8 @@ class ServiceCluster:
             self.add_node()
 
     def add_node(self) -> subprocess.Popen[bytes]:
-        """One more, when it has joined: nodes that start on one machine share folders with those that run."""
+        """One more, when it has joined: nodes that start on one machine share folders with those
+        that run."""
         there = self._alive()
         node = self._start(f"--address={self._gcs}")
         while self._alive() <= there:
@@ -75,7 +88,13 @@ class ServiceCluster:
     def _alive(self) -> int:
         from ray.util.state import list_nodes
 
-        return len(list_nodes(address=self.address, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False))
+        return len(
+            list_nodes(
+                address=self.address,
+                filters=[("state", "=", "ALIVE")],
+                raise_on_missing_output=False,
+            )
+        )
 
     def remove(self, node: subprocess.Popen[bytes]) -> None:
         """As a spot node goes: all its processes at once."""
@@ -84,8 +103,17 @@ class ServiceCluster:
         self._nodes.remove(node)
 
     def _start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = [str(_BIN / "ray"), "start", "--block", "--num-cpus=1", f"--object-store-memory={100 << 20}", *arguments]
-        command.append(f"--dashboard-agent-listen-port={free_port()}")  # two nodes on a machine cannot share the usual one
+        command = [
+            str(_BIN / "ray"),
+            "start",
+            "--block",
+            "--num-cpus=1",
+            f"--object-store-memory={100 << 20}",
+            *arguments,
+        ]
+        command.append(
+            f"--dashboard-agent-listen-port={free_port()}"
+        )  # two nodes on a machine cannot share the usual one
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         node = subprocess.Popen(command, env=self._environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
         self._nodes.append(node)
@@ -102,10 +130,14 @@ class ServiceCluster:
                 node.wait()
         self._nodes = []
 
-    def apportion(self, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def apportion(
+        self, *arguments: str | Path, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """The command line, as a user on another machine calls it."""
         command = [str(_BIN / "apportion"), *map(str, arguments), "--address", self.address]
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, check=False, timeout=300
+        )
         assert not check or done.returncode == 0, done.stderr
         return done
 
@@ -139,7 +171,10 @@ def write_job(folder: Path, name: str = "job.yaml", **change: Any) -> Path:
     """A job on the digits, two runs."""
     content: dict[str, Any] = {
         "workload": {"data": {"kind": "digits"}, "calibration_samples": 256, "batch_size": 64},
-        "database": {"path": "databases/digits", "levels": ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"]},
+        "database": {
+            "path": "databases/digits",
+            "levels": ["dense", "unstr-0.50", "unstr-0.75", "unstr-0.90", "unstr-0.95"],
+        },
         "budgets": {"flops": 0.25},
         "batchnorm": "running",
         "search": {"algorithms": ["spdy", "local"], "evaluations": 30, "seeds": [0]},

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from db.database import LayerDatabase
-from db.runs import RunStore
-from search.job_file import load_job
-from search.pipeline import prepare, run_search
-from search.service.folder import JobFolder
+from apportion.db.layers.database import LayerDatabase
+from apportion.db.runs.store import RunStore
+from apportion.search.jobs.job_file import load_job
+from apportion.search.runs.pipeline import prepare, run_search
+from apportion.search.service.folder import JobFolder
 from tests import postgres
 from tests.service.conftest import ServiceCluster, write_job
 
@@ -29,7 +29,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     job = load_job(write_job(folder, search=_LONG, workers={"count": 0, "cpus": 1}))
     assert job.store is not None
     with prepare(job) as problem:
-        return {r.run.algorithm: (r.pick.candidate, len(r.trials)) for r in run_search(problem, RunStore(job.store))}
+        return {
+            r.run.algorithm: (r.pick.candidate, len(r.trials))
+            for r in run_search(problem, RunStore(job.store))
+        }
 
 
 _LONG = {"algorithms": ["random", "anneal"], "evaluations": 600, "seeds": [0]}
@@ -43,7 +46,10 @@ def found(cluster: ServiceCluster, state: dict[str, Any], url: str | None = None
         trials = store.trials(row["run"])
         scores = store.selection(row["run"])
         best = min((t for t in trials if t.fidelity == 1.0), key=lambda t: t.fitness).candidate
-        picked[row["algorithm"]] = (min(scores, key=scores.__getitem__) if scores else best, len(trials))
+        picked[row["algorithm"]] = (
+            min(scores, key=scores.__getitem__) if scores else best,
+            len(trials),
+        )
     store.close()
     return picked
 
@@ -54,20 +60,30 @@ def test_a_job_from_submit_to_fetch(cluster: ServiceCluster, tmp_path: Path) -> 
     followed = cluster.apportion("logs", job, "-f").stdout.splitlines()
     state = cluster.state(job)
     assert state["state"] == "finished", "\n".join(followed)
-    assert [line for line in followed if line in ("queued", "building", "searching", "exporting", "finished")] == [
+    assert [
+        line
+        for line in followed
+        if line in ("queued", "building", "searching", "exporting", "finished")
+    ] == [
         "queued",
         "building",
         "searching",
         "exporting",
         "finished",
     ]
-    assert [(run["asked"], run["evaluations"], run["state"]) for run in state["runs"]] == [(30, 30, "finished")] * 2
+    assert [(run["asked"], run["evaluations"], run["state"]) for run in state["runs"]] == [
+        (30, 30, "finished")
+    ] * 2
     assert job in cluster.apportion("status").stdout
     cluster.apportion("fetch", job, "-o", tmp_path / "out")
     profile = json.loads((tmp_path / "out/best/profile.json").read_text())
     assert profile["costs"]["flops"] <= 0.25
-    assert {"model.safetensors", "model.onnx"} <= {path.name for path in (tmp_path / "out/best").iterdir()}
-    assert {row["algorithm"] for row in json.loads((tmp_path / "out/league.json").read_text())["league"]} == {"spdy", "local"}
+    assert {"model.safetensors", "model.onnx"} <= {
+        path.name for path in (tmp_path / "out/best").iterdir()
+    }
+    assert {
+        row["algorithm"] for row in json.loads((tmp_path / "out/league.json").read_text())["league"]
+    } == {"spdy", "local"}
 
 
 def test_cancelled_killed_and_resumed_a_job_ends_as_if_nothing_had_happened(
@@ -110,9 +126,16 @@ def _until_trials(cluster: ServiceCluster, job: str, number: int, attempt: int =
 
 def _driver(job: str) -> int:
     """The process of the job's own Python."""
-    listed = subprocess.run(["pgrep", "-f", f"search.service.driver .*--job {job}"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["pgrep", "-f", f"apportion.search.service.driver .*--job {job}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     pids = [int(pid) for pid in listed.stdout.split()]
-    named = [pid for pid in pids if "python" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]]
+    named = [
+        pid for pid in pids if "python" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]
+    ]
     assert len(named) == 1, named
     return named[0]
 
@@ -129,17 +152,29 @@ def _actors(cluster: ServiceCluster) -> int:
     """Workers that are alive."""
     from ray.util.state import list_actors
 
-    alive = list_actors(address=cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "CrewActor")])
+    alive = list_actors(
+        address=cluster.address, filters=[("state", "=", "ALIVE"), ("class_name", "=", "PoolActor")]
+    )
     return len(alive)
 
 
-def test_what_cannot_run_is_refused_before_anything_is_queued(cluster: ServiceCluster, tmp_path: Path) -> None:
+def test_what_cannot_run_is_refused_before_anything_is_queued(
+    cluster: ServiceCluster, tmp_path: Path
+) -> None:
     before = cluster.apportion("status", "--json").stdout
     for change, message in (
         ({"workers": {"count": 4, "cpus": 1}}, "need 4 CPUs, the cluster has 2"),
         ({"workers": {"count": 1, "gpus": 1}}, "need 1 GPUs, the cluster has 0"),
         ({"budgets": {"flop": 0.5}}, "did you mean 'flops'"),
-        ({"workload": {"model": "digits_resnet", "data": {"kind": "npz", "calibration": "no.npz", "test": "no.npz"}}}, "no.npz"),
+        (
+            {
+                "workload": {
+                    "model": "digits_resnet",
+                    "data": {"kind": "npz", "calibration": "no.npz", "test": "no.npz"},
+                }
+            },
+            "no.npz",
+        ),
         ({"store": "sqlite:///here.sqlite"}, "store: "),
     ):
         refused = cluster.apportion("submit", write_job(tmp_path, **change), check=False)
@@ -152,10 +187,23 @@ def test_what_cannot_run_is_refused_before_anything_is_queued(cluster: ServiceCl
     assert "unknown job 'jb-1'" in unknown.stderr
 
 
-def test_a_job_may_not_name_code_where_the_operator_has_not_allowed_it(cluster: ServiceCluster, tmp_path: Path) -> None:
-    job = cluster.submit(write_job(tmp_path, search={"algorithms": ["search.algorithms.local:LocalSearch"], "evaluations": 5}))
+def test_a_job_may_not_name_code_where_the_operator_has_not_allowed_it(
+    cluster: ServiceCluster, tmp_path: Path
+) -> None:
+    job = cluster.submit(
+        write_job(
+            tmp_path,
+            search={
+                "algorithms": ["apportion.search.algorithms.local:LocalSearch"],
+                "evaluations": 5,
+            },
+        )
+    )
     state = _wait_failed(cluster, job)
-    assert "the job names code of its own (search.algorithms.local:LocalSearch)" in state["error"]
+    assert (
+        "the job names code of its own (apportion.search.algorithms.local:LocalSearch)"
+        in state["error"]
+    )
     assert "APPORTION_ALLOW_CODE=1" in state["error"]
 
 
@@ -167,9 +215,14 @@ def test_a_job_may_not_write_outside_the_storage(cluster: ServiceCluster, tmp_pa
 
 
 @pytest.mark.slow
-def test_twenty_jobs_at_once_finish_and_none_is_mixed(cluster: ServiceCluster, tmp_path: Path) -> None:
+def test_twenty_jobs_at_once_finish_and_none_is_mixed(
+    cluster: ServiceCluster, tmp_path: Path
+) -> None:
     budgets = [0.9 - 0.03 * i for i in range(20)]
-    jobs = [cluster.submit(write_job(tmp_path, f"j{i}.yaml", budgets={"flops": b})) for i, b in enumerate(budgets)]
+    jobs = [
+        cluster.submit(write_job(tmp_path, f"j{i}.yaml", budgets={"flops": b}))
+        for i, b in enumerate(budgets)
+    ]
     states = [cluster.wait(job, "finished", seconds=1200) for job in jobs]
     assert len({state["search"] for state in states}) == 20
     for job, state, budget in zip(jobs, states, budgets, strict=True):
@@ -184,7 +237,9 @@ def test_a_node_that_goes_and_another_that_comes_change_nothing(
     cluster: ServiceCluster, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     node = cluster.add_node()
-    job = cluster.submit(write_job(tmp_path, search=_LONG, workers={"count": 3, "at_least": 1, "cpus": 1}))
+    job = cluster.submit(
+        write_job(tmp_path, search=_LONG, workers={"count": 3, "at_least": 1, "cpus": 1})
+    )
     _until_trials(cluster, job, 20)
     cluster.remove(node)
     cluster.add_node()
@@ -194,13 +249,21 @@ def test_a_node_that_goes_and_another_that_comes_change_nothing(
 @pytest.mark.slow
 def test_storage_at_a_url(cluster: ServiceCluster, tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
-    refused = cluster.apportion("submit", write_job(tmp_path), "--storage", f"file://{bucket}", check=False)
+    refused = cluster.apportion(
+        "submit", write_job(tmp_path), "--storage", f"file://{bucket}", check=False
+    )
     assert "needs a PostgreSQL store" in refused.stderr
     with postgres.running() as server:
-        job = cluster.submit(write_job(tmp_path, store=server.make_database("url")), "--storage", f"file://{bucket}")
+        job = cluster.submit(
+            write_job(tmp_path, store=server.make_database("url")), "--storage", f"file://{bucket}"
+        )
         cluster.wait(job, "finished")
     kept = {str(path.relative_to(bucket)) for path in bucket.rglob("*")}
-    assert {f"jobs/{job}/state.json", f"jobs/{job}/package/job.json", "databases/digits/manifest.json"} <= kept
+    assert {
+        f"jobs/{job}/state.json",
+        f"jobs/{job}/package/job.json",
+        "databases/digits/manifest.json",
+    } <= kept
     assert json.loads((bucket / f"jobs/{job}/state.json").read_text())["state"] == "finished"
     cluster.apportion("fetch", job, "-o", tmp_path / "out")
     assert (tmp_path / "out/best/model.safetensors").is_file()
@@ -222,13 +285,17 @@ def test_a_run_stores_server_that_restarts_changes_nothing(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")  # somebody else's on the same machine
-def test_without_an_address_ray_is_started_for_the_first_job_and_stopped_after_the_last(tmp_path: Path) -> None:
+def test_without_an_address_ray_is_started_for_the_first_job_and_stopped_after_the_last(
+    tmp_path: Path,
+) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     environment |= {"XDG_DATA_HOME": str(tmp_path / "data"), "HOME": str(tmp_path)}
 
     def apportion(*arguments: str | Path) -> str:
-        command = [sys.executable, "-m", "search.cli", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
+        command = [sys.executable, "-m", "apportion", *map(str, arguments)]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=300
+        ).stdout
 
     first = apportion("submit", write_job(tmp_path, "one.yaml")).strip()
     second = apportion("submit", write_job(tmp_path, "two.yaml", budgets={"flops": 0.5})).strip()
@@ -243,5 +310,10 @@ def test_without_an_address_ray_is_started_for_the_first_job_and_stopped_after_t
     while there.exists() or Path(f"/proc/{keeper}").exists():
         assert time.monotonic() < end, "Ray is still there"
         time.sleep(1)
-    assert [state["state"] for state in json.loads(apportion("status", "--json"))] == ["finished", "finished"]
-    assert (tmp_path / "apportion.sqlite").is_file()  # the job file's own store, as with `apportion search`
+    assert [state["state"] for state in json.loads(apportion("status", "--json"))] == [
+        "finished",
+        "finished",
+    ]
+    assert (
+        tmp_path / "apportion.sqlite"
+    ).is_file()  # the job file's own store, as with `apportion search`

@@ -18,17 +18,19 @@ import pytest
 pytest.importorskip("fastapi", reason="apportion[web] is not installed")
 from fastapi.testclient import TestClient
 
-from db.runs import Run, RunStore, StoredTrial
-from search.job_file import parse_job
-from search.pipeline import prepare, run_search
-from search.service import mirror
-from search.service.folder import JobFolder, JobState
-from search.web.report import page, write_report
-from search.web.server import Jobs, make_app
+from apportion.db.runs.store import Run, RunStore, StoredTrial
+from apportion.search.jobs.job_file import parse_job
+from apportion.search.runs.pipeline import prepare, run_search
+from apportion.search.service import mirror
+from apportion.search.service.folder import JobFolder, JobState
+from apportion.search.web.report import page, write_report
+from apportion.search.web.server import Jobs, make_app
 from tests.needs import missing
 from tests.service.conftest import free_port
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 HERE = "//127.0.0.1:"
 EVIL = "<img src=x onerror=document.title='owned'>"
 
@@ -46,7 +48,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
         {
             "workload": {"table": "times.csv"},
             "budgets": {"speedup": "2x"},
-            "search": {"algorithms": ["local", "random", "race"], "evaluations": 60, "seeds": [0, 1]},
+            "search": {
+                "algorithms": ["local", "random", "race"],
+                "evaluations": 60,
+                "seeds": [0, 1],
+            },
         },
         folder / "job.yaml",
     )
@@ -74,8 +80,12 @@ def test_the_figures_hold_what_the_store_holds(client: TestClient, store: RunSto
     best = job["trials"][0]
     assert best["fitness"] == row["best"]
     levels = [int(index) for index in best["candidate"].split(",")]
-    assert sum(job["space"]["errors"][layer][level] for layer, level in enumerate(levels)) == pytest.approx(best["fitness"])
-    used = job["space"]["base"]["latency"] + sum(job["space"]["costs"]["latency"][i][level] for i, level in enumerate(levels))
+    assert sum(
+        job["space"]["errors"][layer][level] for layer, level in enumerate(levels)
+    ) == pytest.approx(best["fitness"])
+    used = job["space"]["base"]["latency"] + sum(
+        job["space"]["costs"]["latency"][i][level] for i, level in enumerate(levels)
+    )
     assert used <= job["space"]["budgets"]["latency"] + 1e-9
 
 
@@ -93,13 +103,18 @@ def test_only_who_has_the_token_gets_in(store: RunStore, tmp_path: Path) -> None
     app = make_app(Jobs(store.url, tmp_path), token="secret")
     assert TestClient(app).get("/api/jobs").status_code == 401
     assert TestClient(app).get("/?token=wrong").status_code == 401
-    assert TestClient(app).get("/api/jobs", headers={"Authorization": "Bearer secret"}).status_code == 200
+    assert (
+        TestClient(app).get("/api/jobs", headers={"Authorization": "Bearer secret"}).status_code
+        == 200
+    )
     visitor = TestClient(app)
     assert visitor.get("/?token=secret").status_code == 200
     assert visitor.get("/api/jobs").status_code == 200  # by the cookie
 
 
-def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(store: RunStore, tmp_path: Path) -> None:
+def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(
+    store: RunStore, tmp_path: Path
+) -> None:
     job = store.jobs()[0]
     folder = JobFolder(tmp_path, "mine")
     folder.write_state(JobState("mine", "job.yaml", state="finished", store=store.url, search=job))
@@ -110,11 +125,21 @@ def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(store: Ru
     client = TestClient(make_app(Jobs(None, tmp_path)))
     assert client.get(f"/api/jobs/{job}").json()["files"] == ["best/profile.json"]
     assert client.get(f"/api/jobs/{job}/files/best/profile.json").text == "{}"
-    for name in ("../secret.txt", "%2e%2e/secret.txt", "..%2fsecret.txt", "link", "/etc/passwd", "best"):
+    for name in (
+        "../secret.txt",
+        "%2e%2e/secret.txt",
+        "..%2fsecret.txt",
+        "link",
+        "/etc/passwd",
+        "best",
+    ):
         assert client.get(f"/api/jobs/{job}/files/{name}").status_code == 404, name
     assert client.get("/api/jobs/none").status_code == 404
     app: Any = client.app
-    assert {method for route in app.routes for method in getattr(route, "methods", ())} <= {"GET", "HEAD"}
+    assert {method for route in app.routes for method in getattr(route, "methods", ())} <= {
+        "GET",
+        "HEAD",
+    }
     assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 
@@ -147,7 +172,12 @@ def test_a_storage_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
 
 
 def test_a_report_cannot_break_out_of_its_data() -> None:
-    text = page({"summary": {"job": "</title><script>alert(1)</script>"}, "x": "</script><script>alert(1)</script>"})
+    text = page(
+        {
+            "summary": {"job": "</title><script>alert(1)</script>"},
+            "x": "</script><script>alert(1)</script>",
+        }
+    )
     assert "<script>alert(1)" not in text
 
 
@@ -157,20 +187,33 @@ def browser() -> Iterator[Any]:
     if CHROMIUM is None:
         missing("no Chromium is installed (Debian: apt-get install chromium)")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def tab(browser: Any) -> Iterator[Any]:
-    """A tab; at the end nothing may have been complained of in its console, and nothing asked of another host."""
+    """A tab; at the end nothing may have been complained of in its console, and nothing asked of
+    another host."""
     context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
     tab = context.new_page()
     problems: list[str] = []
-    tab.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+    tab.on(
+        "console",
+        lambda said: problems.append(said.text) if said.type in ("error", "warning") else None,
+    )
     tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("request", lambda asked: problems.append(asked.url) if "http" in asked.url[:4] and HERE not in asked.url else None)
+    tab.on(
+        "request",
+        lambda asked: (
+            problems.append(asked.url)
+            if "http" in asked.url[:4] and HERE not in asked.url
+            else None
+        ),
+    )
     tab.set_default_timeout(20_000)
     yield tab
     context.close()
@@ -180,7 +223,18 @@ def tab(browser: Any) -> Iterator[Any]:
 @pytest.fixture
 def served(store: RunStore, tmp_path: Path) -> Iterator[str]:
     port = free_port()
-    command = [sys.executable, "-m", "search.cli", "serve", "--port", str(port), "--store", store.url, "--storage", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "apportion",
+        "serve",
+        "--port",
+        str(port),
+        "--store",
+        store.url,
+        "--storage",
+        str(tmp_path),
+    ]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ)
     url = f"http://127.0.0.1:{port}/"
     end = time.monotonic() + 60
@@ -228,7 +282,9 @@ def test_a_report_opens_from_disk(tab: Any, store: RunStore, tmp_path: Path) -> 
         tab.screenshot(path=f"{folder}/report-dark.png", full_page=True)
 
 
-def test_the_page_shows_jobs_and_what_changes_while_it_is_open(tab: Any, served: str, store: RunStore) -> None:
+def test_the_page_shows_jobs_and_what_changes_while_it_is_open(
+    tab: Any, served: str, store: RunStore
+) -> None:
     job = store.jobs()[0]
     tab.goto(served)
     tab.get_by_role("link", name=job).click()
@@ -239,7 +295,12 @@ def test_the_page_shows_jobs_and_what_changes_while_it_is_open(tab: Any, served:
     tab.get_by_role("region", name="Runs").get_by_text("late-s0").wait_for()
     tab.get_by_text("updated").wait_for()
     league = tab.get_by_role("region", name="Standings of the algorithms")
-    assert league.locator("tbody tr td:first-child").all_inner_texts() == ["random", "race", "local", "late"]  # as it was sorted
+    assert league.locator("tbody tr td:first-child").all_inner_texts() == [
+        "random",
+        "race",
+        "local",
+        "late",
+    ]  # as it was sorted
     tab.goto(served)
     tab.get_by_role("checkbox").check()
     tab.get_by_role("button", name="Compare chosen").click()

@@ -1,0 +1,189 @@
+"""LayerDatabase: a finished layer database, opened lazily; every weight is checked against its
+checksum as it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from apportion.compressors.activations import quantize_input
+from apportion.compressors.errors import (
+    DatabaseCorruptError,
+    DatabaseError,
+    DatabaseMismatchError,
+    DatabaseUnfinishedError,
+    ModelError,
+)
+from apportion.compressors.grids import Grid
+from apportion.compressors.levels import Level
+from apportion.compressors.progress import Progress
+from apportion.db.layers import codec, format
+from apportion.db.layers.format import Entry, LayerRecord
+from apportion.db.layers.profile import check_profile
+
+
+class LayerDatabase:
+    """Compressed weights of every layer at every level. Opening reads the manifest alone; files are
+    mapped when first read. Instances may be used from one thread at a time; any number of processes
+    may read one database."""
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.model_fingerprint: str = manifest["model"]
+        self.calibration_fingerprint: str = manifest["calibration"]
+        self.fingerprint: str = manifest["fingerprint"]
+        self.layers: dict[str, LayerRecord] = {}
+        self._files: dict[str, str] = {}
+        for content in manifest["layers"]:
+            record = LayerRecord.from_json(content["record"])
+            self.layers[record.name] = record
+            self._files[record.name] = content["file"]
+        self._entries = {
+            (name, e.level): e for name, record in self.layers.items() for e in record.entries
+        }
+        self._open: dict[str, Any] = {}
+
+    @classmethod
+    def open(cls, path: str | Path, model_fingerprint: str | None = None) -> LayerDatabase:
+        """Open a finished database. With `model_fingerprint`
+        (evaluators.workloads.model_fingerprint) also check that it was built from that model.
+        Raises DatabaseError, DatabaseUnfinishedError, DatabaseMismatchError,
+        DatabaseCorruptError."""
+        path = Path(path)
+        manifest = _read_manifest(path)
+        for content in manifest["layers"]:
+            file = path / content["file"]
+            if not file.is_file():
+                raise DatabaseCorruptError(
+                    path, f"{content['file']} is missing; build again into an empty folder"
+                )
+            if file.stat().st_size != content["bytes"]:
+                raise DatabaseCorruptError(
+                    path,
+                    f"{content['file']} has {file.stat().st_size} bytes instead of "
+                    f"{content['bytes']}: truncated or altered",
+                )
+        if model_fingerprint is not None and model_fingerprint != manifest["model"]:
+            raise DatabaseMismatchError(
+                path,
+                f"it was built from another model (fingerprint {manifest['model'][:12]}, this "
+                "model has "
+                f"{model_fingerprint[:12]}); use the weights it was built from, or another folder",
+            )
+        return cls(path, manifest)
+
+    def levels(self) -> dict[str, list[str]]:
+        """Layer -> the names of its levels, both in the order of the build."""
+        return {
+            name: [entry.level for entry in record.entries] for name, record in self.layers.items()
+        }
+
+    def files(self) -> list[str]:
+        """The layers' files, relative to the folder, without the manifest."""
+        return list(self._files.values())
+
+    def entry(self, layer: str, level: str | Level) -> Entry:
+        """Raises DatabaseError when the layer or its level is not there."""
+        try:
+            return self._entries[layer, str(level)]
+        except KeyError:
+            if layer not in self.layers:
+                raise DatabaseError(self.path, f"no layer {layer!r}") from None
+            raise DatabaseError(self.path, f"layer {layer!r} has no level {str(level)!r}") from None
+
+    def weight(self, layer: str, level: str | Level) -> Tensor:
+        """The compressed weight, CPU tensor of the layer's weight shape. Raises DatabaseError,
+        DatabaseCorruptError."""
+        entry = self.entry(layer, level)
+        parts = self._parts(layer, entry)
+        if codec.checksum(parts) != entry.checksum:
+            raise DatabaseCorruptError(
+                self.path, f"{self._files[layer]}: level {entry.level!r} was altered (checksum)"
+            )
+        return codec.decode(entry.encoding, parts, self.layers[layer].shape)
+
+    def grid(self, layer: str, level: str | Level) -> Grid | None:
+        """The grid of a quantized weight; None for other levels, and where storing values took less
+        than storing codes. Raises DatabaseError."""
+        entry = self.entry(layer, level)
+        packing = entry.encoding.rpartition("+")[2]
+        if not packing.startswith("packed"):
+            return None
+        parts = self._parts(layer, entry)
+        scale, zero = (parts[name].float()[:, None] for name in ("scale", "zero"))
+        return Grid(scale, zero, int(packing.removeprefix("packed")))
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Read every entry and check it. Raises DatabaseCorruptError for the first one that is not
+        as it was written."""
+        for done, (name, record) in enumerate(self.layers.items()):
+            for entry in record.entries:
+                self.weight(name, entry.level)
+            if progress:
+                progress("verify", done + 1, len(self.layers))
+
+    def stitch(self, model: nn.Module, profile: Mapping[str, Level]) -> None:
+        """Give every layer of `model` the weight that `profile` picks, in place, and a hook that
+        quantizes its input where the level asks for it. Raises ProfileError, ModelError."""
+        check_profile(profile, self.levels())
+        modules = dict(model.named_modules(remove_duplicate=False))
+        with torch.no_grad():
+            for name, level in profile.items():
+                module = modules.get(name)
+                if module is None or not isinstance(module.weight, Tensor):
+                    raise ModelError(f"the model has no layer {name!r} with a weight")
+                module.weight.copy_(self.weight(name, level))
+                for alias in (name, *self.layers[name].aliases):
+                    quantize_input(modules[alias], self.entry(name, level).activation)
+
+    def _parts(self, layer: str, entry: Entry) -> dict[str, Tensor]:
+        file = self._files[layer]
+        try:
+            if layer not in self._open:
+                self._open[layer] = safe_open(self.path / file, framework="pt")
+            opened = self._open[layer]
+            keys = {name: format.part_key(entry.level, name) for name in codec.PARTS}
+            there = set(opened.keys())
+            return {name: opened.get_tensor(key) for name, key in keys.items() if key in there}
+        except (SafetensorError, OSError) as error:
+            raise DatabaseCorruptError(self.path, f"{file}: {error}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (
+            LayerDatabase.open,
+            (self.path,),
+        )  # open files do not travel to other processes; the path does
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    file = path / format.MANIFEST
+    if not path.is_dir():
+        raise DatabaseError(path, "no such folder; `apportion build` makes it")
+    if not file.is_file():
+        if (path / format.BUILD).is_file():
+            raise DatabaseUnfinishedError(
+                path, "its build has not finished; run `apportion build` again to go on"
+            )
+        raise DatabaseError(path, f"no {format.MANIFEST} in it: not a layer database")
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DatabaseCorruptError(path, f"{format.MANIFEST} cannot be read: {error}") from error
+    if manifest.get("format") != "apportion-layer-database":
+        raise DatabaseError(path, f"{format.MANIFEST} is not that of a layer database")
+    if manifest.get("version") != format.VERSION:
+        raise DatabaseError(
+            path,
+            f"format version {manifest.get('version')}; this apportion reads version "
+            f"{format.VERSION}",
+        )
+    fingerprint = manifest.pop("fingerprint", None)
+    if format.digest(manifest) != fingerprint:
+        raise DatabaseCorruptError(path, f"{format.MANIFEST} was altered (checksum)")
+    return {**manifest, "fingerprint": fingerprint}

@@ -1,0 +1,105 @@
+"""The layer database on disk, version 1 (docs/FORMAT.md is its specification for readers in other
+languages).
+
+build.json                what is being built; written first
+layers/0000-conv1.safetensors
+                          every level of one layer, with its LayerRecord in the header's metadata
+manifest.json             all LayerRecords and the files' sizes; written last: without it the
+                          database is unfinished
+tables/*.json             measured additive tables (see db/layers/tables.py)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from apportion.compressors.activations import ActivationGrid
+
+VERSION = 1
+BUILD = "build.json"
+MANIFEST = "manifest.json"
+LAYERS = "layers"
+TABLES = "tables"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One level of one layer. `error` is 1/2 tr(dW H dW^T), `normalized_error` the same over 1/2
+    tr(W H W^T) (lower is better, 0 for dense); `nonzeros` counts the stored weights that are not
+    zero (all of them for dense); `bits` is what the encoding takes; `checksum` is the SHA-256 of
+    the encoded parts; `activation` the grid of the layer's input where the level quantizes it: x ~
+    scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero)."""
+
+    level: str
+    encoding: str
+    error: float
+    normalized_error: float
+    nonzeros: int
+    bits: int
+    checksum: str
+    activation: ActivationGrid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRecord:
+    """One layer. `shape` is its weight's shape, `macs` its multiply-accumulates per sample when
+    dense, `aliases` the other modules that share the weight; `entries` stand in the order of the
+    job's levels."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    groups: int
+    macs: int
+    aliases: tuple[str, ...]
+    entries: tuple[Entry, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> LayerRecord:
+        entries = tuple(_entry(entry) for entry in content["entries"])
+        fixed = {
+            "shape": tuple(content["shape"]),
+            "aliases": tuple(content["aliases"]),
+            "entries": entries,
+        }
+        return cls(**{**content, **fixed})
+
+
+def _entry(content: dict[str, Any]) -> Entry:
+    activation = content.get("activation")
+    return Entry(
+        **{**content, "activation": None if activation is None else ActivationGrid(**activation)}
+    )
+
+
+def layer_file(index: int, name: str) -> str:
+    """File name of a layer, relative to the database: its index keeps names unique that differ only
+    in odd characters."""
+    return f"{LAYERS}/{index:04d}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)}.safetensors"
+
+
+def part_key(level: str, part: str) -> str:
+    """Name of one part of a level's encoding inside the layer's file."""
+    return f"{level}/{part}"
+
+
+def digest(content: Any) -> str:
+    """SHA-256 of JSON content, independent of key order; 64 hex digits."""
+    return hashlib.sha256(
+        json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

@@ -1,0 +1,131 @@
+"""A connection to a SQL database that outlives the server's restarts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.exc import (
+    DatabaseError,
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    SQLAlchemyError,
+)
+
+from apportion.compressors.errors import StoreError
+
+_T = TypeVar("_T")
+PATIENCE = 120.0
+"""Seconds to wait for a server that was there before."""
+
+
+class SqlDatabase:
+    """All methods raise StoreError when the database refuses, or cannot be reached: at once when it
+    is opened, after `PATIENCE` later. `prepare` makes what must be there."""
+
+    def __init__(self, url: str, prepare: Callable[[sa.Engine, str], None]) -> None:
+        self.url = url
+        try:
+            self._engine = sa.create_engine(_with_driver(url))
+            if self._engine.dialect.name == "sqlite":
+                sa.event.listen(self._engine, "connect", _tune_sqlite)
+                sa.event.listen(self._engine, "begin", _begin_sqlite)
+            prepare(self._engine, url)
+        except (SQLAlchemyError, ImportError) as error:
+            raise StoreError(url, _reason(error)) from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def rows(self, query: Any) -> Sequence[sa.Row[Any]]:
+        def read() -> Sequence[sa.Row[Any]]:
+            with self._engine.connect() as connection:
+                return list(connection.execute(query))
+
+        return self._patiently(read)
+
+    def write(self, *statements: sa.Executable) -> list[int]:
+        """All of them or none; the rows that each changed. Raises `Refused` for a row that is there
+        already."""
+
+        def commit() -> list[int]:
+            with self._engine.begin() as connection:
+                return [int(connection.execute(statement).rowcount) for statement in statements]
+
+        return self._patiently(commit)
+
+    def now(self) -> float:
+        """Seconds since the epoch by one clock for all who use a server; this machine's for
+        SQLite."""
+        if self._engine.dialect.name != "postgresql":
+            return time.time()
+        return float(self.rows(sa.select(sa.extract("epoch", sa.func.clock_timestamp())))[0][0])
+
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        end = time.monotonic() + PATIENCE
+        pause, again = 0.1, False
+        while True:
+            try:
+                return work()
+            except IntegrityError as error:
+                raise Refused(self.url, _reason(error), again) from error
+            except SQLAlchemyError as error:
+                if not self._is_away(error) or time.monotonic() > end:
+                    raise StoreError(self.url, _reason(error)) from error
+            time.sleep(pause)
+            pause, again = min(2 * pause, 5.0), True
+
+    def _is_away(self, error: SQLAlchemyError) -> bool:
+        """Whether the server broke the connection off or does not answer now; a file has no
+        server."""
+        if self._engine.dialect.name == "sqlite" or not isinstance(error, DBAPIError):
+            return False
+        return error.connection_invalidated or isinstance(error, OperationalError)
+
+
+class Refused(StoreError):
+    """A row with that key is there already. `again`: this was not the first attempt, and the row
+    may be the first one's, which the server committed before it went away."""
+
+    def __init__(self, url: str, reason: str, again: bool) -> None:
+        super().__init__(url, reason)
+        self.again = again
+
+
+def _with_driver(url: str) -> sa.URL:
+    """postgresql:// is what users write; psycopg is what is installed with apportion[postgres]."""
+    made = sa.make_url(url)
+    return (
+        made.set(drivername="postgresql+psycopg")
+        if made.drivername in ("postgresql", "postgres")
+        else made
+    )
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = (
+        None  # Python's sqlite3 would begin transactions on its own, and not before a table is made
+    )
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
+    cursor.execute(
+        "PRAGMA synchronous=NORMAL"
+    )  # a killed process loses nothing; a power cut at most the last commits
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    exclusive = connection.get_execution_options().get("exclusive")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if exclusive else "BEGIN")
+
+
+def _reason(error: Exception) -> str:
+    """The database's own words, without SQLAlchemy's statement dump."""
+    original = error.orig if isinstance(error, DatabaseError) and error.orig is not None else error
+    return (
+        str(original).strip().splitlines()[0] if str(original).strip() else type(original).__name__
+    )

@@ -1,0 +1,77 @@
+"""Connecting to Ray: the cluster that RAY_ADDRESS names, or one on this machine that is started and
+stopped for the user."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from apportion.compressors.errors import ConfigurationError
+
+
+class Connection:
+    """Ray from `open` to `close`: the cluster that RAY_ADDRESS names, or one on this machine with
+    room for `cpus` and `gpus`, which is stopped at the end. Where this process is connected
+    already, that is used, and left as it is."""
+
+    def __init__(self, cpus: float, gpus: float) -> None:
+        self._cpus, self._gpus = cpus, gpus
+        self._started = False
+
+    def open(self) -> Any:
+        """The module ray. Raises ConfigurationError without Ray."""
+        ray = import_ray()
+        if not ray.is_initialized():
+            self._started = True
+            _start(ray, self._cpus, self._gpus)
+        return ray
+
+    def close(self) -> None:
+        if self._started:
+            import_ray().shutdown()
+            self._started = False
+
+
+def import_ray() -> Any:
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise ConfigurationError(
+            "workers.count is above 0, which needs Ray: install apportion[ray], or set "
+            "workers.count to 0"
+        ) from error
+    return ray
+
+
+def _start(ray: Any, cpus: float, gpus: float) -> None:
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address="auto", logging_level="warning", log_to_driver=False)
+        return
+    ray.init(
+        address="local",  # and not a cluster that somebody else started on this machine
+        num_cpus=max(1, int(-(-cpus // 1))),
+        num_gpus=int(-(-gpus // 1)) or None,
+        object_store_memory=512 << 20,  # the workload's images and the model, once
+        include_dashboard=False,
+        logging_level="warning",
+        log_to_driver=False,
+    )
+
+
+def check_resources(ray: Any, count: int, each: Mapping[str, float]) -> None:
+    """Raises ConfigurationError where `count` workers with `each` do not fit the cluster as it
+    is."""
+    there = ray.cluster_resources()
+    for name, amount in each.items():
+        if count * amount > there.get(name, 0):
+            raise ConfigurationError(
+                f"workers: {count} workers need {count * amount:g} {label(name)}, the cluster has "
+                f"{there.get(name, 0):g}"
+            )
+
+
+def label(resource: str) -> str:
+    """A resource as messages call it."""
+    return f"{resource}s" if resource in ("CPU", "GPU") else resource

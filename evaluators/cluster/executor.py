@@ -1,0 +1,149 @@
+"""Layers compressed on Ray workers: whole layers side by side, and a layer that outweighs the
+others a few rows a worker."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from apportion.compressors.elimination.dispatch import Limits
+from apportion.compressors.progress import Progress
+from apportion.compressors.threads import device_for
+from apportion.db.layers.executor import Encoded, LayerTask
+from apportion.evaluators.cluster.actor_pool import ActorPool
+
+_LOST_AT_MOST = 3
+
+
+class RayExecutor:
+    """The actors of `actors`, which stays open. On CPUs the result is the same to the bit as in one
+    process."""
+
+    def __init__(self, actors: ActorPool) -> None:
+        self._actors, self._ray = actors, actors.ray
+
+    def run(
+        self, tasks: Sequence[LayerTask], progress: Progress | None
+    ) -> Iterator[tuple[LayerTask, Encoded]]:
+        total, count = sum(task.work for task in tasks), self._actors.count
+        # A GPU takes all rows of a layer at once.
+        shared = [
+            task
+            for task in tasks
+            if task.work * count > total and count > 1 and not self._actors.gpus
+        ]
+        whole = [task for task in tasks if task not in shared]
+        for number, encoded in self._as_finished(
+            [(_whole, (task, self._actors.gpus)) for task in whole]
+        ):
+            yield whole[number], encoded
+        for task in shared:
+            yield task, task.run(progress, self._map)
+
+    def close(self) -> None:
+        pass
+
+    def _map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Tasks of one layer; results in order. What several tasks share (H^-1) is sent once."""
+        sent: dict[int, Any] = {}
+        done: dict[int, Any] = {}
+        told = 0
+        calls = [
+            (_part, (self._actors.threads, function, *(self._sent(a, sent) for a in arguments)))
+            for arguments in tasks
+        ]
+        for number, result in self._as_finished(calls):
+            done[number] = result
+            while told in done:
+                yield done.pop(told)
+                told += 1
+
+    def _sent(self, argument: Any, sent: dict[int, Any]) -> Any:
+        if not isinstance(argument, Tensor) or argument.numel() < 1 << 12:
+            return (
+                argument.clone() if isinstance(argument, Tensor) else argument
+            )  # a view would take all it views along
+        if id(argument) not in sent:
+            sent[id(argument)] = (
+                self._ray.put(argument.clone()),
+                argument,
+            )  # the argument lives on, so its id stays its own
+        return sent[id(argument)][0]
+
+    def _as_finished(
+        self, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]
+    ) -> Iterator[tuple[int, Any]]:
+        """The number of each call and its result. One whose actor is lost is made again, up to
+        three times."""
+        errors = self._ray.exceptions
+        waiting, lost = deque(range(len(calls))), Counter[int | None]()
+        there: list[Any] = []
+        starting: dict[Any, Any] = {}
+        flying: dict[Any, tuple[int, Any]] = {}
+        try:
+            while waiting or flying:
+                allowed = max(1, self._actors.share.count())
+                while there and len(there) + len(starting) + len(flying) > allowed:
+                    self._actors.stop(there.pop())
+                while len(there) + len(starting) + len(flying) < min(
+                    allowed, len(waiting) + len(flying)
+                ):
+                    actor = self._actors.acquire()
+                    starting[actor.apply.remote(_nothing)] = actor
+                while there and waiting:
+                    actor = there.pop()
+                    function, arguments = calls[waiting[0]]
+                    flying[actor.apply.remote(function, *arguments)] = waiting.popleft(), actor
+                (ready, *_), _ = self._ray.wait([*flying, *starting], num_returns=1)
+                number: int | None
+                number, actor = (
+                    flying.pop(ready) if ready in flying else (None, starting.pop(ready))
+                )
+                try:
+                    result = self._ray.get(ready)
+                except errors.RayTaskError as error:
+                    self._actors.stop(actor)
+                    raise error.as_instanceof_cause() from error
+                except errors.RayError:
+                    self._actors.stop(actor)
+                    lost[number] += 1
+                    if lost[number] > _LOST_AT_MOST:
+                        raise
+                    if number is not None:
+                        waiting.appendleft(number)
+                    continue
+                there.append(actor)
+                if number is not None:
+                    yield number, result
+        finally:
+            for actor in there:
+                self._actors.release(actor)
+            for actor in [*starting.values(), *(actor for _, actor in flying.values())]:
+                self._actors.stop(actor)
+
+
+def _nothing(_state: dict[str, Any]) -> None:
+    """Tells that an actor is there."""
+
+
+def _whole(_state: dict[str, Any], task: LayerTask, gpus: float) -> Encoded:
+    # Tensors out of the object store cannot be written to.
+    return replace(task, weight=task.weight.clone(), hessian=task.hessian.clone()).run(
+        device=device_for(gpus)
+    )
+
+
+def _part(
+    _state: dict[str, Any], threads: int, function: Callable[..., Any], *arguments: Any
+) -> Any:
+    return function(*(_own(argument, threads) for argument in arguments))
+
+
+def _own(argument: Any, threads: int) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.clone()
+    return replace(argument, threads=threads) if isinstance(argument, Limits) else argument

@@ -1,0 +1,330 @@
+"""RayPool: scores on Ray actors, one scorer each. The pool's results are what one process alone
+would give, whatever happens to the workers meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from apportion.compressors.errors import EvaluationError
+from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.shipping import RayShipment
+from apportion.evaluators.scoring.pool import (
+    DEADLINE,
+    Pool,
+    Request,
+    Score,
+    Scorer,
+    prefix_order,
+    timed,
+    width,
+)
+from apportion.evaluators.scoring.spec import DatabaseElsewhereError, ScoringSpec
+
+log = logging.getLogger(__name__)
+
+_LOST_AT_MOST = 4
+"""Workers that may be lost over one candidate: more, and the candidate is what kills them."""
+_LOOK_AGAIN = 2.0
+"""Seconds between looks at the share of a cluster that a job may have."""
+_IMPATIENT = 60.0
+"""Seconds without any worker after which the log says what is waited for."""
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One worker's place. `starting` is pending until its scorer is made (None then); `since`: when
+    it began what it is doing; `lost`: workers that were lost here one after the other while they
+    started; `width`: requests that it takes at once; `finished`: with all that it was given."""
+
+    actor: Any
+    starting: Any
+    since: float = 0.0
+    lost: int = 0
+    width: int = 1
+    finished: bool = True
+
+
+@dataclass(slots=True)
+class _Tries:
+    failed: int = 0
+    lost: int = 0
+
+
+@dataclass(slots=True)
+class _Flight:
+    """Requests that a worker has been given: their numbers, the place, and the actor that was
+    there."""
+
+    slot: _Slot
+    actor: Any
+    numbers: list[int]
+
+
+@dataclass(slots=True)
+class _Work:
+    """What one `evaluate` still has to do. `flying`: reference -> what was given out, the oldest
+    first."""
+
+    requests: Sequence[Request]
+    waiting: deque[int]
+    flying: dict[Any, _Flight] = field(default_factory=dict)
+    tries: dict[int, _Tries] = field(default_factory=dict)
+    done: dict[int, Score] = field(default_factory=dict)
+
+
+class RayPool(Pool):
+    """Scores on the actors of `actors`, which stays open.
+
+    As many of them are used as the job may have at the time; one that is lost with its node comes
+    back as soon as there is room again. A worker that dies, or scores one candidate for more than
+    `deadline` seconds, is replaced and its work given out again; `events` counts these. `evaluate`
+    raises EvaluationError for a candidate that fails or hangs twice, or loses four workers."""
+
+    def __init__(
+        self, make_scorer: Callable[[], Scorer], actors: ActorPool, deadline: float = DEADLINE
+    ) -> None:
+        super().__init__()
+        self._deadline, self._actors, self._ray = deadline, actors, actors.ray
+        self._slots: list[_Slot] = []
+        self._make = make_scorer
+        self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
+        self._follow_share()
+
+    def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
+        work = _Work(requests, deque(prefix_order(requests)))
+        told = 0
+        try:
+            while told < len(requests):
+                self._follow_share(work)
+                self._give_out(work)
+                self._wait(work)
+                while told in work.done:
+                    yield work.done.pop(told)
+                    told += 1
+        finally:
+            for (
+                reference,
+                flight,
+            ) in work.flying.items():  # the caller stopped early, or a candidate failed for good
+                self._ray.cancel(reference)
+                flight.slot.finished = False
+
+    @property
+    def there(self) -> int:
+        """Workers that have begun to take work."""
+        return sum(slot.starting is None for slot in self._slots)
+
+    def close(self) -> None:
+        for slot in self._slots:
+            (
+                self._actors.release
+                if slot.starting is None and slot.finished
+                else self._actors.stop
+            )(slot.actor)
+        self._slots = []
+
+    def _follow_share(self, work: _Work | None = None) -> None:
+        """As many workers as the job may have now. Those that are one too many are idle ones, or
+        finish what they have."""
+        allowed = min(self._actors.count, self._actors.share.count())
+        busy = {id(flight.slot) for flight in work.flying.values()} if work else set()
+        for slot in [slot for slot in reversed(self._slots) if id(slot) not in busy][
+            : max(0, len(self._slots) - allowed)
+        ]:
+            self._actors.stop(slot.actor)
+            self._slots.remove(slot)
+        self._allowed = allowed
+        self._slots += [self._new() for _ in range(allowed - len(self._slots))]
+
+    def _new(self) -> _Slot:
+        actor = self._actors.acquire()
+        return _Slot(actor, actor.apply.remote(_prepare, self._made))
+
+    def _replace(self, slot: _Slot) -> None:
+        self._actors.stop(
+            slot.actor
+        )  # it may be out of reach alone, and keep its place in the cluster
+        fresh = self._new()
+        slot.actor, slot.starting = fresh.actor, fresh.starting
+
+    def _give_out(self, work: _Work) -> None:
+        """To idle workers; and while there is plenty, each has the next one waiting when it
+        finishes the first."""
+        there = [slot for slot in self._slots if slot.starting is None][: self._allowed]
+        load = dict.fromkeys(map(id, there), 0)
+        for flight in work.flying.values():
+            load[id(flight.slot)] += 1
+        for most in (1, 2):
+            for slot in there:
+                if (
+                    work.waiting
+                    and load[id(slot)] < most
+                    and (most == 1 or len(work.waiting) > len(self._slots))
+                ):
+                    if not load[id(slot)]:
+                        slot.since = time.monotonic()
+                    numbers = self._take(work, slot.width)
+                    reference = slot.actor.apply.remote(_score, [work.requests[n] for n in numbers])
+                    work.flying[reference] = _Flight(slot, slot.actor, numbers)
+                    load[id(slot)] += 1
+
+    def _take(self, work: _Work, width: int) -> list[int]:
+        """The next requests for one worker: its fair share of what is left, and one alone that
+        failed before."""
+        share = min(width, -(-len(work.waiting) // len(self._slots)))
+        numbers = [work.waiting.popleft()]
+        while len(numbers) < share and not {numbers[0], work.waiting[0]} & work.tries.keys():
+            numbers.append(work.waiting.popleft())
+        return numbers
+
+    def _wait(self, work: _Work) -> None:
+        """Until something is finished, has failed, or is overdue."""
+        starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
+        first = min(
+            (flight.slot.since for flight in work.flying.values()), default=time.monotonic()
+        )
+        patience = first + self._deadline - time.monotonic() if work.flying else _IMPATIENT
+        if self._actors.share.shared:
+            patience = min(patience, _LOOK_AGAIN)
+        if not (work.flying or starting):
+            time.sleep(_LOOK_AGAIN)  # the job has no share at present
+            return
+        ready, _ = self._ray.wait(
+            [*work.flying, *starting], num_returns=1, timeout=max(0.0, patience)
+        )
+        if not ready:
+            if patience == _LOOK_AGAIN:
+                return
+            if work.flying:
+                self._give_up_overdue(work)
+            else:
+                log.warning(
+                    "no worker has started for %g seconds: the cluster has no room, or starting "
+                    "takes long",
+                    _IMPATIENT,
+                )
+            return
+        # What else is ready by now is taken in the same turn.
+        ready, _ = self._ray.wait(
+            [*work.flying, *starting], num_returns=len(work.flying) + len(starting), timeout=0
+        )
+        for reference in ready:
+            if reference in starting:
+                self._started(starting[reference])
+            elif reference in work.flying:  # not given up with another one of its worker's
+                self._finished(work, reference)
+
+    def _started(self, slot: _Slot) -> None:
+        errors = self._ray.exceptions
+        try:
+            slot.width = self._ray.get(slot.starting)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, DatabaseElsewhereError) and isinstance(
+                self._make, ScoringSpec
+            ):
+                self._ship(slot)
+                return
+            # No other worker could make the scorer either.
+            raise EvaluationError((), str(error)) from error
+        except errors.RayError as error:
+            slot.lost += 1
+            if slot.lost == _LOST_AT_MOST:
+                raise EvaluationError((), str(error)) from error
+            self._event("lost", f"a worker was lost while it started: {_first_line(error)}")
+            self._replace(slot)
+            return
+        slot.starting, slot.lost = None, 0
+
+    def _ship(self, slot: _Slot) -> None:
+        """Give the worker's node, and all that come after it, the database along."""
+        assert isinstance(self._make, ScoringSpec)
+        if self._make.shipment is None:
+            log.warning("%s is not seen by all nodes: it is sent to them", self._make.path)
+            self._make = replace(
+                self._make, shipment=RayShipment.of(self._make.path, self._ray.put)
+            )
+            self._made = self._ray.put(self._make)
+        slot.starting = slot.actor.apply.remote(_prepare, self._made)
+
+    def _finished(self, work: _Work, reference: Any) -> None:
+        errors = self._ray.exceptions
+        flight = work.flying[reference]
+        try:
+            work.done.update(
+                zip(
+                    flight.numbers,
+                    (Score(*score) for score in self._ray.get(reference)),
+                    strict=True,
+                )
+            )
+        except errors.RayTaskError as error:
+            del work.flying[reference]
+            self._again(work, flight.numbers, str(error), failed=1)
+        except errors.RayError as error:
+            self._event("lost", f"a worker was lost: {_first_line(error)}")
+            self._give_up(work, flight, str(error), lost=1)
+        else:
+            del work.flying[reference]
+        flight.slot.since = time.monotonic()
+
+    def _give_up_overdue(self, work: _Work) -> None:
+        limit = time.monotonic() - self._deadline
+        for slot in self._slots:
+            flight = next((flight for flight in work.flying.values() if flight.slot is slot), None)
+            if flight and slot.since <= limit:
+                self._event("hung", f"a worker hung for more than {self._deadline:g} seconds")
+                self._give_up(
+                    work,
+                    flight,
+                    f"its worker still scored it after {self._deadline:g} seconds",
+                    failed=1,
+                )
+
+    def _give_up(
+        self, work: _Work, flight: _Flight, why: str, failed: int = 0, lost: int = 0
+    ) -> None:
+        """Replace a worker. Of what it was given the oldest is to blame, the rest had to wait."""
+        mine = [
+            reference for reference, other in work.flying.items() if other.actor is flight.actor
+        ]
+        self._replace(flight.slot)
+        oldest, *others = (work.flying.pop(reference) for reference in mine)
+        for other in others:
+            work.waiting.extendleft(reversed(other.numbers))
+        self._again(work, oldest.numbers, why, failed, lost)
+
+    def _again(
+        self, work: _Work, numbers: list[int], why: str, failed: int = 0, lost: int = 0
+    ) -> None:
+        """Give requests out once more, one by one and before all others, or give up."""
+        for number in numbers:
+            tries = work.tries.setdefault(number, _Tries())
+            tries.failed += failed
+            tries.lost += lost
+            if len(numbers) == 1 and (tries.failed >= 2 or tries.lost >= _LOST_AT_MOST):
+                raise EvaluationError(work.requests[number][0], why)
+        work.waiting.extendleft(reversed(numbers))
+
+    def _event(self, what: str, text: str) -> None:
+        self.events[what] += 1
+        log.warning("%s; it is replaced, and its work given out again", text)
+
+
+def _prepare(state: dict[str, Any], make_scorer: Callable[[], Scorer]) -> int:
+    """Make the worker's scorer; returns how many requests it takes at once."""
+    state.clear()  # what an earlier pool left goes first: two models may not fit a GPU
+    state["scorer"] = make_scorer()
+    return width(state["scorer"])
+
+
+def _score(state: dict[str, Any], requests: list[Request]) -> list[tuple[float, float]]:
+    return [(score.fitness, score.seconds) for score in timed(state["scorer"], requests)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,169 @@
+"""Fine-tuning by several processes of a Ray cluster: Ray Train's TorchTrainer, and its
+checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Thread, current_thread, main_thread
+from typing import Any
+
+import torch
+
+from apportion.compressors.errors import ConfigurationError, TrainingError
+from apportion.compressors.progress import Progress
+from apportion.compressors.threads import torch_threads
+from apportion.evaluators.cluster.connection import Connection, check_resources
+from apportion.evaluators.training.checkpoints import read_state
+from apportion.evaluators.training.recovery import FinetuneConfig, Recovery, Team
+from apportion.evaluators.workloads.data import Split
+
+_FILE = "state.pt"
+_LOST_AT_MOST = 3
+"""Times that workers may be lost; each time the training goes on at its last whole epoch."""
+
+
+def train_together(
+    recovery: Recovery,
+    images: Split,
+    config: FinetuneConfig,
+    each: Mapping[str, float],
+    folder: Path,
+    progress: Progress | None = None,
+) -> None:
+    """Run `recovery.finetune(images, config)` on `config.workers` processes with the resources
+    `each`, which split every batch; normalisations see their own part of it. The last state ends in
+    `recovery.checkpoints`, so that `recovery.finetune` ends at once. Ray Train keeps its states in
+    `folder`, which all nodes must see. Raises ConfigurationError, TrainingError."""
+    count = config.workers
+    if recovery.batch_size % count:
+        raise ConfigurationError(
+            f"recovery.finetune.workers: {count} do not divide workload.batch_size, "
+            f"{recovery.batch_size}"
+        )
+    done = recovery.checkpoints.read("finetune")
+    if done is not None and (done.get("key"), done.get("epoch")) == (recovery.key, config.epochs):
+        return
+    needs = {name: amount for name, amount in each.items() if amount}
+    connection = Connection(count * each["CPU"], count * each.get("GPU", 0))
+    ray = connection.open()
+    try:
+        check_resources(ray, count, needs)
+        recovery.checkpoints.write(
+            "finetune", _trained(ray, recovery, images, config, needs, folder, progress)
+        )
+    finally:
+        connection.close()
+
+
+def _trained(
+    ray: Any,
+    recovery: Recovery,
+    images: Split,
+    config: FinetuneConfig,
+    needs: dict[str, float],
+    folder: Path,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """The state after the last epoch."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Queue
+
+    epochs = Queue(actor_options={"num_cpus": 0})
+
+    class Report(ray.train.UserCallback):  # in a process of Ray Train's
+        def after_report(
+            self,
+            run_context: Any,  # noqa: ARG002
+            metrics: list[dict[str, Any]],
+            checkpoint: Any,  # noqa: ARG002
+        ) -> None:
+            epochs.put(metrics[0]["epoch"])
+
+    def follow() -> None:
+        while (epoch := epochs.get()) is not None:
+            if progress:
+                progress("finetune, epochs", epoch, config.epochs)
+
+    sent = ray.put((replace(recovery, progress=None), images, config))  # once per node
+    threads = int(needs["CPU"])
+
+    def loop() -> None:
+        work, split, wanted = ray.get(sent)
+        _work(work, split, wanted, threads)
+
+    trainer = TorchTrainer(
+        loop,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=bool(needs.get("GPU")), resources_per_worker=needs
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"finetune-{recovery.key[:12]}",  # of the same name goes on where it was stopped
+            storage_path=str(folder.absolute()),
+            failure_config=ray.train.FailureConfig(max_failures=_LOST_AT_MOST),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            callbacks=[Report()],
+        ),
+    )
+    follower = Thread(target=follow, daemon=True)
+    follower.start()
+    interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        result = trainer.fit()
+    except SystemExit as error:  # what Ray Train makes of Ctrl-C
+        raise KeyboardInterrupt from error
+    except Exception as error:  # Ray Train's own kinds differ from version to version
+        raise TrainingError(str(error)) from error
+    finally:
+        if current_thread() is main_thread():
+            signal.signal(signal.SIGINT, interrupt)  # Ray Train leaves its own
+        epochs.put(None)
+        follower.join()
+    assert result.checkpoint is not None  # of the last epoch
+    with result.checkpoint.as_directory() as kept:
+        return read_state(Path(kept) / _FILE)
+
+
+def _work(recovery: Recovery, images: Split, config: FinetuneConfig, threads: int) -> None:
+    """One worker's part."""
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    context = ray.train.get_context()
+    recovery.team = Team(context.get_world_rank(), context.get_world_size(), prepare_model)
+    recovery.device = str(get_device())
+    recovery.checkpoints = _RayCheckpoints(context.get_world_rank() == 0)
+    with torch_threads(threads):
+        recovery.finetune(images, config)
+
+
+@dataclass(frozen=True, slots=True)
+class _RayCheckpoints:
+    """What Ray Train keeps of the training that this process is a part of; the first process's
+    state is every other's."""
+
+    first: bool
+
+    def write(self, name: str, content: dict[str, Any]) -> None:  # noqa: ARG002 - there is one
+        import ray.train
+
+        metrics = {"epoch": content["epoch"]}
+        if not self.first:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(content, Path(folder) / _FILE)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def read(self, name: str) -> dict[str, Any] | None:  # noqa: ARG002
+        import ray.train
+
+        kept = ray.train.get_checkpoint()
+        if kept is None:
+            return None
+        with kept.as_directory() as folder:
+            return read_state(Path(folder) / _FILE)

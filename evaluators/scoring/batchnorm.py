@@ -1,0 +1,65 @@
+"""The three ways to treat batch-norm while a candidate is scored.
+
+running      the dense model's running statistics, as in eval mode
+batch        the statistics of the batch itself, as SPDY scores (Frantar & Alistarh 2022); the
+             batches' order and size matter
+recalibrate  running statistics averaged anew over the calibration data, for every candidate: two
+             passes instead of one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from apportion.compressors.errors import UnknownNameError
+
+MODES = ("running", "batch", "recalibrate")
+
+
+def check_mode(mode: str) -> None:
+    """Raises UnknownNameError."""
+    if mode not in MODES:
+        raise UnknownNameError("batchnorm mode", mode, MODES)
+
+
+def layers(model: nn.Module) -> list[_BatchNorm]:
+    """The batch-norm layers that keep running statistics."""
+    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Normalise by each batch's own statistics; running statistics, flags and counters are the old
+    ones afterwards."""
+    # Momentum 0: running = 1 * running + 0 * batch, left as it is.
+    with _changed(model, training=True, momentum=0.0, num_batches_tracked=None):
+        yield
+
+
+@contextmanager
+def without_running_statistics(model: nn.Module) -> Iterator[None]:
+    """Batch-norm by each batch's own statistics, and none kept: within a stack of models, none can
+    be."""
+    with _changed(model, running_mean=None, running_var=None, track_running_stats=False):
+        yield
+
+
+@contextmanager
+def _changed(model: nn.Module, **attributes: Any) -> Iterator[None]:
+    """Other attributes in every batch-norm layer; the old ones afterwards."""
+    changed = layers(model)
+    before = [{name: getattr(module, name) for name in attributes} for module in changed]
+    try:
+        for module in changed:
+            for name, value in attributes.items():
+                setattr(module, name, value)
+        yield
+    finally:
+        for module, old in zip(changed, before, strict=True):
+            for name, value in old.items():
+                setattr(module, name, value)

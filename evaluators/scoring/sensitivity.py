@@ -1,0 +1,63 @@
+"""The measured additive table: the rise of the calibration loss when one layer alone is compressed,
+for every level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apportion.compressors.progress import Progress
+from apportion.db.layers.database import LayerDatabase
+from apportion.db.layers.tables import MeasuredTable
+from apportion.evaluators.scoring.pool import Pool
+from apportion.evaluators.workloads.workload import Workload, data_fingerprint
+
+UNUSABLE = 1e9
+"""Stands in for a rise that is not finite, so that additive solvers avoid the level and their sums
+stay numbers."""
+
+
+def measure_losses(
+    workload: Workload,
+    database: LayerDatabase,
+    batchnorm: str,
+    pool: Pool,
+    progress: Progress | None = None,
+    corrections: Sequence[str] = (),
+) -> tuple[np.ndarray, ...]:
+    """Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64
+    [n_levels], in nats, lower is better, 0 for dense. `pool` must score `loss` in the mode
+    `batchnorm` with `corrections`. Kept in the database's folder layer by layer; what is there is
+    not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
+    key = {
+        "what": "rise of the calibration loss, one layer alone",
+        "calibration": data_fingerprint(workload.calibration),
+        "batchnorm": batchnorm,
+    }
+    if corrections:
+        key["corrections"] = " ".join(corrections)
+    if batchnorm == "batch":
+        key["batch_size"] = str(workload.batch_size)
+    table = MeasuredTable(database, key)
+    levels = database.levels()
+    dense = tuple(names.index("dense") for names in levels.values())
+    missing = [(i, name) for i, name in enumerate(levels) if name not in table.rows]
+    base = next(pool.evaluate([(dense, 1.0)])).fitness if missing else 0.0
+    total = sum(len(names) for names in levels.values())
+    done = sum(len(row) for row in table.rows.values())
+    for index, name in missing:
+        others = [i for i in range(len(levels[name])) if i != dense[index]]
+        candidates = [(*dense[:index], i, *dense[index + 1 :]) for i in others]
+        rises = [0.0] * len(levels[name])
+        for i, score in zip(others, pool.evaluate([(c, 1.0) for c in candidates]), strict=True):
+            rises[i] = score.fitness - base
+            if progress:
+                progress(f"measure single layers, batch-norm {batchnorm}", done, total)
+            done += 1
+        done += 1  # the dense level needs no evaluation
+        table.add(name, rises)
+    if progress and missing:
+        progress(f"measure single layers, batch-norm {batchnorm}", total, total)
+    rows = (np.array(table.rows[name], dtype=np.float64) for name in levels)
+    return tuple(np.where(np.isfinite(row), row, UNUSABLE) for row in rows)

@@ -1,0 +1,309 @@
+"""StitchedScorer: the fitness of candidates on one device, changing only the weights that differ
+and, where batches allow it, running only what stands behind the first change."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apportion.compressors.activations import quantize_input
+from apportion.compressors.corrections import (
+    Recorded,
+    check_correction,
+    correct,
+    needs_dense,
+    record,
+    restore_state,
+)
+from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.scoring import batchnorm as bn
+from apportion.evaluators.scoring import stacked
+from apportion.evaluators.scoring.fitness import EMPTY, accuracy, criterion, needs_dense_outputs
+from apportion.evaluators.scoring.prefixes import Prefixes
+from apportion.evaluators.workloads.workload import Workload
+
+log = logging.getLogger(__name__)
+Candidate = tuple[int, ...]
+
+PRECISIONS = ("float32", "bf16")
+_REMEMBERED = 4096
+"""Candidates whose sums over single batches are kept."""
+_SLACK = 1e-6
+"""Share of a bound by which rounding may push a sum of terms that are not negative."""
+
+
+class StitchedScorer:
+    """Scores candidates: vectors of level indices, one per layer of the database in its order.
+
+    `corrections` are made for every candidate on the calibration data before it is scored
+    (compressors.corrections). `precision`: float32, or bf16, which is autocast to bfloat16, with
+    channels last on CUDA. `weight_bytes` bounds the decoded weights kept on the device,
+    `prefix_bytes` the activations kept at the model's cuts; 0 turns prefix reuse off, and the
+    scores are the same to the bit on the CPU. The workload's model is copied once and left alone.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        database: LayerDatabase,
+        fitness: str,
+        batchnorm: str,
+        *,
+        corrections: Sequence[str] = (),
+        device: str = "cpu",
+        precision: str = "float32",
+        weight_bytes: int = 1 << 30,
+        prefix_bytes: int = 1 << 30,
+    ) -> None:
+        bn.check_mode(batchnorm)
+        for name in corrections:
+            check_correction(name)
+        self._corrections = (*(["batchnorm"] if batchnorm == "recalibrate" else []), *corrections)
+        self._criterion = criterion(fitness)
+        self._mode = batchnorm
+        self._database = database
+        self._device = torch.device(device)
+        self._half = check_precision(precision) == "bf16"
+        self._levels = [
+            [entry.level for entry in record.entries] for record in database.layers.values()
+        ]
+        self._names = list(database.layers)
+        self._dense = [levels.index("dense") for levels in self._levels]
+        self._model = copy.deepcopy(workload.model).eval().to(self._device)
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        self._modules = [
+            [modules[n] for n in (name, *database.layers[name].aliases)] for name in self._names
+        ]
+        self._grids = [
+            [entry.activation for entry in record.entries] for record in database.layers.values()
+        ]
+        self._batches = [
+            (x.to(self._device), y.to(self._device))
+            for x, y in workload.calibration.batches(workload.batch_size)
+        ]
+        if self._half and self._device.type == "cuda":
+            self._model = self._model.to(memory_format=torch.channels_last)
+            self._batches = [(_channels_last(x), y) for x, y in self._batches]
+        self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._weight_bytes = weight_bytes
+        self._sums: OrderedDict[Candidate, list[float]] = OrderedDict()
+        self._placed: list[int | None] = [None] * len(self._names)
+        self._dense_outputs = (
+            self._run_dense() if needs_dense_outputs(fitness) else [EMPTY] * len(self._batches)
+        )
+        self._recorded: dict[str, Recorded] = {}
+        if needs_dense(self._corrections):
+            with torch.inference_mode(), self._in_mode():
+                self._recorded = record(self._model, self._inputs_of_batches())
+        inputs = [x for x, _ in self._batches]
+        self._prefixes = Prefixes(
+            self._model, self._names, inputs, 0 if self._corrections else prefix_bytes
+        )
+        self.width = self._choose_width()
+
+    def score(self, candidate: Candidate, fidelity: float = 1.0, bound: float = math.inf) -> float:
+        """Fitness (lower is better; inf where the outputs are not finite) over the first `fidelity`
+        of the calibration batches, at least one; what an earlier score of the candidate on fewer of
+        them computed is used again. With a `bound`, inf as soon as the batches so far show that the
+        fitness is above it. Raises ConfigurationError for a candidate that does not fit the
+        database."""
+        self._check(candidate)
+        used = self._used(fidelity)
+        samples = sum(len(labels) for _, labels in self._batches[:used])
+        limit = (bound + _SLACK * abs(bound)) * samples
+        sums = self._sums.pop(candidate, [])
+        if len(sums) < used and sum(sums[:used]) <= limit:
+            with torch.inference_mode(), self._corrected(candidate):
+                while len(sums) < used and sum(sums) <= limit:
+                    sums.append(self._sum(len(sums), candidate))
+        self._sums[candidate] = sums
+        if len(self._sums) > _REMEMBERED:
+            self._sums.popitem(last=False)
+        if len(sums) < used:
+            return math.inf
+        fitness = sum(sums[:used]) / samples
+        return fitness if math.isfinite(fitness) else math.inf
+
+    def score_many(self, requests: Sequence[tuple[Any, ...]]) -> list[float]:
+        """The fitness of each request, the arguments of `score`. Where `width` is above 1,
+        candidates of equal fidelity are run so many at once, in stacks that are always full, so
+        that a score depends on nothing but its candidate. Candidates that quantize inputs cannot be
+        stacked."""
+        found: dict[int, float] = {}
+        alike: dict[float, list[int]] = {}
+        for number, (candidate, fidelity, *_) in enumerate(requests):
+            self._check(candidate)
+            if self.width == 1 or self._quantizes_inputs(candidate):
+                found[number] = self.score(*requests[number])
+            else:
+                alike.setdefault(fidelity, []).append(number)
+        for fidelity, numbers in alike.items():
+            used = self._used(fidelity)
+            samples = sum(len(labels) for _, labels in self._batches[:used])
+            for start in range(0, len(numbers), self.width):
+                group = numbers[start : start + self.width]
+                full = [requests[group[i % len(group)]][0] for i in range(self.width)]
+                for number, total in zip(group, self._stacked_sums(full, used), strict=False):
+                    found[number] = total / samples if math.isfinite(total) else math.inf
+        return [found[number] for number in range(len(requests))]
+
+    def accuracy(self, candidate: Candidate) -> float:
+        """Accuracy in percent on the calibration data, in the same batch-norm mode."""
+        self._check(candidate)
+        with torch.inference_mode(), self._corrected(candidate):
+            outputs = torch.cat(
+                [self._prefixes.run(b, candidate) for b in range(len(self._batches))]
+            )
+        return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
+
+    def _used(self, fidelity: float) -> int:
+        """Batches that make up this share of the calibration data."""
+        return max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
+
+    def _stacked_sums(self, candidates: Sequence[Candidate], used: int) -> list[float]:
+        """Of the criterion over the first `used` batches, for each candidate."""
+        weights = {
+            f"{self._names[layer]}.weight": [
+                self._weight(layer, candidate[layer]) for candidate in candidates
+            ]
+            for layer in range(len(self._names))
+        }
+        self._place(tuple(self._dense))  # so that no hook is left that quantizes an input
+        mode = (
+            bn.without_running_statistics(self._model) if self._mode == "batch" else nullcontext()
+        )
+        totals = [0.0] * len(candidates)
+        with torch.inference_mode(), self._cast(), mode:
+            for b, (x, labels) in enumerate(self._batches[:used]):
+                for i, outputs in enumerate(stacked.run_stacked(self._model, weights, x)):
+                    totals[i] += float(
+                        self._criterion(outputs, labels, self._dense_outputs[b]).sum()
+                    )
+        return totals
+
+    def _choose_width(self) -> int:
+        """Candidates to run at once: measured on a GPU; a CPU is busy with one."""
+        if (
+            self._device.type != "cuda"
+            or self._corrections
+            or any(record.aliases for record in self._database.layers.values())
+        ):
+            return 1
+        candidate = tuple(self._dense)
+
+        def single() -> None:
+            self._sums.clear()
+            self._prefixes.forget()
+            self.score(candidate)
+
+        def together() -> None:
+            self._stacked_sums([candidate] * stacked.WIDTH, len(self._batches))
+
+        try:
+            better = stacked.pays(single, together, self._device)
+        except (
+            RuntimeError
+        ) as error:  # what torch.func cannot transform, or what does not fit the device's memory
+            log.warning(
+                "candidates are scored one by one: they cannot be stacked (%s)",
+                str(error).splitlines()[0],
+            )
+            return 1
+        return stacked.WIDTH if better else 1
+
+    def _quantizes_inputs(self, candidate: Candidate) -> bool:
+        return any(self._grids[layer][index] is not None for layer, index in enumerate(candidate))
+
+    def _sum(self, b: int, candidate: Candidate) -> float:
+        """Of the criterion over batch `b`."""
+        return float(
+            self._criterion(
+                self._prefixes.run(b, candidate), self._batches[b][1], self._dense_outputs[b]
+            ).sum()
+        )
+
+    def _check(self, candidate: Candidate) -> None:
+        if len(candidate) != len(self._names):
+            raise ConfigurationError(
+                f"a candidate of {len(candidate)} levels for {len(self._names)} layers"
+            )
+        for name, index, levels in zip(self._names, candidate, self._levels, strict=True):
+            if not 0 <= index < len(levels):
+                raise ConfigurationError(
+                    f"layer {name!r}: level index {index}, valid are 0 to {len(levels) - 1}"
+                )
+
+    @contextmanager
+    def _corrected(self, candidate: Candidate) -> Iterator[None]:
+        """The candidate in place, in the batch-norm mode, with its corrections made; these are
+        undone afterwards."""
+        self._place(candidate)
+        with self._in_mode():
+            if not self._corrections:
+                yield
+                return
+            with restore_state(self._model):
+                for name in self._corrections:
+                    correct(name, self._model, self._inputs_of_batches, self._recorded)
+                yield
+
+    @contextmanager
+    def _in_mode(self) -> Iterator[None]:
+        with (
+            self._cast(),
+            bn.batch_statistics(self._model) if self._mode == "batch" else nullcontext(),
+        ):
+            yield
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._half else nullcontext()
+
+    def _inputs_of_batches(self) -> Iterator[Tensor]:
+        return (x for x, _ in self._batches)
+
+    def _place(self, candidate: Candidate) -> None:
+        for layer, index in enumerate(candidate):
+            if self._placed[layer] != index:
+                for module in self._modules[layer]:
+                    module.weight.data = self._weight(layer, index)
+                    quantize_input(module, self._grids[layer][index])
+                self._placed[layer] = index
+
+    def _weight(self, layer: int, index: int) -> Tensor:
+        key = (layer, index)
+        if key in self._weights:
+            self._weights.move_to_end(key)
+            return self._weights[key]
+        weight = self._database.weight(self._names[layer], self._levels[layer][index]).to(
+            self._device
+        )
+        self._weights[key] = weight
+        taken = sum(w.numel() * w.element_size() for w in self._weights.values())
+        while taken > self._weight_bytes and len(self._weights) > 1:
+            _, dropped = self._weights.popitem(last=False)
+            taken -= dropped.numel() * dropped.element_size()
+        return weight
+
+    def _run_dense(self) -> list[Tensor]:
+        with torch.inference_mode(), self._cast():
+            return [self._model(x) for x, _ in self._batches]
+
+
+def check_precision(name: str) -> str:
+    """Raises UnknownNameError."""
+    if name not in PRECISIONS:
+        raise UnknownNameError("precision", name, PRECISIONS)
+    return name
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x

@@ -1,0 +1,322 @@
+"""Recovery: training after stitching that wins back accuracy, with every mask and grid held
+(evaluators/training/held.py).
+
+lintune    biases and normalisations alone, on the calibration images, so that the model's outputs
+           come near the dense model's (the published code of Frantar & Alistarh 2022); no labels,
+           and weights stay as they are
+adaprune   all layers tuned together on the calibration images so that every compressed layer's
+           outputs come near the dense model's (global AdaPrune: Frantar & Alistarh 2022, "SPDY",
+           section 3.3); no labels
+finetune   training on the training images, with the dense model as teacher (Hinton et al. 2015)
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apportion.compressors.grids import Grid
+from apportion.compressors.layers import hooked
+from apportion.compressors.progress import Progress
+from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
+from apportion.evaluators.training.held import Hold, held
+from apportion.evaluators.workloads.augment import AugmentConfig, augment
+from apportion.evaluators.workloads.data import Split
+
+_RENAMED = {"rate": "learning_rate", "decay": "weight_decay"}
+"""Keys of version 0.1.0."""
+
+
+log = logging.getLogger(__name__)
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_old_keys(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        renamed = {}
+        for key, value in content.items():
+            new = _RENAMED.get(key, key)
+            if new not in cls.model_fields or new in content:
+                new = key
+            if new != key:
+                log.warning("recovery: the key %r is called %r now", key, new)
+            renamed[new] = value
+        return renamed
+
+
+class LintuneConfig(_Config):
+    """Tuning of biases and normalisations, by Adam."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the calibration images.")
+    learning_rate: float = Field(1e-3, gt=0, description="Falls to 0 as a cosine.")
+
+
+class AdaPruneConfig(_Config):
+    """Global AdaPrune, by Adam."""
+
+    epochs: int = Field(20, ge=1, description="Passes over the calibration images.")
+    learning_rate: float = Field(3e-4, gt=0, description="Falls to 0 as a cosine.")
+
+
+class FinetuneConfig(_Config):
+    """Training with the dense model as teacher, by SGD with momentum 0.9."""
+
+    epochs: int = Field(2, ge=1, description="Passes over the training images.")
+    learning_rate: float = Field(
+        0.01,
+        gt=0,
+        description="Rises over the warm-up, then falls to 0 as a cosine.",
+    )
+    warmup: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps in which the rate rises."
+    )
+    teacher: float = Field(
+        0.9,
+        ge=0,
+        le=1,
+        description="Share of the loss that is KL to the dense outputs; the labels' is the rest.",
+    )
+    temperature: float = Field(2.0, gt=0, description="Of the softmax in the teacher's part.")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
+    weight_decay: float = Field(1e-4, ge=0, description="Of all weights.")
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay per step of the moving average that weights end as; 0: none.",
+    )
+    augment: AugmentConfig | None = Field(
+        None, description="Random crops and mirror images; `rounds` is left out of account."
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Ray Train workers that share each batch, with the CPUs and GPUs of the job's "
+        "workers; 0: one process.",
+    )
+
+
+class RecoveryConfig(_Config):
+    """Training of the exported model, in this order; null: none."""
+
+    lintune: LintuneConfig | None = None
+    adaprune: AdaPruneConfig | None = None
+    finetune: FinetuneConfig | None = None
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that share each batch: this one's number, how many there are, and what makes a
+    model's gradients those of the whole batch."""
+
+    rank: int = 0
+    size: int = 1
+    join: Callable[[nn.Module], nn.Module] = lambda model: model
+
+
+@dataclass
+class Recovery:
+    """Training of one compressed `model` towards the `dense` one, on `images`; `what` holds its
+    layers. All chance comes from `seed`. After each epoch the state is kept in `checkpoints`: a
+    training of the same `key`, begun again, goes on there."""
+
+    model: nn.Module
+    dense: nn.Module
+    what: Mapping[str, Hold]
+    batch_size: int
+    seed: int
+    checkpoints: Checkpoints
+    key: str
+    progress: Progress | None = None
+    device: str = "cpu"
+    team: Team = Team()
+
+    def lintune(self, images: Split, config: LintuneConfig) -> None:
+        """Minimise the mean squared difference of the outputs from the dense model's, over the
+        parameters of one dimension. Normalisations keep their statistics. Raises ModelError,
+        OutputError."""
+
+        def loss(model: nn.Module, inputs: Tensor, _labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = self.dense(inputs)
+            return F.mse_loss(model(inputs), wanted)
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, config.learning_rate)
+
+        if any(map(_is_vector, self.model.parameters())):
+            self._train("lintune", images, config.epochs, loss, optimizer, {}, trained=_is_vector)
+
+    def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
+        """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids
+        that quantized layers lie on then. Normalisations keep their statistics. Raises ModelError,
+        OutputError."""
+        if not self.what:
+            return {}
+
+        def loss(model: nn.Module, inputs: Tensor, _labels: Tensor) -> Tensor:
+            with torch.no_grad(), _outputs(self.dense, self.what) as wanted:
+                self.dense(inputs)
+            with _outputs(self.model, self.what) as found:
+                model(inputs)
+            return torch.stack(
+                [
+                    F.mse_loss(found[n], y) / y.square().mean().clamp(min=1e-12)
+                    for n, y in wanted.items()
+                ]
+            ).sum()
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.Adam(parameters, config.learning_rate)
+
+        return self._train("adaprune", images, config.epochs, loss, optimizer, self.what)
+
+    def finetune(self, images: Split, config: FinetuneConfig) -> dict[str, Grid]:
+        """Minimise teacher KL(dense || model) T^2 + (1 - teacher) cross-entropy; normalisations
+        learn their statistics along. Gives the grids that quantized layers lie on then. Raises
+        ModelError, OutputError."""
+
+        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+            with torch.no_grad():
+                wanted = (self.dense(inputs) / config.temperature).log_softmax(1)
+            outputs = model(inputs)
+            found = (outputs / config.temperature).log_softmax(1)
+            distilled = (
+                F.kl_div(found, wanted, log_target=True, reduction="batchmean")
+                * config.temperature**2
+            )
+            labelled = F.cross_entropy(outputs, labels, label_smoothing=config.smoothing)
+            return config.teacher * distilled + (1 - config.teacher) * labelled
+
+        def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+            return torch.optim.SGD(
+                parameters,
+                config.learning_rate,
+                momentum=0.9,
+                nesterov=True,
+                weight_decay=config.weight_decay,
+            )
+
+        self.model.train()
+        try:
+            return self._train(
+                "finetune",
+                images,
+                config.epochs,
+                loss,
+                optimizer,
+                self.what,
+                warmup=config.warmup,
+                ema=config.ema,
+                crops=config.augment,
+            )
+        finally:
+            self.model.eval()
+
+    def _train(
+        self,
+        name: str,
+        images: Split,
+        epochs: int,
+        loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        what: Mapping[str, Hold],
+        *,
+        warmup: float = 0.0,
+        ema: float = 0.0,
+        crops: AugmentConfig | None = None,
+        trained: Callable[[nn.Parameter], bool] = lambda _: True,
+    ) -> dict[str, Grid]:
+        model, rank, size = self.model.to(self.device), self.team.rank, self.batch_size
+        self.dense.to(self.device)
+        for parameter in model.parameters():
+            parameter.requires_grad_(trained(parameter))
+        with held(model, what) as grids:
+            joined = self.team.join(model)
+            parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            optimizer = make(parameters)
+            each = max(1, len(images) // size)  # whole batches: statistics of a few images mislead
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))
+            average = [parameter.detach().clone() for parameter in parameters] if ema else []
+            state = TrainingState(self.key, model, optimizer, schedule, average)
+            for epoch in range(state.restore(self.checkpoints.read(name), name), epochs):
+                first = 1_000_003 * self.seed + epoch
+                generator = torch.Generator().manual_seed(first)
+                order = torch.randperm(len(images), generator=generator).tolist()
+                if rank:
+                    generator.manual_seed(first + 7_919 * rank)  # crops of its own
+                for step in range(each):
+                    batch = images.subset(
+                        order[step * size : (step + 1) * size][rank :: self.team.size]
+                    )
+                    inputs = augment(batch.inputs, crops, generator) if crops else batch.inputs
+                    optimizer.zero_grad(set_to_none=True)
+                    loss(joined, inputs.to(self.device), batch.labels.to(self.device)).backward()
+                    optimizer.step()
+                    schedule.step()
+                    with torch.no_grad():
+                        for mean, parameter in zip(average, parameters, strict=False):
+                            mean.lerp_(parameter, 1 - ema)
+                    if self.progress:
+                        self.progress(name, epoch * each + step + 1, epochs * each)
+                self.checkpoints.write(name, state.content(epoch + 1))
+            with torch.no_grad():
+                for mean, parameter in zip(average, parameters, strict=False):
+                    parameter.copy_(mean)
+        model.cpu()
+        return grids
+
+
+def _course(steps: int, warmup: float) -> Callable[[int], float]:
+    """Step -> share of the learning rate: a line up, then a cosine down."""
+    rising = int(warmup * steps)
+
+    def share(step: int) -> float:
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+    return share
+
+
+def _is_vector(parameter: nn.Parameter) -> bool:
+    """Of a bias or a normalisation."""
+    return parameter.dim() == 1
+
+
+def teacher_of(model: nn.Module) -> nn.Module:
+    """A copy of the dense model that is only asked."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@contextmanager
+def _outputs(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
+    """Inside, collects the outputs of the layers named."""
+    found: dict[str, Tensor] = {}
+    with hooked() as handles:
+        for name, module in model.named_modules():
+            if name in names:
+                handles.append(module.register_forward_hook(partial(_keep, found, name)))
+        yield found
+
+
+def _keep(
+    found: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Tensor
+) -> None:
+    found[name] = output

@@ -1,0 +1,312 @@
+"""Images and labels: where they come from (`DataConfig`), and how the rest reads them (`Split`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from torch import Tensor
+
+from apportion.compressors.errors import DataError
+from apportion.compressors.progress import Progress
+from apportion.evaluators.workloads.files import local_file
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+_Mean = Annotated[float, Field(allow_inf_nan=False)]
+_Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+_Location = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
+]
+"""A file or a URL; a Path would make one slash of a URL's two."""
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DigitsData(_Config):
+    """The 1,797 handwritten 8 x 8 digits that ship with scikit-learn."""
+
+    kind: Literal["digits"]
+
+
+class NpzData(_Config):
+    """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer
+    [N]."""
+
+    kind: Literal["npz"]
+    calibration: _Location = Field(
+        description="Images to compress and search with: a file, or a URL."
+    )
+    test: _Location = Field(description="Images that only reports look at.")
+    train: _Location | None = Field(
+        None, description="Images for batch-norm re-tuning; default: the calibration images."
+    )
+    mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
+    std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
+
+
+class ImageFolderData(_Config):
+    """Folders with one folder of images per class (torchvision's ImageFolder)."""
+
+    kind: Literal["imagefolder"]
+    calibration: Path
+    test: Path
+    train: Path | None = Field(
+        None, description="Images for batch-norm re-tuning; default: the calibration images."
+    )
+    resize: int = Field(256, ge=1, description="Shorter side after resizing.")
+    size: int = Field(224, ge=1, description="Side of the square that is cut from the centre.")
+    mean: tuple[_Mean, _Mean, _Mean] = _IMAGENET_MEAN
+    std: tuple[_Std, _Std, _Std] = _IMAGENET_STD
+
+
+class Cifar10Data(_Config):
+    """CIFAR-10 as torchvision reads it: calibration and re-tuning from its training images, test
+    from its test images."""
+
+    kind: Literal["cifar10"]
+    root: Path
+    download: bool = False
+    mean: tuple[_Mean, _Mean, _Mean] = _CIFAR_MEAN
+    std: tuple[_Std, _Std, _Std] = _CIFAR_STD
+
+
+DataConfig = Annotated[
+    DigitsData | NpzData | ImageFolderData | Cifar10Data, Field(discriminator="kind")
+]
+
+
+class Split(ABC):
+    """Images with labels, in one fixed order."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs float32 [n, C, H, W], normalised, and labels int64 [n], n = batch_size but for the
+        last."""
+
+    @abstractmethod
+    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
+        """These images, decoded into memory, in the order given. Raises DataError for one that
+        cannot be read."""
+
+    @abstractmethod
+    def label_range(self) -> tuple[int, int]:
+        """The lowest and the highest label of all images; decodes none."""
+
+
+@dataclass(frozen=True)
+class TensorSplit(Split):
+    """A split in memory: inputs float32 [N, C, H, W], labels int64 [N]."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self), batch_size):
+            yield self.inputs[start : start + batch_size], self.labels[start : start + batch_size]
+
+    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:  # noqa: ARG002
+        # in memory already: nothing to report
+        chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
+        return TensorSplit(self.inputs[chosen], self.labels[chosen])
+
+    def label_range(self) -> tuple[int, int]:
+        return int(self.labels.min()), int(self.labels.max())
+
+
+@dataclass(frozen=True)
+class DatasetSplit(Split):
+    """A torchvision dataset (with `targets`, the labels of all its images), decoded as it is
+    read."""
+
+    dataset: Any
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(self), batch_size):
+            part = self.subset(range(start, min(start + batch_size, len(self))))
+            yield part.inputs, part.labels
+
+    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
+        items = []
+        try:
+            for i in indices:
+                items.append(self.dataset[int(i)])
+                if progress:
+                    progress(f"read images: {self.source}", len(items), len(indices))
+        except (
+            OSError,
+            ValueError,
+            SyntaxError,
+        ) as error:  # SyntaxError: what Pillow calls a broken PNG
+            raise DataError(self.source, f"an image cannot be read ({error})") from error
+        return TensorSplit(
+            torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+        )
+
+    def label_range(self) -> tuple[int, int]:
+        return min(self.dataset.targets), max(self.dataset.targets)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Everything that a data source offers; `calibration` before its subset is drawn, `train` None
+    for none of its own."""
+
+    calibration: Split
+    test: Split
+    train: Split | None
+
+
+def load_splits(config: NpzData | ImageFolderData | Cifar10Data) -> Splits:
+    """Raises DataError, naming the file or folder and what would be valid."""
+    if isinstance(config, NpzData):
+        return Splits(
+            _npz(config.calibration, config.mean, config.std),
+            _npz(config.test, config.mean, config.std),
+            None if config.train is None else _npz(config.train, config.mean, config.std),
+        )
+    if isinstance(config, ImageFolderData):
+        calibration, test = _folder(config.calibration, config), _folder(config.test, config)
+        tuning = None if config.train is None else _folder(config.train, config)
+        for other in (test, tuning):
+            if other is not None:
+                _check_classes(calibration, other)
+        return Splits(calibration, test, tuning)
+    train = _cifar10(config, train=True)
+    return Splits(train, _cifar10(config, train=False), train)
+
+
+def draw(
+    split: Split, count: int, generator: np.random.Generator, progress: Progress | None = None
+) -> TensorSplit:
+    """A random subset of `count` images, in random order: never the first ones of a source that may
+    be sorted by class."""
+    return split.subset(generator.permutation(len(split))[:count].tolist(), progress)
+
+
+def to_inputs(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W], scaled to [0, 1] and normalised per channel."""
+    scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    shape = (1, -1, 1, 1)
+    return (
+        (scaled - torch.tensor(mean).reshape(shape)) / torch.tensor(std).reshape(shape)
+    ).contiguous()
+
+
+def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSplit:
+    path = local_file(name)
+    if not path.is_file():
+        raise DataError(
+            str(path), "no such file; expected a .npz archive with `images` and `labels`"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [key for key in ("images", "labels") if key not in archive]
+            if missing:
+                raise DataError(
+                    str(path),
+                    f"no array {missing[0]!r} in it (it holds "
+                    f"{', '.join(archive.files) or 'none'})",
+                )
+            images, labels = archive["images"], archive["labels"]
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as error:  # numpy, zipfile, zlib and tokenize each raise their own for an altered file
+        raise DataError(str(path), f"not readable as a .npz archive ({error})") from error
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            str(path),
+            f"images must be uint8 [N, H, W, 3] or [N, H, W], got {images.dtype} "
+            f"{list(images.shape)}",
+        )
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            str(path), f"labels must be integers [N], got {labels.dtype} {list(labels.shape)}"
+        )
+    if len(labels) != len(images) or not len(labels):
+        raise DataError(
+            str(path),
+            f"{len(images)} images and {len(labels)} labels; expected as many of both, at least "
+            "one",
+        )
+    if not len(mean) == len(std) == images.shape[3]:
+        raise DataError(
+            str(path),
+            f"images of {images.shape[3]} channels with {len(mean)} means and {len(std)} standard "
+            "deviations",
+        )
+    return TensorSplit(to_inputs(images, mean, std), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:
+    from torchvision import datasets, transforms
+
+    steps = [
+        transforms.Resize(config.resize),
+        transforms.CenterCrop(config.size),
+        transforms.ToTensor(),
+        transforms.Normalize(config.mean, config.std),
+    ]
+    try:
+        return DatasetSplit(datasets.ImageFolder(str(path), transforms.Compose(steps)), str(path))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            str(path), f"expected a folder with one folder of images per class ({error})"
+        ) from error
+
+
+def _check_classes(calibration: DatasetSplit, other: DatasetSplit) -> None:
+    """ImageFolder numbers the classes of each folder by themselves: one class more or less would
+    shift the labels."""
+    expected, found = set(calibration.dataset.classes), set(other.dataset.classes)
+    if expected != found:
+        raise DataError(
+            other.source,
+            f"its class folders are not those of {calibration.source} "
+            f"(only here: {_some(found - expected)}; only there: {_some(expected - found)})",
+        )
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (" ..." if len(names) > 5 else "") or "none"
+
+
+def _cifar10(config: Cifar10Data, train: bool) -> DatasetSplit:
+    from torchvision import datasets, transforms
+
+    steps = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(config.mean, config.std)]
+    )
+    try:
+        found = datasets.CIFAR10(
+            str(config.root), train=train, transform=steps, download=config.download
+        )
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            str(config.root), f"torchvision finds no CIFAR-10 there ({error})"
+        ) from error
+    return DatasetSplit(found, str(config.root))

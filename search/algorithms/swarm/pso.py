@@ -1,0 +1,87 @@
+"""pso: particle swarm over level positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.registry import register
+from apportion.search.space.moves import begin, encode, nearest, step
+from apportion.search.space.space import Candidate, SearchSpace
+
+
+@register("pso")
+class ParticleSwarm(Algorithm):
+    """Kennedy & Eberhart 1995 with Clerc & Kennedy's constriction (2002) as `inertia`, `own` and
+    `social` pull: real positions per layer, rounded and repaired to be scored; a particle goes on
+    from what was scored. `speed`: the largest move of one layer, as a share of its levels. A
+    particle that arrives where a profile is known takes a paired level step instead."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        rng: np.random.Generator,
+        evaluations: float,
+        *,
+        cold: bool = False,
+        particles: int = 16,
+        inertia: float = 0.73,
+        own: float = 1.5,
+        social: float = 1.5,
+        speed: float = 0.25,
+    ) -> None:
+        super().__init__(space, rng, evaluations, cold=cold)
+        self._count, self._inertia, self._own, self._social = particles, inertia, own, social
+        self._limit = np.maximum(1.0, speed * (space.counts - 1))
+        self._x = np.zeros((0, len(space.layers)))
+        self._v = np.zeros_like(self._x)
+        self._best: list[Candidate] = []
+        self._asked: dict[Candidate, int] = {}
+
+    def propose(self) -> list[Trial]:
+        if not len(self._x):
+            return self._begin()
+        leader = encode(self.space, self.best())
+        self._asked = {}
+        for k in range(len(self._x)):
+            mine = encode(self.space, self._best[k])
+            a, b = self.rng.random((2, len(leader)))
+            pull = self._own * a * (mine - self._x[k]) + self._social * b * (leader - self._x[k])
+            self._v[k] = np.clip(self._inertia * self._v[k] + pull, -self._limit, self._limit)
+            there = nearest(self.space, self._x[k] + self._v[k])
+            first = [there]
+            candidate = self.fresh(
+                lambda: first.pop() if first else step(self.space, self.rng, there),  # noqa: B023
+                self._asked,
+            )
+            if candidate is not None:
+                self._asked[candidate] = k
+        return [Trial(candidate) for candidate in self._asked]
+
+    def learn(self, trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            k = self._asked.get(trial.candidate)
+            if k is None:
+                continue
+            self._x[k] = encode(self.space, trial.candidate)
+            if self.known[trial.candidate] < self.known.get(self._best[k], np.inf):
+                self._best[k] = trial.candidate
+
+    def _begin(self) -> list[Trial]:
+        """The swarm: the profiles told so far, and random ones, with random speeds."""
+        swarm = dict.fromkeys(sorted(self.known, key=self.known.__getitem__)[: self._count // 2])
+        self._asked = {}
+        while len(swarm) < self._count:
+            candidate = self.fresh(lambda: begin(self.space, self.rng), swarm)
+            if candidate is None:
+                break
+            self._asked[candidate] = len(swarm)
+            swarm[candidate] = None
+        self._best = list(swarm)
+        self._x = np.array([encode(self.space, c) for c in swarm], dtype=np.float64).reshape(
+            len(swarm), -1
+        )
+        self._v = self.rng.uniform(-self._limit, self._limit, self._x.shape)
+        return [Trial(candidate) for candidate in self._asked]

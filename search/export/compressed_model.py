@@ -1,0 +1,83 @@
+"""What is exported: a compressed model, with what formats need to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.grids import Grid
+from apportion.db.layers.profile import Profile
+from apportion.evaluators.rewriting.onnx_model import Quantized, stretched
+from apportion.evaluators.rewriting.reduced import reducible_layers
+from apportion.search.runs.pipeline import ModelProblem
+
+
+@dataclass
+class CompressedModel:
+    """`model`: stitched at `profile`, and corrected or trained since; `trained`: layer -> grid that
+    training moved."""
+
+    model: nn.Module
+    problem: ModelProblem
+    profile: Profile
+    trained: dict[str, Grid] = field(default_factory=dict)
+
+    @cached_property
+    def activations(self) -> dict[str, ActivationGrid]:
+        """Layer -> grid of its input, where the profile quantizes that: a state dict does not hold
+        it."""
+        database = self.problem.database
+        grids = {
+            name: database.entry(name, level).activation for name, level in self.profile.items()
+        }
+        return {name: grid for name, grid in grids.items() if grid is not None}
+
+    def grids(self) -> dict[str, Grid]:
+        """Layer -> grid of its weight, stretched as corrections stretched its rows, or as training
+        left it."""
+        found = {}
+        modules = dict(self.model.named_modules(remove_duplicate=False))
+        for name, level in self.profile.items():
+            grid = self.problem.database.grid(name, level)
+            if name in self.trained:
+                found[name] = self.trained[name]
+            elif grid is not None:
+                weight = modules[name].weight
+                assert isinstance(weight, Tensor)
+                found[name] = stretched(
+                    grid, self.problem.database.weight(name, level), weight.detach()
+                )
+        return found
+
+    def quantized(self) -> dict[str, Quantized]:
+        """All names of quantized layers, those of tied weights too -> their grids."""
+        made, grids = {}, self.grids()
+        for name in dict.fromkeys([*grids, *self.activations]):
+            for own in (name, *self.problem.database.layers[name].aliases):
+                made[own] = Quantized(grids.get(name), self.activations.get(name))
+        return made
+
+    def reduced(self) -> list[str]:
+        """The layers that run in smaller shapes."""
+        return reducible_layers(self.problem.database, self.profile)
+
+    def samples(self, most: int = 256) -> Iterator[Tensor]:
+        """Calibration inputs, in batches."""
+        for inputs, _ in self.problem.workload.calibration.batches(
+            min(most, self.problem.workload.batch_size)
+        ):
+            yield inputs[:most]
+            most -= len(inputs)
+            if most <= 0:
+                return
+
+    def example(self) -> Tensor:
+        """Two inputs: a batch of one would be taken for a constant."""
+        inputs, _ = next(iter(self.problem.workload.test.batches(2)))
+        # A copy: what holds a part of all test images holds them all.
+        return inputs.clone() if len(inputs) > 1 else torch.cat([inputs, inputs])

@@ -1,0 +1,277 @@
+"""Export: a chosen profile as files that other tools read, each loaded again and run before it is
+kept.
+
+profile.json        layer -> level, costs, fitness, accuracies, files, provenance
+model_card.md       the same for readers, with the front matter that model hubs read
+model.safetensors   the stitched model's state dict, corrected as the job asks
+model.packed        the same, packed: db/layers/packed.py
+model.pt2           the model as a program of torch.export
+model.onnx          the model with its quantized layers in integers
+profile.txt, .csv, .yaml
+                    the profile for other tools: SPDY's text (where the levels are sparsities), a
+                    table, maps and lists
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from apportion.compressors.corrections import correct, needs_dense, record
+from apportion.compressors.errors import ProfileError, UnknownNameError
+from apportion.compressors.progress import Progress
+from apportion.compressors.threads import device_for
+from apportion.db.files import write_atomically, write_json, write_text
+from apportion.db.layers.profile import Profile, to_json, to_spdy
+from apportion.db.layers.profile_files import to_csv, to_yaml
+from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.workloads.workload import Workload
+from apportion.search.export.card import model_card
+from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.export.formats import FORMATS
+from apportion.search.export.recover import recover
+from apportion.search.export.staging import SUMMARY, staging, summary
+from apportion.search.export.verify import running, test_accuracy, verify
+from apportion.search.runs.loop import RunResult
+from apportion.search.runs.pipeline import ModelProblem
+from apportion.search.space.space import Candidate
+
+__all__ = [
+    "Chosen",
+    "Exported",
+    "check_formats",
+    "export",
+    "exported_before",
+    "score_profile",
+    "test_accuracy",
+]
+
+_AFTER = {
+    "batchnorm": "retuned",
+    "statistics": "statistics corrected",
+    "bias": "bias corrected",
+    "lintune": "lintuned",
+    "adaprune": "adapruned",
+    "finetune": "fine-tuned",
+}
+"""Names of the accuracies after each step."""
+_ENOUGH = 12_800
+"""Training images that corrections look at, at most: as many as the published implementation
+re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
+_PROFILE = "profile"
+"""The name by which the profile alone is asked for, in all its forms."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A candidate to export, its fitness, and where it comes from."""
+
+    candidate: Candidate
+    fitness: float
+    origin: dict[str, Any]
+
+    @classmethod
+    def of(cls, result: RunResult) -> Chosen:
+        """The pick of a run."""
+        origin = {
+            "run": result.run.id,
+            "algorithm": result.run.algorithm,
+            "parameters": result.run.parameters,
+            "seed": result.run.seed,
+            "evaluations": result.evaluations,
+        }
+        return cls(result.pick.candidate, result.pick.fitness, origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written: the files by name, and the content of profile.json."""
+
+    files: dict[str, Path]
+    content: dict[str, Any]
+
+
+def export(
+    chosen: Chosen | RunResult,
+    problem: ModelProblem,
+    out: str | Path,
+    progress: Progress | None = None,
+    formats: Sequence[str] = ("safetensors",),
+    recovery: RecoveryConfig | None = None,
+) -> Exported:
+    """Stitch a run's pick, or another profile, correct the model on the workload's training images
+    and train it, as the job says (or `recovery`), measure the test accuracy (percent) dense,
+    stitched and after each step, and write the profile and the model in `formats` to the folder
+    `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
+    interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is
+    there. Raises UnknownNameError, ModelError for a model that a format cannot hold, and
+    OutputError, also for a file that is another model; then nothing is left in `out`."""
+    out = Path(out)
+    check_formats(formats)
+    chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
+    recovery = recovery or problem.job.recovery
+    subject = CompressedModel(
+        copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
+    )
+    dense = sum(
+        tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values()
+    )
+    training = out.with_name(f"{out.name}.recovery")
+    with staging(out) as folder:
+        accuracy = _compress(subject, recovery, training, progress)
+        exports = {}
+        for name in dict.fromkeys(formats):
+            if name == _PROFILE:
+                continue
+            form = FORMATS[name]
+            path = folder / form.file
+            form.write(subject, path)
+            checked = verify(
+                form, subject, path, list(accuracy.values())[-1], out / form.file, progress
+            )
+            exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
+        content: dict[str, Any] = {
+            "profile": to_json(subject.profile),
+            "budgets": problem.bounds(),
+            "costs": problem.ratios(chosen.candidate),
+            "fitness": {
+                "name": problem.job.fitness,
+                "batchnorm": problem.job.batchnorm,
+                "value": chosen.fitness,
+            },
+            "accuracy": accuracy,
+            "exports": exports,
+            "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
+            "steps": _steps(problem, recovery),
+            "provenance": _provenance(chosen, problem),
+        }
+        card = model_card(content, problem.job.workload.name)
+        texts = {"model_card.md": card, **_profiles(subject.profile, _PROFILE in formats)}
+        for file, text in texts.items():
+            write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
+        content["written"] = [SUMMARY, *sorted(path.name for path in folder.iterdir())]
+        write_json(folder / SUMMARY, content)
+    shutil.rmtree(training, ignore_errors=True)
+    return Exported({name: out / name for name in content["written"]}, content)
+
+
+def exported_before(chosen: Chosen, problem: ModelProblem, out: Path) -> Exported | None:
+    """What `export` wrote to `out` for the same profile of the same problem, where all of it is
+    still there."""
+    expected = {
+        "profile": to_json(problem.profile(chosen.candidate)),
+        "steps": _steps(problem, problem.job.recovery),
+        "provenance": _provenance(chosen, problem),
+    }
+    content = summary(out)
+    if any(content.get(key) != value for key, value in expected.items()):
+        return None
+    files = {name: out / name for name in content["written"]}
+    return Exported(files, content) if all(path.is_file() for path in files.values()) else None
+
+
+def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chosen:
+    """A profile from elsewhere, one level of the database for each of its layers, scored as
+    searches score."""
+    whole = problem.full_space
+    candidate = tuple(
+        names.index(str(profile[layer]))
+        for layer, names in zip(whole.layers, whole.levels, strict=True)
+    )
+    (score,) = problem.pool().evaluate([(candidate, 1.0)])
+    return Chosen(candidate, score.fitness, {"imported": source})
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises UnknownNameError."""
+    for name in formats:
+        if name not in (*FORMATS, _PROFILE):
+            raise UnknownNameError("export format", name, [*FORMATS, _PROFILE])
+
+
+def _compress(
+    subject: CompressedModel, recovery: RecoveryConfig, training: Path, progress: Progress | None
+) -> dict[str, float]:
+    """Stitch, correct and train `subject.model`; the test accuracy after each step. `training`: a
+    folder for what is needed to go on with a training that was interrupted."""
+    model, workload = subject.model, subject.problem.workload
+    device = device_for(subject.problem.job.workers.gpus)
+
+    def measured(what: str) -> float:
+        with running(model, device) as run:
+            return test_accuracy(run, workload.test, workload.batch_size, progress, f"test {what}")
+
+    def training_images() -> Iterator[Tensor]:
+        return (
+            inputs.to(device) for inputs in _training(workload, subject.problem.job.workload.seed)
+        )
+
+    def note(step: str) -> None:
+        accuracy[_AFTER[step]] = measured(_AFTER[step])
+
+    accuracy = {"dense": measured("dense")}
+    corrections = subject.problem.job.corrections.export
+    with running(model, device):
+        recorded = record(model, training_images()) if needs_dense(corrections) else {}
+    subject.problem.database.stitch(model, subject.profile)
+    accuracy["stitched"] = measured("stitched")
+    for name in corrections:
+        with running(model, device):
+            correct(name, model, training_images, recorded)
+        note(name)
+    recover(subject, recovery, training, note, progress)
+    return accuracy
+
+
+def _profiles(profile: Profile, every: bool) -> dict[str, str]:
+    """File -> text."""
+    texts = {"profile.csv": to_csv(profile), "profile.yaml": to_yaml(profile)} if every else {}
+    with suppress(ProfileError):  # quantized levels: the format cannot say them
+        texts["profile.txt"] = to_spdy(profile)
+    return texts
+
+
+def _training(workload: Workload, seed: int) -> Iterator[Tensor]:
+    """The images that corrections look at: all training images, or as many random ones, read batch
+    by batch."""
+    train, size = workload.train, workload.batch_size
+    if len(train) <= _ENOUGH:
+        return (inputs for inputs, _ in train.batches(size))
+    order = np.random.default_rng(seed).permutation(len(train))[:_ENOUGH].tolist()
+    return (train.subset(order[at : at + size]).inputs for at in range(0, _ENOUGH, size))
+
+
+def _steps(problem: ModelProblem, recovery: RecoveryConfig) -> dict[str, Any]:
+    """What was done to the stitched model."""
+    return {
+        "corrections": list(problem.job.corrections.export),
+        "recovery": recovery.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _provenance(chosen: Chosen, problem: ModelProblem) -> dict[str, Any]:
+    return {
+        "job": problem.id,
+        "problem": problem.key,
+        **chosen.origin,
+        "database": problem.database.fingerprint,
+        "model": problem.database.model_fingerprint,
+        "calibration": problem.database.calibration_fingerprint,
+        "versions": {
+            "python": platform.python_version(),
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("apportion", "torch", "numpy", "scipy")
+            },
+        },
+    }

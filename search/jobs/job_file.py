@@ -1,0 +1,169 @@
+"""Reading job files: YAML or JSON, paths relative to the file, errors that name the field and what
+would be valid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from apportion.compressors.errors import JobError, UnknownNameError
+from apportion.evaluators.costs.latency import is_function
+from apportion.evaluators.workloads.files import is_url
+from apportion.search.jobs.job import AnyJob, Job, TableJob
+
+_PATHS = (
+    ("workload", "weights"),
+    ("workload", "data", "calibration"),
+    ("workload", "data", "test"),
+    ("workload", "data", "train"),
+    ("workload", "data", "root"),
+    ("workload", "table"),
+    ("workload", "error"),
+    ("database", "path"),
+    ("latency", "table"),
+)
+
+
+def load_job(path: str | Path) -> AnyJob:
+    """Read a job file of either kind. Raises JobError."""
+    return parse_job(read_content(path), path)
+
+
+def read_content(path: str | Path) -> Any:
+    """What a job file says, not checked yet. Raises JobError."""
+    path = Path(path)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise JobError(path, "", error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(path, "", f"not readable as YAML: {error}") from error
+
+
+def restore_job(spec: dict[str, Any]) -> AnyJob:
+    """A job as the run store keeps it."""
+    return _kind(spec).model_validate(spec)
+
+
+def _kind(content: object) -> type[Job] | type[TableJob]:
+    workload = content.get("workload") if isinstance(content, dict) else None
+    return TableJob if isinstance(workload, dict) and "table" in workload else Job
+
+
+def load_model_job(path: str | Path) -> Job:
+    """`load_job` for what needs a model. Raises JobError, also for a job on a table."""
+    return _with_model(load_job(path), path)
+
+
+def parse_job(content: object, path: str | Path = "job") -> AnyJob:
+    """Check a job that was read already; `path` is the file it stands for, whose folder its paths
+    are relative to. Raises JobError, which names the field."""
+    path, kind = Path(path), _kind(content)
+    if not isinstance(content, dict):
+        raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(kind.model_fields))
+    folder = path.absolute().parent
+    content = resolve_paths(content, folder)
+    content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise explain(kind, path, error) from error
+
+
+def parse_model_job(content: object, path: str | Path = "job") -> Job:
+    """`parse_job` for what needs a model. Raises JobError, also for a job on a table."""
+    return _with_model(parse_job(content, path), path)
+
+
+def _with_model(job: AnyJob, path: str | Path) -> Job:
+    if not isinstance(job, Job):
+        raise JobError(path, "workload", "a model is needed here, and this job searches on a table")
+    return job
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the job file, for editors that complete it: a job with a model, or one on
+    a table."""
+    kinds = [kind.model_json_schema() for kind in (Job, TableJob)]
+    shared = {name: definition for kind in kinds for name, definition in kind.pop("$defs").items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Job",
+        "anyOf": kinds,
+        "$defs": shared,
+    }
+
+
+def resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A copy of a job's content with its paths made absolute, relative ones in `folder`."""
+    return map_paths(content, lambda _, value: str(folder / Path(value).expanduser()))
+
+
+def map_paths(
+    content: dict[str, Any], change: Callable[[tuple[str, ...], str], str]
+) -> dict[str, Any]:
+    """A copy of a job's content with `change(keys, path)` in place of every path that it names."""
+    content = json.loads(json.dumps(content, default=str))
+    for keys in _PATHS:
+        parent: Any = content
+        for key in keys[:-1]:
+            parent = parent.get(key) if isinstance(parent, dict) else None
+        value = parent.get(keys[-1]) if isinstance(parent, dict) else None
+        if isinstance(value, str) and not _is_a_name(keys, value):
+            parent[keys[-1]] = change(keys, value)
+    return content
+
+
+def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
+    """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a
+    suffix or a folder. A latency table may be a function. URLs stay as they are."""
+    if is_url(text) or (keys == ("latency", "table") and is_function(text)):
+        return True
+    return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix
+
+
+def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> JobError:
+    """Pydantic's error as ours, which names the field and what would be valid."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
+        valid = _valid_keys(kind, first["loc"][:-1])
+        return JobError(path, field, str(UnknownNameError("key", key, valid)))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        message = "required key is missing"
+    return JobError(
+        path,
+        field,
+        f"{message} (got {first['input']!r})" if first["type"] != "missing" else message,
+    )
+
+
+def _valid_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the job file's schema allows at `location`."""
+    schema = kind.model_json_schema()
+    node: dict[str, Any] = schema
+    for part in location:
+        node = _deref(schema, node)
+        options = [
+            node,
+            *(_deref(schema, option) for option in node.get("anyOf", []) + node.get("oneOf", [])),
+        ]
+        following = [o["properties"][part] for o in options if part in o.get("properties", {})]
+        tagged = [
+            o for o in options if o.get("properties", {}).get("kind", {}).get("const") == part
+        ]
+        node = (following or tagged or [node])[0]
+    return sorted(_deref(schema, node).get("properties", {}))
+
+
+def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        node = schema["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return node

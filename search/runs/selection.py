@@ -1,0 +1,58 @@
+"""The final pick of a run, on images that neither the database nor the search saw.
+
+A search presses the calibration fitness down beyond what holds elsewhere: near its best, the
+fitness no longer tells which profile is the more accurate one, while the divergence from the dense
+model on unseen images still does (docs/JOBS.md, picks)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from apportion.compressors.progress import Progress
+from apportion.db.runs.store import RunStore, StoredTrial
+from apportion.evaluators.scoring.pool import Pool
+from apportion.search.runs.loop import RunResult
+
+_WITHIN = 0.02
+"""Share of the best fitness by which a pick may be worse."""
+
+
+def select(
+    result: RunResult, count: int, pool: Pool, store: RunStore, progress: Progress | None = None
+) -> RunResult:
+    """The run with the candidate picked that has the lowest score in `pool` among `count` of its
+    best. Scores are kept in the store: stopped at any point, the same call goes on. Raises
+    EvaluationError, StoreError."""
+    chosen = [trial.candidate for trial in shortlist(result, count)]
+    scores = store.selection(result.run.id)
+    missing = [candidate for candidate in chosen if candidate not in scores]
+    for candidate, score in zip(missing, pool.evaluate([(c, 1.0) for c in missing]), strict=True):
+        scores[candidate] = score.fitness
+        store.add_selection(result.run.id, candidate, score.fitness)
+        if progress:
+            progress(
+                f"pick {result.run.algorithm} seed {result.run.seed}", len(scores), len(chosen)
+            )
+    picked = min(
+        chosen, key=scores.__getitem__
+    )  # of equal scores the one with the better fitness: it comes first
+    return replace(
+        result, pick=next(t for t in result.trials if t.candidate == picked and t.fidelity == 1.0)
+    )
+
+
+def shortlist(result: RunResult, count: int) -> list[StoredTrial]:
+    """`count` different candidates, best first: the best one, and the others spread evenly over the
+    ranks of all whose fitness is within 2 % of it. Neighbours in rank are often near twins, so that
+    the first `count` would hardly differ."""
+    limit = result.best.fitness + _WITHIN * abs(result.best.fitness)
+    near: dict[tuple[int, ...], StoredTrial] = {}
+    for trial in sorted(
+        (t for t in result.trials if t.fidelity == 1.0 and t.fitness <= limit),
+        key=lambda t: t.fitness,
+    ):
+        near.setdefault(trial.candidate, trial)
+    ranked = list(near.values())
+    if len(ranked) <= count:
+        return ranked
+    return [ranked[i * (len(ranked) - 1) // max(1, count - 1)] for i in range(count)]

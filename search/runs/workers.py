@@ -1,0 +1,124 @@
+"""Who works for a job: this process, or a actors of Ray actors that is kept from the build to the
+last pool."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import partial
+
+import numpy as np
+import torch
+
+from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.progress import Progress
+from apportion.db.layers.database import LayerDatabase
+from apportion.db.layers.executor import Executor, LocalExecutor
+from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.executor import RayExecutor
+from apportion.evaluators.cluster.pool import RayPool
+from apportion.evaluators.scoring.pool import LazyPool, LocalPool, Pool
+from apportion.evaluators.scoring.sensitivity import measure_losses
+from apportion.evaluators.scoring.spec import ScoringSpec
+from apportion.evaluators.workloads.workload import Workload
+from apportion.search.jobs.job import Job, WorkersConfig
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """Where the job's database is built, and its candidates are scored. Ray is started when it is
+    first needed, and stopped at the end where it was started for this. Raises ConfigurationError
+    when machine or cluster lack what is asked."""
+
+    def __init__(self, config: WorkersConfig) -> None:
+        self._config = config
+        self._actors: ActorPool | None = None
+
+    def executor(self) -> Executor:
+        self._check_device()  # a database takes hours, and the search could not use it here
+        return (
+            RayExecutor(self._start_actors())
+            if self._config.count
+            else LocalExecutor(self._config.gpus)
+        )
+
+    def pool(self, spec: ScoringSpec) -> Pool:
+        """Workers that score by `spec`; they start when there is first something to score."""
+        return LazyPool(partial(self.start, spec))
+
+    def start(self, spec: ScoringSpec) -> Pool:
+        """Workers that score by `spec`, started now."""
+        config = self._config
+        if config.count:
+            return RayPool(spec, self._start_actors(), config.deadline)
+        self._check_device()
+        return LocalPool(spec, config.cpus)
+
+    def close(self) -> None:
+        if self._actors is not None:
+            self._actors.close()
+            self._actors = None
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_device(self) -> None:
+        if self._config.gpus and not self._config.count and not torch.cuda.is_available():
+            raise ConfigurationError(
+                "workers.gpus is above 0, and torch finds no CUDA device on this machine"
+            )
+
+    def _start_actors(self) -> ActorPool:
+        if self._actors is None:
+            config = self._config
+            self._actors = ActorPool(
+                config.count, config.cpus, config.gpus, config.at_least, config.resources
+            )
+        return self._actors
+
+
+def scoring_spec(
+    job: Job, workload: Workload, database: LayerDatabase, fitness: str, batchnorm: str
+) -> ScoringSpec:
+    """What scores candidates of `database` as the job says, but for the fitness and the batch-norm
+    mode.
+
+    Args:
+        job: gives corrections, device and precision.
+        workload: the job's, or one with other calibration data.
+        database: the job's.
+        fitness: name of the fitness.
+        batchnorm: name of the batch-norm mode.
+
+    Returns:
+        The spec, for `Workers.pool`.
+    """
+    return ScoringSpec(
+        workload,
+        database.path,
+        database.fingerprint,
+        fitness,
+        batchnorm,
+        corrections=job.corrections.score,
+        device="cuda" if job.workers.gpus else "cpu",
+        precision=job.workers.precision,
+    )
+
+
+def measured_errors(
+    job: Job,
+    workload: Workload,
+    database: LayerDatabase,
+    workers: Workers,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, ...]:
+    """Measured single-layer losses, [levels] per layer: with running statistics, and where the
+    search scores otherwise the larger of that and the rise with the batch's own. A level that is
+    harmless in one mode alone is not harmless: batch statistics hide a shift of the mean, running
+    statistics overstate it. Kept in the database's folder."""
+    modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
+    tables = []
+    for mode in modes:
+        with workers.pool(scoring_spec(job, workload, database, "loss", mode)) as pool:
+            tables.append(
+                measure_losses(workload, database, mode, pool, progress, job.corrections.score)
+            )
+    return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))
