@@ -26,6 +26,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         (name, f"{one['bytes']:,}", f"{one['of_dense']:.3f}", f"{one['largest_difference']:.2g}", f"{one['accuracy']:.2f}")
         for name, one in content["exports"].items()
     ]
+    processors = " and ".join(sorted({one["processor"] for one in content["exports"].values()}))
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {model}, compressed",
@@ -37,7 +38,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         _table(("model", "accuracy"), accuracies),
         *(
             [
-                "## Files\nEach was loaded again, and run on calibration and on test images.",
+                f"## Files\nEach was loaded again, and run on calibration and on test images (processor: {processors}).",
                 _table(("file", "bytes", "of the dense weights", "largest difference", "test accuracy, %"), files),
             ]
             if files

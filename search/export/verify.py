@@ -14,6 +14,7 @@ from compressors.errors import OutputError
 from compressors.progress import Progress
 from compressors.threads import device_for
 from evaluators.data import Split
+from evaluators.processor import instructions
 from search.export.formats import Format, Packed, Runner, Safetensors
 from search.export.subject import Subject
 
@@ -25,8 +26,9 @@ def verify(
     form: Format, subject: Subject, path: Path, accuracy: float, shown: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Load what was written at `path` in its runtime and run it: its `bytes`, the `largest_difference` of its outputs on
-    calibration inputs, and its test `accuracy`. Raises OutputError, with the path `shown`, where those are not the model's."""
-    run = form.load(subject, path)
+    calibration inputs, its test `accuracy`, and the instructions of the `processor` that ran it. Raises OutputError, with the path
+    `shown`, where those are not the model's."""
+    run, there = form.load(subject, path), instructions()
     largest = scale = 0.0
     with torch.inference_mode():
         for inputs in subject.samples():
@@ -34,14 +36,14 @@ def verify(
             largest = max(largest, float((run(inputs) - expected).abs().max()))
             scale = max(scale, float(expected.abs().max()))
     if form.tolerance is not None and not largest <= form.tolerance * scale:
-        raise OutputError(shown, f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g}")
+        raise OutputError(shown, f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g} ({there})")
     workload = subject.problem.workload
     device = device_for(subject.problem.job.workers.gpus) if isinstance(form, (Safetensors, Packed)) else "cpu"
     with running(run, device) as runner:
         found = test_accuracy(runner, workload.test, workload.batch_size, progress, f"test {path.name}")
     if abs(found - accuracy) > _SAME:
-        raise OutputError(shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} %")
-    return {"bytes": path.stat().st_size, "largest_difference": largest, "accuracy": found}
+        raise OutputError(shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} % ({there})")
+    return {"bytes": path.stat().st_size, "largest_difference": largest, "accuracy": found, "processor": there}
 
 
 @contextmanager

@@ -29,6 +29,7 @@ pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
 import onnx
 
 from evaluators import onnx_model
+from evaluators.processor import instructions
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,8 @@ def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(found: tuple[Mo
     assert list(accuracy) == ["dense", "stitched", "retuned", "bias corrected"]
     assert exported.content["exports"]["model.onnx"]["accuracy"] == pytest.approx(accuracy["bias corrected"], abs=0.1)
     assert sorted(exported.files) == ["model.onnx", "model.safetensors", "model_card.md", "profile.json"]
+    assert {one["processor"] for one in exported.content["exports"].values()} == {instructions()}
+    assert f"(processor: {instructions()})" in exported.files["model_card.md"].read_text()
     proto = onnx.load(exported.files["model.onnx"])
     kinds = [node.op_type for node in proto.graph.node]
     quantized = sum("a8" in level for level in exported.content["profile"].values())
