@@ -24,7 +24,7 @@ from torch.nn.utils import parametrize
 from compressors.activations import ActivationGrid, quantize_input
 from compressors.errors import ConfigurationError, ModelError
 from compressors.grids import Grid
-from evaluators.processor import may_saturate
+from evaluators.processor import may_be_signed
 from evaluators.reduced import reduce_layers
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def to_onnx(
         if what.activation is not None:
             modules[name].register_forward_pre_hook(_InputPair(what.activation))
         if what.weight is not None:
-            _make_from_codes(name, modules[name], what.weight, _signed(what), codes)
+            _make_from_codes(name, modules[name], what.weight, may_be_signed(what.weight, what.activation), codes)
     if output is not None:
         plain = nn.Sequential(plain, _Pair(output))
     proto = _exported(plain, example)
@@ -227,15 +227,6 @@ class _FromCodes(nn.Module):
         along: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}
         inputs = (codes, self.scale, self.zero)
         return torch.onnx.ops.symbolic("DequantizeLinear", inputs, along, dtype=torch.float32, shape=codes.shape)
-
-
-def _signed(what: Quantized) -> bool:
-    """Whether weight codes are stored as int8 about 0 (TensorRT takes no others): those of a symmetric grid whose products are
-    right on every processor. Products of uint8 codes always are: kernels widen them first (vpmaddwd)."""
-    grid = what.weight
-    assert grid is not None
-    symmetric = bool((grid.zero == 2 ** (grid.bits - 1)).all())
-    return symmetric and (what.activation is None or not may_saturate(grid, what.activation))
 
 
 def _make_from_codes(name: str, module: nn.Module, grid: Grid, signed: bool, shared: dict[tuple[int, bool], Tensor]) -> None:

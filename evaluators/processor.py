@@ -30,8 +30,15 @@ def instructions(cpuinfo: Path = _CPUINFO) -> str:
     return f"{widest}, {'VNNI' if flags & {'avx512_vnni', 'avx_vnni'} else 'no VNNI'}"
 
 
-def may_saturate(weight: Grid, activation: ActivationGrid) -> bool:
-    """Whether products of input codes (unsigned) and weight codes moved to int8 about 0 go wrong on some processors: with AVX2 or
-    AVX-512 but without VNNI they are added in pairs in 16 bits, where the sum saturates (vpmaddubsw)."""
-    largest = 2 * (2**activation.bits - 1) * 2 ** (weight.bits - 1)
-    return largest >= 2**15
+def may_be_signed(weight: Grid, activation: ActivationGrid | None) -> bool:
+    """Whether weight codes may be stored as int8 about 0, which is faster (benchmarks/onnx_weights.py) and what TensorRT
+    takes: those of a symmetric grid whose products with the layer's input codes, if it has any, are right on every processor.
+
+    With AVX2 or AVX-512 but without VNNI, ONNX Runtime adds products of uint8 and int8 codes in pairs in 16 bits, where the
+    sum saturates (vpmaddubsw). Products of uint8 and uint8 codes are widened first (vpmaddwd), so that they are exact. The
+    session option session.x64quantprecision is no way out: it refuses files in which layers share a constant, such as equal
+    zero points ("Attempt to replace the existing tensor": it names the converted copy after the constant, once for each
+    use), and whoever runs the file would have to set it."""
+    symmetric = bool((weight.zero == 2 ** (weight.bits - 1)).all())
+    largest = 0 if activation is None else 2 * (2**activation.bits - 1) * 2 ** (weight.bits - 1)
+    return symmetric and largest < 2**15

@@ -26,8 +26,8 @@ def verify(
     form: Format, subject: Subject, path: Path, accuracy: float, shown: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Load what was written at `path` in its runtime and run it: its `bytes`, the `largest_difference` of its outputs on
-    calibration inputs, its test `accuracy`, and the instructions of the `processor` that ran it. Raises OutputError, with the path
-    `shown`, where those are not the model's."""
+    calibration inputs, its test `accuracy`, and the instructions of the `processor` that ran it. Raises OutputError, with the
+    path `shown`, where those are not the model's."""
     run, there = form.load(subject, path), instructions()
     largest = scale = 0.0
     with torch.inference_mode():
