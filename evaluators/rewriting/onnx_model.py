@@ -1,6 +1,5 @@
-"""Models as ONNX: quantized layers as DequantizeLinear of their codes, with a QuantizeLinear /
-DequantizeLinear pair before the layers whose inputs are quantized, so that ONNX Runtime and
-TensorRT run them in integers.
+"""Models as ONNX: quantized layers as DequantizeLinear of their codes, with a QuantizeLinear / DequantizeLinear pair before the
+layers whose inputs are quantized, so that ONNX Runtime runs them in integers, to the same result on every processor.
 
 Needs onnx and onnxscript; running needs onnxruntime (the extra `onnx`).
 """
@@ -25,6 +24,7 @@ from torch.nn.utils import parametrize
 from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import Grid
+from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
 
 log = logging.getLogger(__name__)
@@ -65,12 +65,16 @@ def to_onnx(
         plain, [name for name in reduced if name in modules], quantized
     )  # traced, shared layers have one name
     modules = dict(plain.named_modules(remove_duplicate=False))
-    codes: dict[int, Tensor] = {}  # of each weight that layers share, by its address
+    codes: dict[
+        tuple[int, bool], Tensor
+    ] = {}  # of each weight that layers share, by its address and whether it is signed
     for name, what in quantized.items():
         if what.activation is not None:
             modules[name].register_forward_pre_hook(_InputPair(what.activation))
         if what.weight is not None:
-            _make_from_codes(name, modules[name], what.weight, codes)
+            _make_from_codes(
+                name, modules[name], what.weight, may_be_signed(what.weight, what.activation), codes
+            )
     if output is not None:
         plain = nn.Sequential(plain, _Pair(output))
     proto = _exported(plain, example)
@@ -274,21 +278,22 @@ class _FromCodes(nn.Module):
         )
 
 
-def _make_from_codes(name: str, module: nn.Module, grid: Grid, shared: dict[int, Tensor]) -> None:
-    """Let `module` make its weight from its codes. Codes of symmetric grids are moved to int8 about
-    0, which TensorRT needs."""
+def _make_from_codes(
+    name: str, module: nn.Module, grid: Grid, signed: bool, shared: dict[tuple[int, bool], Tensor]
+) -> None:
+    """Let `module` make its weight from its codes, which are moved to int8 about 0 if they are to be `signed`."""
     weight = _weight(module)
     codes = grid.codes(weight.flatten(1))
     if not torch.allclose(grid.values(codes).reshape(weight.shape), weight, rtol=1e-4, atol=1e-7):
         raise ModelError(f"layer {name!r}: its weights do not lie on their grid")
-    symmetric = bool((grid.zero == 2 ** (grid.bits - 1)).all())
-    kind, offset = (torch.int8, grid.zero[:1]) if symmetric else (torch.uint8, torch.zeros(1))
+    kind, offset = (torch.int8, grid.zero[:1]) if signed else (torch.uint8, torch.zeros(1))
     shape = (-1,) if len(grid.scale) > 1 else ()
     made = _FromCodes(
         grid.scale.reshape(shape).float(), (grid.zero - offset).reshape(shape).to(kind)
     )
-    stored = shared.setdefault(weight.data_ptr(), (codes - offset).reshape(weight.shape).to(kind))
-    # torch would run `made` to see whether it gives a weight of that shape; it stands for an
-    # operator of ONNX and gives none
+    stored = shared.setdefault(
+        (weight.data_ptr(), signed), (codes - offset).reshape(weight.shape).to(kind)
+    )
+    # torch would run `made` to see whether it gives a weight of that shape; it stands for an operator of ONNX and gives none
     parametrize.register_parametrization(module, "weight", made, unsafe=True)
     module.parametrizations.weight.original = nn.Parameter(stored, requires_grad=False)  # type: ignore[union-attr]

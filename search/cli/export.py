@@ -127,6 +127,8 @@ def _print(options: argparse.Namespace, exported: Any) -> None:
             print(f"test accuracy, {name}: {value:.2f} %")
         if content["exports"]:
             rows = [{"file": name, **one} for name, one in content["exports"].items()]
-            table(("file", "bytes", "of_dense", "largest_difference", "accuracy"), rows)
+            table(
+                ("file", "bytes", "of_dense", "largest_difference", "accuracy", "processor"), rows
+            )
 
     show(options, content, text)

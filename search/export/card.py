@@ -38,6 +38,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         )
         for name, one in content["exports"].items()
     ]
+    processors = " and ".join(sorted({one["processor"] for one in content["exports"].values()}))
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {model}, compressed",
@@ -49,7 +50,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         _table(("model", "accuracy"), accuracies),
         *(
             [
-                "## Files\nEach was loaded again, and run on calibration and on test images.",
+                f"## Files\nEach was loaded again, and run on calibration and on test images (processor: {processors}).",
                 _table(
                     (
                         "file",

@@ -13,6 +13,7 @@ from torch import nn
 from apportion.compressors.errors import OutputError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for
+from apportion.evaluators.rewriting.processor import instructions
 from apportion.evaluators.workloads.data import Split
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Packed, Runner, Safetensors
@@ -29,10 +30,10 @@ def verify(
     shown: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Load what was written at `path` in its runtime and run it: its `bytes`, the
-    `largest_difference` of its outputs on calibration inputs, and its test `accuracy`. Raises
-    OutputError, with the path `shown`, where those are not the model's."""
-    run = form.load(subject, path)
+    """Load what was written at `path` in its runtime and run it: its `bytes`, the `largest_difference` of its outputs on
+    calibration inputs, its test `accuracy`, and the instructions of the `processor` that ran it. Raises OutputError, with the
+    path `shown`, where those are not the model's."""
+    run, there = form.load(subject, path), instructions()
     largest = scale = 0.0
     with torch.inference_mode():
         for inputs in subject.samples():
@@ -42,7 +43,7 @@ def verify(
     if form.tolerance is not None and not largest <= form.tolerance * scale:
         raise OutputError(
             shown,
-            f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g}",
+            f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g} ({there})",
         )
     workload = subject.problem.workload
     device = (
@@ -56,9 +57,15 @@ def verify(
         )
     if abs(found - accuracy) > _SAME:
         raise OutputError(
-            shown, f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} %"
+            shown,
+            f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} % ({there})",
         )
-    return {"bytes": path.stat().st_size, "largest_difference": largest, "accuracy": found}
+    return {
+        "bytes": path.stat().st_size,
+        "largest_difference": largest,
+        "accuracy": found,
+        "processor": there,
+    }
 
 
 @contextmanager

@@ -29,6 +29,7 @@ pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
 import onnx
 
 from apportion.evaluators.rewriting import onnx_model
+from apportion.evaluators.rewriting.processor import instructions
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +69,8 @@ def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(
         "model_card.md",
         "profile.json",
     ]
+    assert {one["processor"] for one in exported.content["exports"].values()} == {instructions()}
+    assert f"(processor: {instructions()})" in exported.files["model_card.md"].read_text()
     proto = onnx.load(exported.files["model.onnx"])
     kinds = [node.op_type for node in proto.graph.node]
     quantized = sum("a8" in level for level in exported.content["profile"].values())
