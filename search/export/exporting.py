@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct, needs_dense, record
 from apportion.compressors.errors import ProfileError, UnknownNameError
 from apportion.compressors.progress import Progress
@@ -34,7 +35,7 @@ from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
-from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.training.recovery import RecoveryConfig, check_held
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
@@ -120,6 +121,7 @@ def export(
     check_formats(formats)
     chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
     recovery = recovery or problem.job.recovery
+    check_held(problem.database, recovery)
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )
@@ -216,18 +218,20 @@ def _compress(
             inputs.to(device) for inputs in _training(workload, subject.problem.job.workload.seed)
         )
 
+    calibration = FullPass(training_images)
+
     def note(step: str) -> None:
         accuracy[_AFTER[step]] = measured(_AFTER[step])
 
     accuracy = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
     with running(model, device):
-        recorded = record(model, training_images()) if needs_dense(corrections) else {}
+        recorded = record(model, calibration) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)
     accuracy["stitched"] = measured("stitched")
     for name in corrections:
         with running(model, device):
-            correct(name, model, training_images, recorded)
+            correct(name, model, calibration, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
     return accuracy

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from apportion.compressors.layers import find_layers
+from apportion.compressors.calibration import over
+from apportion.compressors.kinds.find import find_layers
 from apportion.evaluators.rewriting.channels import find_channel_groups
 from apportion.evaluators.rewriting.reduced import ReducedLayer, reduce_layers
 
@@ -86,7 +87,7 @@ def prepared(name: str, seed: int, share: float) -> tuple[nn.Sequential, Tensor]
 def test_outputs_stay(name: str, seed: int, share: float) -> None:
     model, x = prepared(name, seed, share)
     expected, before = model(x), sum(p.numel() for p in model.parameters())
-    names = [layer.name for layer in find_layers(model)][:-1]
+    names = [layer.name for layer in find_layers(model, over(x)).layers][:-1]
     gone = any((~model.get_submodule(n).weight.flatten(1).any(1)).sum() > 1 for n in names)  # type: ignore[operator, union-attr]
     reduce_layers(model, names)
     assert not any(isinstance(module, ReducedLayer) for module in model)

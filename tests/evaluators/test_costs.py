@@ -3,7 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import DataError
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels
 from apportion.db.layers.build import build_database
 from apportion.evaluators.costs.latency import read_latency
@@ -24,7 +26,8 @@ def tables_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
     levels = expand_levels(["dense", "unstr-0.50", "w4", "w8a8", "a4", "unstr-0.50+w4a8"])
     path = tmp_path_factory.mktemp("costs") / "db"
     fingerprints = {"model_fingerprint": model_fingerprint(model), "calibration_fingerprint": "c"}
-    database = build_database(path, model, lambda: iter([images]), levels, **fingerprints)
+    found = find_layers(model, over(images))
+    database = build_database(path, model, found, over(images), levels, **fingerprints)
     return model, database
 
 
