@@ -1,8 +1,10 @@
-"""What it costs that weights which uint8 inputs are multiplied by are stored as uint8 with zero point 128: whole models at w8a8
-in ONNX Runtime against the same files with int8 weights about zero, which processors with AVX2 and without VNNI get wrong.
-Alternating in one process; medians, and their ratio. Random weights: they cost what others cost.
+"""What it costs that weights which uint8 inputs are multiplied by are stored as uint8 with zero
+point 128: whole models at w8a8 in ONNX Runtime against the same files with int8 weights about zero,
+which processors with AVX2 and without VNNI get wrong. Alternating in one process; medians, and
+their ratio. Random weights: they cost what others cost.
 
-    python benchmarks/onnx_weights.py [--models torchvision:resnet18 ...] [--batch 4] [--threads 1] [--rounds 30]
+    python benchmarks/onnx_weights.py [--models torchvision:resnet18 ...] [--batch 4] [--threads 1]
+    [--rounds 30]
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     options = parser.parse_args()
     print(
-        f"ONNX Runtime {onnx_model.version()}, {instructions()}, batch {options.batch}, {options.threads} threads; medians in ms"
+        f"ONNX Runtime {onnx_model.version()}, {instructions()}, batch {options.batch}, "
+        f"{options.threads} threads; medians in ms"
     )
     print(f"{'model':24} {'int8':>8} {'uint8':>8} {'ratio':>6}  in integers")
     for name in options.models:

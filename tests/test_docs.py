@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 def test_the_python_of_the_api_page_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from apportion.search.algorithms import base
+    from apportion.search.algorithms import base, registry
 
     monkeypatch.setitem(
-        base._REGISTRY, "climb", base.Algorithm
+        registry._REGISTRY, "climb", base.Algorithm
     )  # so that what the page registers goes again
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "API.md").read_text(), re.DOTALL)

@@ -1,5 +1,6 @@
-"""Models as ONNX: quantized layers as DequantizeLinear of their codes, with a QuantizeLinear / DequantizeLinear pair before the
-layers whose inputs are quantized, so that ONNX Runtime runs them in integers, to the same result on every processor.
+"""Models as ONNX: quantized layers as DequantizeLinear of their codes, with a QuantizeLinear /
+DequantizeLinear pair before the layers whose inputs are quantized, so that ONNX Runtime runs them
+in integers, to the same result on every processor.
 
 Needs onnx and onnxscript; running needs onnxruntime (the extra `onnx`).
 """
@@ -281,7 +282,8 @@ class _FromCodes(nn.Module):
 def _make_from_codes(
     name: str, module: nn.Module, grid: Grid, signed: bool, shared: dict[tuple[int, bool], Tensor]
 ) -> None:
-    """Let `module` make its weight from its codes, which are moved to int8 about 0 if they are to be `signed`."""
+    """Let `module` make its weight from its codes, which are moved to int8 about 0 if they are to
+    be `signed`."""
     weight = _weight(module)
     codes = grid.codes(weight.flatten(1))
     if not torch.allclose(grid.values(codes).reshape(weight.shape), weight, rtol=1e-4, atol=1e-7):
@@ -294,6 +296,7 @@ def _make_from_codes(
     stored = shared.setdefault(
         (weight.data_ptr(), signed), (codes - offset).reshape(weight.shape).to(kind)
     )
-    # torch would run `made` to see whether it gives a weight of that shape; it stands for an operator of ONNX and gives none
+    # torch would run `made` to see whether it gives a weight of that shape; it stands for an
+    # operator of ONNX and gives none
     parametrize.register_parametrization(module, "weight", made, unsafe=True)
     module.parametrizations.weight.original = nn.Parameter(stored, requires_grad=False)  # type: ignore[union-attr]

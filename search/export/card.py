@@ -50,7 +50,8 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         _table(("model", "accuracy"), accuracies),
         *(
             [
-                f"## Files\nEach was loaded again, and run on calibration and on test images (processor: {processors}).",
+                "## Files\nEach was loaded again, and run on calibration and on test images "
+                f"(processor: {processors}).",
                 _table(
                     (
                         "file",

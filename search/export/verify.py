@@ -30,9 +30,10 @@ def verify(
     shown: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Load what was written at `path` in its runtime and run it: its `bytes`, the `largest_difference` of its outputs on
-    calibration inputs, its test `accuracy`, and the instructions of the `processor` that ran it. Raises OutputError, with the
-    path `shown`, where those are not the model's."""
+    """Load what was written at `path` in its runtime and run it: its `bytes`, the
+    `largest_difference` of its outputs on calibration inputs, its test `accuracy`, and the
+    instructions of the `processor` that ran it. Raises OutputError, with the path `shown`, where
+    those are not the model's."""
     run, there = form.load(subject, path), instructions()
     largest = scale = 0.0
     with torch.inference_mode():
@@ -43,7 +44,8 @@ def verify(
     if form.tolerance is not None and not largest <= form.tolerance * scale:
         raise OutputError(
             shown,
-            f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g} ({there})",
+            f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g} "
+            f"({there})",
         )
     workload = subject.problem.workload
     device = (
@@ -58,7 +60,8 @@ def verify(
     if abs(found - accuracy) > _SAME:
         raise OutputError(
             shown,
-            f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} % ({there})",
+            f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} % "
+            f"({there})",
         )
     return {
         "bytes": path.stat().st_size,

@@ -89,7 +89,7 @@ class Recipe(_Section):
 
 def recipe_files() -> dict[str, Path]:
     """Name -> file, of the recipes that come with apportion."""
-    folder = Path(str(importlib.resources.files(__package__) / "recipe_files"))
+    folder = Path(str(importlib.resources.files(__package__)))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

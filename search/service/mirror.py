@@ -6,13 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from apportion.compressors.errors import OutputError
-from apportion.db.files import write_bytes
+from apportion.db.files import write_atomically, write_bytes
 from apportion.evaluators.workloads.files import cache_folder, is_url
 from apportion.search.service.folder import ENDED
 
@@ -87,7 +88,7 @@ class Mirror:
                     f"{str(there).rpartition('/')[0]}/results"
                 ):
                     fetch(system, f"{str(there).rpartition('/')[0]}/results", folder / "results")
-                write_bytes(folder / "state.json", content)
+                write_atomically(folder / "state.json", partial(write_bytes, content=content))
         except Exception as error:  # each of fsspec's file systems raises its own
             raise OutputError(self._url, f"cannot be read: {error}") from error
 

@@ -1,9 +1,9 @@
-"""What a file's products would be on a processor with AVX2 and without VNNI, worked out from its integers: a test that holds on
-every machine, whatever instructions it has.
+"""What a file's products would be on a processor with AVX2 and without VNNI, worked out from its
+integers: a test that holds on every machine, whatever instructions it has.
 
-ONNX Runtime's kernels there multiply uint8 inputs by int8 weights with vpmaddubsw, which adds the products of two neighbours
-along the reduction in 16 bits and saturates, and by uint8 weights with vpmaddwd on widened operands, which is exact.
-"""
+ONNX Runtime's kernels there multiply uint8 inputs by int8 weights with vpmaddubsw, which adds the
+products of two neighbours along the reduction in 16 bits and saturates, and by uint8 weights with
+vpmaddwd on widened operands, which is exact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A layer's sums of products of codes, [rows, outputs]: `exact`, and as that processor has them."""
+    """A layer's sums of products of codes, [rows, outputs]: `exact`, and as that processor has
+    them."""
 
     layer: str
     exact: Ints
@@ -33,7 +34,8 @@ class Product:
 
 
 def vpmaddubsw(inputs: Ints, weight: Ints) -> Ints:
-    """[rows, k] times [outputs, k]: the products of each two neighbours along k are added and cut to 16 bits, then summed."""
+    """[rows, k] times [outputs, k]: the products of each two neighbours along k are added and cut
+    to 16 bits, then summed."""
     odd = inputs.shape[1] % 2
     inputs, weight = np.pad(inputs, ((0, 0), (0, odd))), np.pad(weight, ((0, 0), (0, odd)))
     first = inputs[:, None, 0::2] * weight[None, :, 0::2]
@@ -82,8 +84,8 @@ def _codes(proto: Any, inputs: Tensor) -> dict[str, Any]:
 
 
 def _matrices(node: Any, inputs: Any, weight: Any, flip: bool) -> Iterator[tuple[Ints, Ints]]:
-    """[rows, k] and [outputs, k] of the product, one pair for each group of a convolution, along k as the kernels go: place by
-    place, and there channel by channel."""
+    """[rows, k] and [outputs, k] of the product, one pair for each group of a convolution, along k
+    as the kernels go: place by place, and there channel by channel."""
     if node.op_type != "Conv":
         weight = weight.T if flip else weight
         yield inputs.reshape(-1, weight.shape[1]).astype(np.int64), weight.astype(np.int64)

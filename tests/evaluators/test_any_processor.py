@@ -1,4 +1,5 @@
-"""Exported ONNX files give the same products on every processor, also on one whose 16-bit sums saturate."""
+"""Exported ONNX files give the same products on every processor, also on one whose 16-bit sums
+saturate."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from tests.evaluators.saturating import products, vpmaddubsw
 
 
 class Net(nn.Module):
-    """Convolutions dense, strided, grouped and depthwise, then linear layers on a matrix and on three dimensions."""
+    """Convolutions dense, strided, grouped and depthwise, then linear layers on a matrix and on
+    three dimensions."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,9 +29,9 @@ def test_a_users_algorithm_by_module_and_class() -> None:
 
 
 def test_a_users_algorithm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apportion.search.algorithms import base
+    from apportion.search.algorithms import registry
 
-    monkeypatch.setitem(base._REGISTRY, "mine", Algorithm)  # so that it goes again
+    monkeypatch.setitem(registry._REGISTRY, "mine", Algorithm)  # so that it goes again
     register("mine")(Mine)
     assert "mine" in names()
     assert resolve("mine") is Mine

@@ -111,4 +111,4 @@ def test_spaces_that_do_not_fit_together() -> None:
     with pytest.raises(SpaceError, match="at least one layer"):
         make([], [], {})
     with pytest.raises(SpaceError, match="level index 5, valid are 0 to 1"):
-        make([[1, 2]], [[0, 1]], {}).repair((5,))
+        repair(make([[1, 2]], [[0, 1]], {}), (5,))
