@@ -27,6 +27,7 @@ import torch
 from resnet20 import job
 from scipy.stats import spearmanr
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct
 from apportion.evaluators.scoring.batchnorm import MODES
 from apportion.evaluators.scoring.fitness import CRITERIA
@@ -67,9 +68,8 @@ def retuned_accuracy(problem: ModelProblem, candidate: Candidate) -> float:
     model = copy.deepcopy(problem.workload.model)
     problem.database.stitch(model, problem.profile(candidate))
     train = problem.workload.train
-    correct(
-        "batchnorm", model, lambda: (x for x, _ in train.batches(problem.workload.batch_size)), {}
-    )
+    size = problem.workload.batch_size
+    correct("batchnorm", model, FullPass(lambda: (x for x, _ in train.batches(size))), {})
     return test_accuracy(model, problem.workload.test, problem.workload.batch_size)
 
 

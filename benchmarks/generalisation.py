@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from resnet20 import job
 from torch import Tensor
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct
 from apportion.db.runs.store import RunStore
 from apportion.search.algorithms.registry import create
@@ -65,7 +66,7 @@ class Judge:
         correct(
             "batchnorm",
             model,
-            lambda: (x for x, _ in workload.train.batches(workload.batch_size)),
+            FullPass(lambda: (x for x, _ in workload.train.batches(workload.batch_size))),
             {},
         )
         outputs = self._outputs(model)

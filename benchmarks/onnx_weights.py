@@ -21,7 +21,7 @@ from torch import nn
 
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import GridOptions, fit_grid
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.naming import matrices
 from apportion.evaluators.rewriting import onnx_model
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.processor import instructions
@@ -33,13 +33,11 @@ _INPUT = ActivationGrid(8, 2.0**-6, 0)
 def quantized(model: nn.Module) -> dict[str, Quantized]:
     """Every layer at w8a8, on symmetric grids."""
     what = {}
-    for layer in find_layers(model):
-        weight = model.get_submodule(layer.name).weight
-        assert isinstance(weight, nn.Parameter)
+    for name, weight in matrices(model).items():
         flat = weight.detach().flatten(1)
         grid = fit_grid(flat, 8, GridOptions(symmetric=True, fit="minmax"))
         weight.data = grid.values(grid.codes(flat)).reshape(weight.shape)
-        what[layer.name] = Quantized(grid, _INPUT)
+        what[name] = Quantized(grid, _INPUT)
     return what
 
 

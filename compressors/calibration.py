@@ -1,8 +1,9 @@
 """Running a model over calibration data, for whatever watches it by hooks or modes.
 
-Every implementation calls every module exactly when the model does, batch after batch for each of
-them: what watches need not know which one runs. `FullPass` is the plain one; compressors/blocks.py
-has one for models that are too large for their device.
+Every implementation calls every module exactly when the model does, and a module that a pass calls
+once sees the batches in their order: what watches need not know which implementation runs.
+`FullPass` is the plain one; compressors/blocks.py has one for models that are too large for their
+device.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,9 @@ def _part(origins: Origins, grid: _Grid, start: int) -> Part:
     if not _one_to_one(grid):
         raise IrregularError("one value stands in several of its places")
     sizes, strides = _joined(grid)
+    whole = math.prod(sizes) == parameter.numel() and strides == row_major(sizes)
+    if whole and sizes != parameter.shape:  # no mistaking it for the parameter as it stands
+        sizes, strides = (1, *sizes), (parameter.numel(), *strides)
     names = tuple(
         other
         for other, p in origins.parameters.items()

@@ -263,6 +263,16 @@ CASES: dict[str, Case] = {
         "w",
     ),
     "transformers' Conv1D": Case(lambda: (seq(Conv1D(8, 6)), R(6, 5, 8)), "0"),
+    "transposed 1d, one channel": Case(
+        lambda: (seq(nn.ConvTranspose1d(1, 6, 2, 2)), R(6, 1, 5)), "0", "conv_transpose1d"
+    ),
+    "a convolution's weight as a matrix": Case(
+        lambda: (
+            Net(lambda s, x: s.c.weight.view(6, -1) @ F.unfold(x, 3), c=nn.Conv2d(4, 6, 3)),
+            _IMAGE(),
+        ),
+        "c",
+    ),
     "heads": Case(
         lambda: (Net(lambda s, x: x @ s.w, w=weight(3, 4, 6)), R(6, 3, 5, 4)),
         "w.1",
