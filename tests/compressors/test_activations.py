@@ -70,3 +70,23 @@ def test_an_input_that_is_not_finite_is_an_error_that_names_the_layer() -> None:
         calibrate_activations(
             net, layers_of(net, torch.zeros(1, 5)), over(torch.full((1, 5), torch.nan)), [8]
         )
+
+
+def test_inputs_given_by_keyword_are_quantized_like_others() -> None:
+    class Keywords(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(input=self.a(input=x).relu())
+
+    torch.manual_seed(0)
+    plain, net = Net(), Keywords()
+    net.load_state_dict(plain.state_dict())
+    data = over(*batches())
+    layers = layers_of(net, batches()[0])
+    assert all(layer.by_module for layer in layers)
+    grids = calibrate_activations(net, layers, data, [4])
+    assert grids == calibrate_activations(plain, layers_of(plain, batches()[0]), data, [4])
+    for model in (plain, net):
+        for name, grid in grids.items():
+            quantize_input(model.get_submodule(name), grid[4])
+    x = batches()[1]
+    assert torch.equal(net(x), plain(x))

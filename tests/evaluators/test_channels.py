@@ -157,3 +157,23 @@ def test_a_projection_that_attention_does_not_call_stays() -> None:
     model = nn.Sequential(OrderedDict(attention=attention))
     reduce_layers(model, ["attention.out_proj"])
     assert not isinstance(attention.out_proj, ReducedLayer)
+
+
+def test_a_weight_that_is_used_by_itself_too_keeps_its_inputs() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+            self.b = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x).relu()) + nn.functional.conv2d(self.c(x), self.b.weight)
+
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        model.a.weight[:3] = 0
+        expected = model(x)
+        reduce_layers(model, ["a"])
+        torch.testing.assert_close(model(x), expected)
+    assert isinstance(model.a, ReducedLayer)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.activations import quantize_input
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.kinds.find import find_layers
@@ -23,6 +24,7 @@ from apportion.evaluators.costs.alone import timed_alone
 from apportion.evaluators.costs.measure import measure_latency
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.costs.runtimes import TorchRuntime
+from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.scoring.segments import cut
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.training.recovery import AdaPruneConfig, RecoveryConfig, check_held
@@ -235,3 +237,37 @@ def test_candidates_in_any_order_leave_the_same_weights(
     forwards = [scorer.score(c) for c in drawn]
     again = StitchedScorer(workload, database, "loss", "running")
     assert [again.score(c) for c in reversed(drawn)] == forwards[::-1]
+
+
+def test_exported_models_take_inputs_by_keyword(
+    workload: Workload, database: LayerDatabase
+) -> None:
+    """`other` is called so; its inputs are quantized, and it is run in a smaller shape."""
+    pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
+    from apportion.evaluators.rewriting import onnx_model
+    from apportion.evaluators.rewriting.onnx_model import Quantized
+
+    inputs = workload.calibration.inputs[:4]
+
+    class Last(nn.Module):
+        def __init__(self, other: nn.Module) -> None:
+            super().__init__()
+            self.other = other
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.other(input=x.flatten(1)[:, :3])
+
+    level, model = "w8a8", Last(copy.deepcopy(workload.model.other))
+    model.other.weight.data = database.weight("other", level)
+    entry = database.entry("other", level)
+    what = Quantized(database.grid("other", level), entry.activation)
+    proto = onnx_model.to_onnx(model.eval(), inputs, {"other": what})
+    quantize_input(model.other, entry.activation)
+    made = onnx_model.run(onnx_model.session(proto, 1), inputs)
+    torch.testing.assert_close(made, model(inputs), rtol=1e-3, atol=1e-3)
+    quantize_input(model.other, None)
+    with torch.no_grad():
+        model.other.weight[0] = 0
+        expected = model(inputs)
+        reduce_layers(model, ["other"])
+        torch.testing.assert_close(model(inputs), expected)
