@@ -80,13 +80,23 @@ class Origins:
                 if isinstance(value, Tensor) and key(value) not in self._known:
                     self.set(value, Origin(frozenset({f"{prefix}.{name}".lstrip(".")})))
         first: dict[int, str] = {}
+        self._same: dict[object, list[str]] = {}
         for name, start in self.starts.items():
             first.setdefault(start, name)
+            self._same.setdefault(self._view(name), []).append(name)
         self._in_order = sorted(first.items())
 
     def in_order(self) -> list[tuple[int, str]]:
         """Where parameters start, and the first name of each, by number."""
         return self._in_order
+
+    def sharing(self, name: str) -> tuple[str, ...]:
+        """All names of the parameter, and of others that are the same view of the same memory."""
+        return tuple(self._same[self._view(name)])
+
+    def _view(self, name: str) -> object:
+        parameter = self.parameters[name]
+        return self.starts[name], parameter.shape, parameter.stride()
 
     def of(self, tensor: Tensor) -> Origin:
         return self._known.get(key(tensor)) or _UNKNOWN

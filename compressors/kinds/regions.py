@@ -123,14 +123,9 @@ def _part(origins: Origins, grid: _Grid, start: int) -> Part:
     whole = math.prod(sizes) == parameter.numel() and strides == row_major(sizes)
     if whole and sizes != parameter.shape:  # no mistaking it for the parameter as it stands
         sizes, strides = (1, *sizes), (parameter.numel(), *strides)
-    names = tuple(
-        other
-        for other, p in origins.parameters.items()
-        if origins.starts[other] == origins.starts[name]
-        and p.shape == parameter.shape
-        and p.stride() == parameter.stride()
+    return Part(
+        start, grid.sizes[0] * grid.sizes[1], Place(origins.sharing(name), sizes, strides, offset)
     )
-    return Part(start, grid.sizes[0] * grid.sizes[1], Place(names, sizes, strides, offset))
 
 
 def _owner(origins: Origins, number: int) -> tuple[str, int]:

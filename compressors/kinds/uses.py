@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -96,7 +96,7 @@ class Seen:
         ]
         last = len(self._order)
         kept.sort(key=lambda u: (self._order.get(u.place.parameters[0], last), u.place.offset))
-        layers = [self._spec(use) for use in kept]
+        layers = _distinctly_named([self._spec(use) for use in kept])
         quiet = self._add_idle(dense)
         if not layers:
             raise ModelError(
@@ -104,7 +104,8 @@ class Seen:
                 "nothing to compress" + "".join(f"; {name}: {why}" for name, why in dense.items())
             )
         _warn({name: why for name, why in dense.items() if name not in quiet})
-        left = [u for u in self._uses.values() if not any(u is k for k in kept)]
+        compressed = set(map(id, kept))
+        left = [use for use in self._uses.values() if id(use) not in compressed]
         constant = self.macs["constant"] + sum(u.macs for u in left if not u.live)
         scaling: float = self.macs["derived"] + self.macs["activations"]
         scaling += sum(u.macs for u in left if u.live)
@@ -168,6 +169,17 @@ class Seen:
             use.place,
             use.by_module,
         )
+
+
+def _distinctly_named(layers: list[LayerSpec]) -> list[LayerSpec]:
+    """Layers of one name are called by their parameter and their first element in it."""
+    count = Counter(layer.name for layer in layers)
+    return [
+        layer
+        if count[layer.name] == 1
+        else replace(layer, name=f"{layer.where.parameters[0]}.{layer.where.offset}", aliases=())
+        for layer in layers
+    ]
 
 
 def _overlap(places: list[Place]) -> bool:

@@ -180,3 +180,15 @@ def test_names_are_those_that_users_know() -> None:
         "0.lstm.ih_l0_reverse",
         "0.lstm.hh_l0_reverse",
     ]
+
+
+def test_names_that_would_be_the_same_are_told_apart() -> None:
+    torch.manual_seed(0)
+    model = Net(
+        lambda s, x: s.q(x) + F.linear(x, s.q_weight), q=nn.Linear(4, 4), q_weight=weight(4, 4)
+    )
+    found = find_layers(model.eval(), over(R(3, 4)))
+    assert [layer.name for layer in found.layers] == ["q_weight.0", "q.weight.0"]
+    assert set(found.macs) == {"q_weight.0", "q.weight.0"}
+    for layer in found.layers:
+        assert not layer.is_module_weight
