@@ -94,9 +94,14 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
     example = torch.randn(4, 64)
     grids = CompressionOptions(grid=GridOptions(symmetric=True))
     levels = [parse_level(text) for text in LEVELS]
-    marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
     database = build_database(
-        tmp_path / "db", model, lambda: iter([torch.randn(64, 64)]), levels, options=grids, **marks
+        tmp_path / "db",
+        model,
+        lambda: iter([torch.randn(64, 64)]),
+        levels,
+        model_fingerprint="m",
+        calibration_fingerprint="c",
+        options=grids,
     )
     steps: list[tuple[str, int, int]] = []
     measured = measure_latency(

@@ -217,7 +217,7 @@ def test_filter_levels_are_exported_in_the_shapes_that_are_left(tmp_path: Path) 
         "corrections": {"export": ["batchnorm", "bias"]},
     }
     with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
-        profile = problem.profile([len(levels) - 1 for levels in problem.full_space.levels])
+        profile = problem.profile(tuple(len(levels) - 1 for levels in problem.full_space.levels))
         chosen = score_profile(profile, problem, "half of all filters")
         exported = export(
             chosen, problem, tmp_path / "out", formats=("onnx", "torch", "safetensors")
