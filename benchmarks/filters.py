@@ -3,7 +3,7 @@ every layer but the last loses the same share of its filters, alternating in one
 Random weights: they cost what others cost.
 
     python benchmarks/filters.py [--models torchvision:mobilenet_v2 ...] [--share 0.5] [--batch 4]
-    [--threads 1] [--rounds 15]
+        [--threads 1] [--rounds 15]
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ every fitness x batch-norm mode, and of the additive layer error, with the accur
 on test images that none of them saw.
 
     python benchmarks/fitness_validity.py --data PATH/TO/DATA [--work FOLDER] [--profiles 200]
-                                          [--budgets 0.5 0.33 0.25 0.167 0.125]
+        [--budgets 0.5 0.33 0.25 0.167 0.125]
 
 The ResNet-20 and database of benchmarks/resnet20.py. Profiles are what searches look at: the
 additive optimum after one to eight paired level steps, and random ones that spend the budget, half

@@ -3,9 +3,8 @@ additive optimum's, after re-tuning, on test images: accuracy, agreement and KL 
 model, each with a 95 % interval of the difference from a paired bootstrap over the images.
 
     python benchmarks/generalisation.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125]
-    [--algorithms surrogate]
-        [--seeds 0] [--evaluations 300] [--errors loss] [--searches loss/batch/calib/1024
-        kl/batch/train/4096 ...] [--target 0.3499]
+        [--algorithms surrogate] [--seeds 0] [--evaluations 300] [--errors loss]
+        [--searches loss/batch/calib/1024 kl/batch/train/4096 ...] [--target 0.3499]
 
 Beside them how each search went: its fitness after 50, 100, ... evaluations, and after how many it
 passed `target`.

@@ -2,8 +2,8 @@
 as stitched and after batch-norm re-tuning, ExactOBS beside the data-free baseline, and beside the
 published reference where it has the row.
 
-    python benchmarks/kinds.py --data PATH/TO/DATA [--work FOLDER] [--rounds 0] [--corrections
-    batchnorm]
+    python benchmarks/kinds.py --data PATH/TO/DATA [--work FOLDER] [--rounds 0]
+        [--corrections batchnorm]
 
 PATH/TO/DATA holds cifar10/*.npz, models/resnet20_cifar10.safetensors and reference.json. --rounds N
 builds on N augmented rounds of the calibration images instead of the plain ones; --corrections adds

@@ -3,8 +3,8 @@ point 128: whole models at w8a8 in ONNX Runtime against the same files with int8
 which processors with AVX2 and without VNNI get wrong. Alternating in one process; medians, and
 their ratio. Random weights: they cost what others cost.
 
-    python benchmarks/onnx_weights.py [--models torchvision:resnet18 ...] [--batch 4] [--threads 1]
-    [--rounds 30]
+    python benchmarks/onnx_weights.py [--models torchvision:resnet18 ...] [--batch 4]
+        [--threads 1] [--rounds 30]
 """
 
 from __future__ import annotations

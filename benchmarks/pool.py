@@ -1,8 +1,8 @@
 """The Ray pool: 2 workers against 1 on a real workload, and its own overhead with 1 to 64 workers
 that sleep.
 
-    python benchmarks/pool.py [--workers 1 2 8 32 64] [--seconds 0.2] [--rounds 3] [--candidates 24]
-    [--skip-real]
+    python benchmarks/pool.py [--workers 1 2 8 32 64] [--seconds 0.2] [--rounds 3]
+        [--candidates 24] [--skip-real]
 
 Real: the digits network, scored by one and by two workers of one thread each, alternating.
 Sleeping: workers on fractional CPUs; efficiency is the sleep of all requests over workers x wall

@@ -3,7 +3,7 @@ gave on the same model and images: layer errors, and the profiles of dp (measure
 losses) and spdy at several FLOPs budgets.
 
     python benchmarks/resnet20.py --data PATH/TO/DATA [--work FOLDER] [--speedups 2 4 8]
-    [--evaluations 400] [--seeds 0]
+        [--evaluations 400] [--seeds 0]
 
 PATH/TO/DATA holds cifar10/*.npz, models/resnet20_cifar10.safetensors and reference.json. Everything
 is resumable: run it again."""

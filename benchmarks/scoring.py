@@ -3,8 +3,7 @@ for, against (a) plain forward passes of the dense model over the same calibrati
 reference's way: swap the weights of all layers, run all of the model.
 
     python benchmarks/scoring.py --data PATH/TO/DATA [--work FOLDER] [--device cpu] [--threads 2]
-    [--rounds 5] [--candidates 24]
-                                 [--streams full swaps ...]
+        [--rounds 5] [--candidates 24] [--streams full swaps ...]
 
 The ResNet-20 with 1,024 images and the 45-level database of benchmarks/resnet20.py (built where it
 is not there). Streams: full, every layer differs from the candidate before; swaps, two layers
