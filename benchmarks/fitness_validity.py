@@ -19,7 +19,6 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,7 +48,7 @@ class Scorers:
         }
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
-        found = {}
+        found: dict[str, float] = {}
         for mode, scorer in self._scorers.items():
             totals = dict.fromkeys(CRITERIA, 0.0)
             with torch.inference_mode(), scorer._corrected(candidate):
@@ -87,7 +86,7 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     file = options.work / "validity.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     there = {(row["budget"], row["number"]) for row in rows}
-    given = SimpleNamespace(
+    given = argparse.Namespace(
         **vars(options), errors="layer", evaluations=1, seeds=[0], threads=torch.get_num_threads()
     )
     problems = {budget: prepare(job(given, budget)) for budget in options.budgets}

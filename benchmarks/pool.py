@@ -11,6 +11,7 @@ time, for batches of four requests a worker."""
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -32,9 +33,12 @@ class Sleeper:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
         time.sleep(self._seconds * fidelity)
-        return float(sum(candidate))
+        found = float(sum(candidate))
+        return found if found <= bound else math.inf
 
 
 class Weighed(StitchedScorer):

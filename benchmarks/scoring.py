@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,7 +129,7 @@ def main() -> None:
     parser.add_argument("--streams", nargs="+", help="these alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    given = SimpleNamespace(**vars(options), errors="layer", evaluations=10, seeds=[0])
+    given = argparse.Namespace(**vars(options), errors="layer", evaluations=10, seeds=[0])
     problem: Any = prepare(job(given, 0.25))
     workload, database, device = problem.workload, problem.database, options.device
     ours = StitchedScorer(workload, database, "loss", "batch", device=device)

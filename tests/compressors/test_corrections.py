@@ -141,7 +141,7 @@ def test_a_channel_that_is_gone_is_moved_and_not_stretched() -> None:
     dense = folded()
     model = copy.deepcopy(dense)
     with torch.no_grad():
-        model[0].weight[2] = 0
+        model.get_parameter("0.weight")[2] = 0
     correct("statistics", model, DATA, record(dense, DATA))
     now, then = record(model, DATA)["0"].whole, record(dense, DATA)["0"].whole
     assert float(now.mean[2]) == pytest.approx(float(then.mean[2]), abs=1e-5)

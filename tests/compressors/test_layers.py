@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +13,11 @@ from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.layers import from_matrix, to_matrix
 from tests.compressors.problems import layers_of
 
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
+
 
 @st.composite
-def modules(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+def modules(draw: st.DrawFn) -> tuple[Layer, tuple[int, ...]]:
     """A random Conv1d, Conv2d or Linear, and the shape of one input."""
     kind = draw(st.sampled_from(["conv1d", "conv2d", "linear"]))
     if kind == "linear":
@@ -22,7 +26,7 @@ def modules(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     groups = draw(st.integers(1, 3))
     channels = groups * draw(st.integers(1, 3))
     padding = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
-    options = {
+    options: dict[str, Any] = {
         "kernel_size": draw(st.integers(1, 3)),
         "stride": 1 if padding == "same" else draw(st.integers(1, 2)),
         "padding": padding,
@@ -38,13 +42,14 @@ def modules(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 
 def outputs_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return module.double()(x)
+        found: torch.Tensor = module.double()(x)
+    return found
 
 
 @settings(deadline=None, max_examples=80)
 @given(modules(), st.integers(0, 2**31))
 def test_the_hessian_is_that_of_the_squared_change_of_the_output(
-    case: tuple[nn.Module, tuple[int, ...]], seed: int
+    case: tuple[Layer, tuple[int, ...]], seed: int
 ) -> None:
     """1/2 tr(dW H dW^T) = mean over samples of |f_{W + dW}(x) - f_W(x)|^2, whatever the layer does
     with its input."""
@@ -68,7 +73,7 @@ def test_the_hessian_is_that_of_the_squared_change_of_the_output(
 
 @settings(deadline=None, max_examples=40)
 @given(modules())
-def test_macs_count_the_matrix_product(case: tuple[nn.Module, tuple[int, ...]]) -> None:
+def test_macs_count_the_matrix_product(case: tuple[Layer, tuple[int, ...]]) -> None:
     module, shape = case
     model = nn.Sequential(module)
     x = torch.randn(3, *shape)

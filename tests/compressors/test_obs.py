@@ -1,6 +1,7 @@
 """Levels of one layer: their patterns, and their least errors."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -51,9 +52,12 @@ def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyP
     ]
     made: list[tuple[int, int]] = []
     prune = dispatch.prune_n_of_m
-    monkeypatch.setattr(
-        dispatch, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given)
-    )
+
+    def noting(*given: Any) -> Any:
+        made.append(given[2:4])
+        return prune(*given)
+
+    monkeypatch.setattr(dispatch, "prune_n_of_m", noting)
     together = list(compress_layer(weight, linear(6, 12), hessian[None], levels))
     assert made == [(2, 4), (1, 2)]
     assert all(torch.equal(one.weight, other) for one, other in zip(together, alone, strict=True))
@@ -116,7 +120,7 @@ def test_convolutions_of_all_shapes_keep_their_patterns(
     torch.manual_seed(seed)
     inside, outside, groups = channels
     kind = nn.Conv1d if flat else nn.Conv2d
-    conv: nn.Module = kind(
+    conv: nn.Conv1d | nn.Conv2d = kind(
         inside, outside, kernel, stride, "same" if stride == 1 else 1, dilation, groups, bias=False
     )
     model = nn.Sequential(conv)
@@ -198,16 +202,16 @@ def test_magnitude_is_the_data_free_baseline() -> None:
 
 def test_groups_are_compressed_by_their_own_hessians() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 2, groups=2))
+    layer = nn.Conv2d(4, 6, 2, groups=2)
+    model = nn.Sequential(layer)
     x = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     (spec,) = layers_of(model, x)
     hessian = collect_hessians(model, [spec], over(x))["0"]
-    (made,) = compress_layer(model[0].weight, spec, hessian, [parse_level("unstr-0.5")])
-    difference = to_matrix(made.weight.double() - model[0].weight.detach().double(), spec)
+    (made,) = compress_layer(layer.weight, spec, hessian, [parse_level("unstr-0.5")])
+    difference = to_matrix(made.weight.double() - layer.weight.detach().double(), spec)
     assert made.error == pytest.approx(layer_error(difference, hessian), rel=1e-9)
     assert made.error <= min(
-        e.error
-        for e in compress_layer(model[0].weight, spec, hessian, [parse_level("mag:unstr-0.5")])
+        e.error for e in compress_layer(layer.weight, spec, hessian, [parse_level("mag:unstr-0.5")])
     )
 
 

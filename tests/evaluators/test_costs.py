@@ -25,9 +25,16 @@ def tables_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
     images = torch.randn(16, 3, 8, 8)
     levels = expand_levels(["dense", "unstr-0.50", "w4", "w8a8", "a4", "unstr-0.50+w4a8"])
     path = tmp_path_factory.mktemp("costs") / "db"
-    fingerprints = {"model_fingerprint": model_fingerprint(model), "calibration_fingerprint": "c"}
-    found = find_layers(model, over(images))
-    database = build_database(path, model, found, over(images), levels, **fingerprints)
+    data = over(images)
+    database = build_database(
+        path,
+        model,
+        find_layers(model, data),
+        data,
+        levels,
+        model_fingerprint=model_fingerprint(model),
+        calibration_fingerprint="c",
+    )
     return model, database
 
 

@@ -96,10 +96,17 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
     example = torch.randn(4, 64)
     grids = CompressionOptions(grid=GridOptions(symmetric=True))
     levels = [parse_level(text) for text in LEVELS]
-    marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
     data = over(torch.randn(64, 64))
-    found = find_layers(model, data)
-    database = build_database(tmp_path / "db", model, found, data, levels, options=grids, **marks)
+    database = build_database(
+        tmp_path / "db",
+        model,
+        find_layers(model, data),
+        data,
+        levels,
+        model_fingerprint="m",
+        calibration_fingerprint="c",
+        options=grids,
+    )
     steps: list[tuple[str, int, int]] = []
     measured = measure_latency(
         model, database, example, OnnxRuntime(1), lambda *step: steps.append(step)
