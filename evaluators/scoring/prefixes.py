@@ -25,7 +25,7 @@ class Prefixes:
     def __init__(
         self,
         model: nn.Module,
-        layers: Mapping[str, Sequence[nn.Parameter]],
+        layers: Mapping[str, Sequence[Tensor]],
         batches: Sequence[Tensor],
         limit: int,
     ) -> None:

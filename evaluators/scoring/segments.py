@@ -26,7 +26,7 @@ class Segments:
     where: dict[str, int]
 
 
-def cut(model: nn.Module, layers: Mapping[str, Sequence[nn.Parameter]]) -> Segments:
+def cut(model: nn.Module, layers: Mapping[str, Sequence[Tensor]]) -> Segments:
     """Cut `model` (eval mode, one tensor in, one tensor out) into as many segments as its graph
     allows, such that each but the last holds one of the `layers`, given by name with the parameters
     that hold their weights. Falls back to one segment, and says why in the log."""
@@ -59,7 +59,7 @@ def cut(model: nn.Module, layers: Mapping[str, Sequence[nn.Parameter]]) -> Segme
 
 
 def _layers_used(
-    model: nn.Module, graph: fx.Graph, layers: Mapping[str, Sequence[nn.Parameter]]
+    model: nn.Module, graph: fx.Graph, layers: Mapping[str, Sequence[Tensor]]
 ) -> dict[fx.Node, list[str]]:
     """Node -> the layers that it uses: those whose weights the module that it calls has (a module
     that the trace does not enter, as attention, with all inside it), or is given."""
