@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from apportion.compressors.kinds import products
 from apportion.search.export import registry
 from apportion.search.export.formats import Format
 
@@ -51,3 +52,14 @@ def test_an_export_format_exports_the_digits(
     tests = [value for name, value in scope.items() if name.startswith("test_") and callable(value)]
     assert len(tests) == 1
     tests[0](tmp_path)
+
+
+def test_a_kind_of_layer_records_the_error_that_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_READERS", dict(products._READERS))
+    scope: dict[str, object] = {"__name__": "contributing"}
+    for code in recipe("Add a kind of layer", "python"):
+        exec(compile(code, "CONTRIBUTING.md", "exec"), scope)
+    (test,) = (v for name, v in scope.items() if name.startswith("test_") and callable(v))
+    test()

@@ -100,6 +100,28 @@ def test_a_batch_waits_before_each_block_until_all_have_come(
     assert len(stages) >= 3
 
 
+def test_blocks_are_on_the_device_while_they_work(
+    case: tuple[nn.Module, FullPass, BlockPass], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen on the CPU: each block goes there, and back, before the next one does."""
+    model, whole, blocks = case
+    names = {model.get_submodule(name): name for name in blocks.blocks}
+    moves: list[tuple[str, str]] = []
+    to = nn.Module.to
+
+    def noted(self: nn.Module, device: Any) -> nn.Module:
+        moves.append((names[self], str(device)))
+        return to(self, device)
+
+    monkeypatch.setattr(nn.Module, "to", noted)
+    layers = find_layers(model, whole).layers
+    made = collect_hessians(model, layers, replace(blocks, device="cpu"))
+    torch.testing.assert_close(made, collect_hessians(model, layers, whole))
+    assert [name for name, _ in moves[::2]] == [name for name, _ in moves[1::2]]
+    assert {name for name, _ in moves} == set(blocks.blocks)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 @pytest.mark.parametrize("name", ["batchnorm", "statistics", "bias"])
 def test_corrections_block_by_block_are_the_same(name: str) -> None:
     torch.manual_seed(0)
