@@ -157,7 +157,7 @@ def test_recorded_errors_are_of_the_layers_own_outputs(
     handle = model.other.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["input"]), with_kwargs=True
     )
-    changed: Any = copy.deepcopy(model)
+    changed = copy.deepcopy(model)
     record = database.layers["head"]
     with torch.no_grad():
         record.where.write(changed, database.weight("head", "rtn:w3"))
@@ -251,15 +251,14 @@ def test_exported_models_take_inputs_by_keyword(
     inputs = workload.calibration.inputs[:4]
 
     class Last(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, other: nn.Module) -> None:
             super().__init__()
-            self.other = nn.Linear(3, 3)
+            self.other: Any = other
 
         def forward(self, x: Tensor) -> Tensor:
-            made: Tensor = self.other(input=x.flatten(1)[:, :3])
-            return made
+            return self.other(input=x.flatten(1)[:, :3])
 
-    level, model = "w8a8", Last()
+    level, model = "w8a8", Last(copy.deepcopy(workload.model.get_submodule("other")))
     model.other.weight.data = database.weight("other", level)
     entry = database.entry("other", level)
     what = Quantized(database.grid("other", level), entry.activation)

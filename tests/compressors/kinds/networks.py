@@ -127,8 +127,8 @@ def _grouped() -> tuple[nn.Module, Tensor]:
     return Net(run, w=weight(3, 8, 6)), R(10, 8)
 
 
-def _input_gates(module: Any, x: Tensor) -> list[Tensor]:
-    return [F.linear(x, module.weight_ih_l0)]
+def _input_gates(module: nn.RNNBase, x: Tensor) -> list[Tensor]:
+    return [F.linear(x, module.get_parameter("weight_ih_l0"))]
 
 
 def _hidden_gates(module: Any, reference: Any, x: Tensor) -> list[Tensor]:
