@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError, UnknownNameError, WeightsError
+from apportion.evaluators.rewriting.folding import fold_batchnorm
 from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.files import local_file
+
+log = logging.getLogger(__name__)
 
 _MODELS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -252,14 +255,17 @@ def digits_resnet() -> nn.Module:
     return CifarResNet(2, widths=(8, 16, 32), channels=1)
 
 
-def folded(model: nn.Module, name: str) -> nn.Module:
-    """`model` in eval mode with each batch-norm that follows a convolution folded into it. Raises
-    ModelError for a model that torch.fx cannot trace."""
+def folded(model: nn.Module, name: str, inputs: Tensor) -> nn.Module:
+    """`model` in eval mode with batch-norm folded into the layers before it where that is exact; a
+    warning names what stays. Raises ModelError for a model that torch.fx cannot trace, or whose
+    outputs for `inputs` [n, ...] folding would change."""
     try:
-        made: nn.Module = fuse(model.eval())
-    except Exception as error:  # whatever the model's own code raises when it is traced
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model {name!r}: workload.fold needs a model that torch.fx can trace ({reason})"
-        ) from error
-    return made.eval()
+        made = fold_batchnorm(model, inputs)
+    except ModelError as error:
+        raise ModelError(f"model {name!r}: workload.fold cannot be done: {error}") from error
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if kept := [own for own, module in made.named_modules() if isinstance(module, kinds)]:
+        log.warning(
+            "workload.fold: batch-norm that follows no layer alone stays: %s", ", ".join(kept)
+        )
+    return made

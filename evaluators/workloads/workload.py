@@ -47,8 +47,7 @@ class WorkloadConfig(BaseModel):
     )
     fold: bool = Field(
         False,
-        description="Fold batch-norm into the convolutions before it, as integer hardware runs "
-        "them.",
+        description="Fold batch-norm into the layers before it, as integer hardware runs them.",
     )
     data: DataConfig
     calibration_samples: int | None = Field(
@@ -110,8 +109,6 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
             load_trained(model, progress)
     else:
         splits = load_splits(config.data)
-    if config.fold:
-        model = folded(model, name)
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
@@ -125,6 +122,8 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     selection = _selection(splits, wanted, config.seed, generator)
     workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
     _check(workload, name)
+    if config.fold:
+        workload.model = folded(model, name, calibration.inputs[: config.batch_size])
     return workload
 
 
