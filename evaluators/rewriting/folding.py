@@ -63,7 +63,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, set[str]]:
         ranks.setdefault(name, set()).add(output.dim())
 
     handles = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: note(name, output))  # type: ignore[misc]
+        module.register_forward_hook(lambda _m, _i, output, name=name: note(name, output))
         for name, module in model.named_modules()
         if type(module) is nn.Linear
     ]
