@@ -23,12 +23,15 @@ from apportion.evaluators.workloads.data import (
 )
 from apportion.evaluators.workloads.digits import digits_splits, load_trained
 from apportion.evaluators.workloads.models import build_model, folded
+from apportion.evaluators.workloads.repeatable import check_repeatable
 
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096
 """Images at most that the final pick among the best profiles is made on ..."""
 _FEW = 512
 """... and at least: with fewer, chance would pick."""
+_FIRST = 64
+"""Calibration images at most that the model is run on twice at the start."""
 
 
 class WorkloadConfig(BaseModel):
@@ -122,6 +125,7 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     selection = _selection(splits, wanted, config.seed, generator)
     workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
     _check(workload, name)
+    check_repeatable(workload.model, name, calibration.inputs[: min(_FIRST, config.batch_size)])
     if config.fold:
         workload.model = folded(model, name, calibration.inputs[: config.batch_size])
     return workload
