@@ -35,6 +35,7 @@ from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
+from apportion.db.layers.outputs import check_outputs
 
 HESSIAN_BYTES = 2 << 30
 """Hessians held at once: layers are collected in groups of this many bytes, one pass over the
@@ -45,13 +46,15 @@ calibration data for each."""
 class BuildPlan:
     """What a database is built from. Two builds with equal plans give equal databases. `model` and
     `calibration` are fingerprints, `levels` all levels wanted (a layer lacks those that do not fit
-    it), `exceptions` layers that want others."""
+    it), `exceptions` layers that want others, `outputs` what the model gives for a few inputs
+    (db/layers/outputs.py), or None."""
 
     model: str
     calibration: str
     levels: tuple[Level, ...]
     options: CompressionOptions
     exceptions: Mapping[str, Sequence[Level]]
+    outputs: tuple[float, ...] | None = None
 
     def of(self, layer: LayerSpec) -> tuple[Level, ...]:
         """The levels that the layer gets."""
@@ -73,6 +76,8 @@ class BuildPlan:
             content["exceptions"] = {
                 name: list(map(str, levels)) for name, levels in self.exceptions.items()
             }
+        if self.outputs is not None:
+            content["outputs"] = list(self.outputs)
         return content
 
 
@@ -84,6 +89,7 @@ def build_database(
     *,
     model_fingerprint: str,
     calibration_fingerprint: str,
+    model_outputs: Sequence[float] | None = None,
     exceptions: Mapping[str, Sequence[Level]] | None = None,
     options: CompressionOptions | None = None,
     progress: Progress | None = None,
@@ -91,7 +97,9 @@ def build_database(
 ) -> LayerDatabase:
     """Compress every layer of `model` to every level that fits it and write the database at `path`.
 
-    `batches()` gives the calibration inputs anew at each call; `exceptions` layers that get other
+    `batches()` gives the calibration inputs anew at each call; `model_outputs` what the model gives
+    for a few of them (evaluators.workloads.model_outputs), so that the same weights with another
+    forward are another model; `exceptions` layers that get other
     levels; `executor()` is where the work is done. A build that was stopped goes on with the first
     layer that is not on disk; a finished database of the same plan is opened as it is. Raises
     DatabaseMismatchError when the folder holds a database of another plan, DatabaseError when it
@@ -105,6 +113,7 @@ def build_database(
         tuple(levels),
         options or CompressionOptions(),
         exceptions or {},
+        None if model_outputs is None else tuple(model_outputs),
     )
     for layer in layers:
         if DENSE not in wanted.of(layer):
@@ -112,8 +121,7 @@ def build_database(
                 "database.levels: 'dense' must be among the levels, so that every layer has one "
                 f"({layer.name!r} lacks it)"
             )
-    plan = wanted.to_json(layers)
-    _claim(path, plan)
+    plan = _claim(path, wanted.to_json(layers))
     with _locked(path):
         if not (path / format.MANIFEST).is_file():
             _build_layers(
@@ -123,8 +131,9 @@ def build_database(
     return LayerDatabase.open(path, model_fingerprint)
 
 
-def _claim(path: Path, plan: dict[str, Any]) -> None:
-    """Make sure that `path` is this plan's folder: new, or begun by the same plan."""
+def _claim(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Make sure that `path` is this plan's folder: new, or begun by the same plan. Returns the plan
+    as it was begun: there, the model's outputs are those of the processor that began it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         begun = path / format.BUILD
@@ -134,19 +143,21 @@ def _claim(path: Path, plan: dict[str, Any]) -> None:
                     path, "the folder holds other files; choose an empty or a new folder"
                 )
             write_json(begun, plan)
-            return
+            return plan
         found = json.loads(begun.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
     except ValueError as error:
         raise DatabaseError(path, f"{format.BUILD} cannot be read: {error}") from error
-    if found != plan:
-        differing = ", ".join(key for key in plan if found.get(key) != plan[key])
+    exact = [key for key in {**plan, **found} if key != "outputs"]
+    if differing := ", ".join(key for key in exact if found.get(key) != plan.get(key)):
         raise DatabaseMismatchError(
             path,
             f"the folder holds a database with other {differing}; choose another folder, or remove "
             "this one",
         )
+    check_outputs(path, found.get("outputs"), plan.get("outputs"))
+    return found
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from apportion.evaluators.workloads.workload import (
     data_fingerprint,
     load_workload,
     model_fingerprint,
+    model_outputs,
 )
 from apportion.search.algorithms.registry import create
 from apportion.search.jobs.job import AnyJob, Job, LatencyConfig, TableJob
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _AGREEING = 64
 """Candidates that two precisions are compared on."""
+_OUTPUTS = 8
+"""Calibration inputs whose outputs a database records."""
 
 
 @dataclass(kw_only=True)
@@ -105,6 +108,7 @@ def build(
         ),
         default,
         model_fingerprint=model_fingerprint(workload.model),
+        model_outputs=model_outputs(workload.model, calibration.inputs[:_OUTPUTS]),
         calibration_fingerprint=_calibration_fingerprint(job, workload),
         exceptions={name: levels for name, levels in built.items() if levels != default},
         options=config.options(),
