@@ -20,6 +20,7 @@ from apportion.compressors.errors import ModelError, UnknownNameError, WeightsEr
 from apportion.evaluators.rewriting.folding import fold_batchnorm
 from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.files import local_file
+from apportion.evaluators.workloads.sharing import share_by_storage, shared_names
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     elif name.startswith("torchvision:"):
         model = _torchvision(name.removeprefix("torchvision:"), weights)
         if weights is not None and not is_file_name(weights):
-            return model.eval()
+            weights = None  # loaded already
     elif name.startswith(huggingface.PREFIX):
         model = huggingface.load(name.removeprefix(huggingface.PREFIX))
     elif ":" in name:
@@ -59,6 +60,7 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
             "package.module:function",
         ]
         raise UnknownNameError("model", name, valid)
+    share_by_storage(model, name)
     if weights is not None:
         load_weights(model, local_file(weights))
     _check_finite(model, name)
@@ -73,10 +75,19 @@ def is_file_name(weights: str) -> bool:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict from .safetensors, or from .pt/.pth read with weights_only=True. Its keys
-    and shapes must be the model's; batch counters (num_batches_tracked) may be absent. Raises
-    WeightsError, ModelError."""
+    and shapes must be the model's; batch counters (num_batches_tracked) may be absent, and all but
+    one of the names of a tensor that layers share. Raises WeightsError, ModelError."""
     state = _read_state(path)
     own = model.state_dict()
+    for names in shared_names(own):
+        there = [name for name in names if name in state]
+        for name in there[1:]:
+            if not torch.equal(state[name], state[there[0]]):
+                raise ModelError(
+                    f"weights file {path}: {there[0]!r} and {name!r} are one tensor in the model, "
+                    "and differ in the file"
+                )
+        state |= {name: state[there[0]] for name in names if there}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     mismatched = [
