@@ -67,6 +67,23 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     return model.eval()
 
 
+def class_names(name: str, model: nn.Module) -> list[str] | None:
+    """The names that the model has for its classes, in the order of its outputs: those of
+    torchvision's weights, of Hugging Face's configuration, or an attribute `classes` of the user's
+    model. None where it has none."""
+    if name.startswith("torchvision:"):
+        import torchvision
+
+        weights = torchvision.models.get_model_weights(name.removeprefix("torchvision:"))
+        return next((list(w.meta["categories"]) for w in weights if "categories" in w.meta), None)
+    if isinstance(model, huggingface.Logits):
+        return model.class_names()
+    classes = getattr(model, "classes", None)
+    if isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes):
+        return list(classes)
+    return None
+
+
 def is_file_name(weights: str) -> bool:
     """Files have a suffix or a folder; torchvision's weight enums (IMAGENET1K_V2, DEFAULT) have
     neither."""

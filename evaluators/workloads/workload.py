@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,9 +14,12 @@ from torch.utils._pytree import tree_leaves
 from apportion.compressors.errors import ApportionError, DataError, ModelError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
+from apportion.evaluators.workloads.classes import number_classes
 from apportion.evaluators.workloads.data import (
     DataConfig,
+    DatasetSplit,
     DigitsData,
+    ImageFolderData,
     Split,
     Splits,
     TensorSplit,
@@ -24,7 +27,7 @@ from apportion.evaluators.workloads.data import (
     load_splits,
 )
 from apportion.evaluators.workloads.digits import digits_splits, load_trained
-from apportion.evaluators.workloads.models import build_model, folded
+from apportion.evaluators.workloads.models import build_model, class_names, folded
 from apportion.evaluators.workloads.repeatable import check_repeatable
 
 _DEFAULT_SAMPLES = 1024
@@ -34,6 +37,8 @@ _FEW = 512
 """... and at least: with fewer, chance would pick."""
 _FIRST = 64
 """Calibration images at most that the model is run on twice at the start."""
+_MANY = 50_000
+"""Training images at most that are looked at before they are needed."""
 _SUMS = 8
 """Numbers that stand for the outputs of one input."""
 
@@ -116,6 +121,8 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
             load_trained(model, progress)
     else:
         splits = load_splits(config.data)
+        if isinstance(config.data, ImageFolderData):
+            splits = _numbered(splits, model, name)
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
@@ -128,11 +135,39 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     train = splits.train or splits.calibration
     selection = _selection(splits, wanted, config.seed, generator)
     workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
+    _check_files(workload, progress)
     _check(workload, name)
     check_repeatable(workload.model, name, calibration.inputs[: min(_FIRST, config.batch_size)])
     if config.fold:
         workload.model = folded(model, name, calibration.inputs[: config.batch_size])
     return workload
+
+
+def _numbered(splits: Splits, model: nn.Module, name: str) -> Splits:
+    """Image folders with the labels that the model has for their classes."""
+    names = class_names(name, model)
+
+    def numbered(split: Split, part: str) -> Split:
+        if not isinstance(split, DatasetSplit):
+            return split
+        outputs = _count_outputs(model.eval(), split.subset([0]).inputs, name, part)
+        return replace(split, dataset=number_classes(split.dataset, names, outputs))
+
+    train = None if splits.train is None else numbered(splits.train, "train")
+    return Splits(numbered(splits.calibration, "calibration"), numbered(splits.test, "test"), train)
+
+
+def _check_files(workload: Workload, progress: Progress | None) -> None:
+    """Broken image files show now, and not when the search is over: all test images, those of the
+    final pick, and training images unless those are very many."""
+    chosen = workload.selection
+    for split, indices in (
+        (workload.test, range(len(workload.test))),
+        (workload.train, range(min(len(workload.train), _MANY))),
+        *(((chosen.split, chosen.indices),) if chosen is not None else ()),
+    ):
+        if isinstance(split, DatasetSplit):
+            split.check(indices, progress)
 
 
 def _selection(

@@ -25,6 +25,7 @@ from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.workloads.augment import augmented
+from apportion.evaluators.workloads.classes import check_better_than_chance
 from apportion.evaluators.workloads.workload import (
     Workload,
     data_fingerprint,
@@ -94,6 +95,7 @@ def build(
         with Workers(job.workers) as own:
             return build(job, progress, own)
     workload = load_workload(job.workload, progress)
+    check_better_than_chance(workload.model, workload.test, job.workload.name, progress)
     config = job.database
     calibration, size = workload.calibration, workload.batch_size
     default = config.expanded()

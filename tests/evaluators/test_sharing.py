@@ -19,6 +19,7 @@ from apportion.evaluators.workloads.sharing import share_by_storage
 from apportion.search.export.exporting import Chosen, export
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare
+from tests.fitted import fitted
 
 
 class Net(nn.Module):
@@ -68,7 +69,9 @@ def users(way: Callable[[Net], None], seed: int = 0) -> Net:
 def test_what_is_reported_is_what_the_users_own_model_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[[Net], None]
 ) -> None:
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": lambda: users(way)})
+    monkeypatch.setattr(
+        models, "_MODELS", {**models._MODELS, "mine": lambda: fitted(users(way), "head")}
+    )
     content = {
         "workload": {"model": "mine", "data": {"kind": "digits"}, "calibration_samples": 128},
         "database": {"path": str(tmp_path / "db"), "levels": ["dense", "unstr-0.80"]},

@@ -23,6 +23,7 @@ from apportion.evaluators.workloads.workload import model_fingerprint, model_out
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs import pipeline
 from apportion.search.runs.pipeline import build, prepare, run_search
+from tests.fitted import fitted
 
 V0_1_0 = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
 
@@ -37,7 +38,7 @@ class Wrapped(CifarResNet):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.way == "input":
-            x = x * 0.5
+            x = x * 0.9
         y = super().forward(x)
         if self.way == "outputs":
             return y / 2
@@ -50,7 +51,11 @@ class Wrapped(CifarResNet):
 def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return Wrapped()
+        net = Wrapped()
+        net.way = "as it was"  # the weights are the same whatever the forward
+        fitted(net, "linear")
+        del net.way
+        return net
 
     monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": make})
     data = {"kind": "digits"}
