@@ -150,7 +150,12 @@ def test_the_test_folder_is_decoded_only_as_it_is_read(
     path = folder(tmp_path / "a", ["cat", "dog"])
     read: list[str] = []
     whole = images.read_image
-    monkeypatch.setattr(images, "read_image", lambda file: (read.append(file), whole(file))[1])
+
+    def reading(file: str) -> Any:
+        read.append(file)
+        return whole(file)
+
+    monkeypatch.setattr(images, "read_image", reading)
     found = splits(**folders(path, path)).test
     batches = found.batches(4)
     assert read == []

@@ -151,7 +151,7 @@ def test_folders_whose_classes_are_unknown_are_said(
 def test_where_models_have_their_names() -> None:
     assert class_names("torchvision:resnet18", nn.Identity())[:2] == ["tench", "goldfish"]  # type: ignore[index]
     classifier = nn.Identity()
-    classifier.config = type("Config", (), {"id2label": {1: "b", 0: "a"}})()  # type: ignore[assignment]
+    classifier.config = type("Config", (), {"id2label": {1: "b", 0: "a"}})()
     assert class_names("huggingface:x", Logits(classifier)) == ["a", "b"]
     assert class_names("mine", Net(NAMES)) == NAMES
     assert class_names("mine", Net()) is None

@@ -50,7 +50,7 @@ class Body(nn.Module):
 class Stubborn(nn.Dropout):
     """Stays in training mode (Monte Carlo dropout)."""
 
-    def train(self, mode: bool = True) -> nn.Module:  # noqa: ARG002
+    def train(self, mode: bool = True) -> Stubborn:  # noqa: ARG002
         return super().train(True)
 
 

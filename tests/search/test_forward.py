@@ -108,7 +108,7 @@ def test_other_kernels_and_thread_counts_are_no_other_forward(job: Any) -> None:
     found.append(model_outputs(workload.model, inputs))
     torch.set_num_threads(1)
     assert found[0] == found[1]  # to the bit, for any number of workers
-    with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+    with torch.backends.mkldnn.flags(enabled=False):
         found.append(model_outputs(workload.model, inputs))
     found.append(model_outputs(workload.model.double(), inputs.double()))
     for other in found[2:]:
