@@ -38,6 +38,7 @@ from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
+from apportion.db.layers.outputs import check_outputs
 
 HESSIAN_BYTES = 2 << 30
 """Hessians held at once: layers are collected in groups of this many bytes, one pass over the
@@ -48,13 +49,15 @@ calibration data for each."""
 class BuildPlan:
     """What a database is built from. Two builds with equal plans give equal databases. `model` and
     `calibration` are fingerprints, `levels` all levels wanted (a layer lacks those that do not fit
-    it), `exceptions` layers that want others."""
+    it), `exceptions` layers that want others, `outputs` what the model gives for a few inputs
+    (db/layers/outputs.py), or None."""
 
     model: str
     calibration: str
     levels: tuple[Level, ...]
     options: CompressionOptions
     exceptions: Mapping[str, Sequence[Level]]
+    outputs: tuple[float, ...] | None = None
 
     def of(self, layer: LayerSpec) -> tuple[Level, ...]:
         """The levels that the layer gets."""
@@ -76,6 +79,8 @@ class BuildPlan:
             content["exceptions"] = {
                 name: list(map(str, levels)) for name, levels in self.exceptions.items()
             }
+        if self.outputs is not None:
+            content["outputs"] = list(self.outputs)
         return content
 
 
@@ -88,6 +93,7 @@ def build_database(
     *,
     model_fingerprint: str,
     calibration_fingerprint: str,
+    model_outputs: Sequence[float] | None = None,
     exceptions: Mapping[str, Sequence[Level]] | None = None,
     options: CompressionOptions | None = None,
     progress: Progress | None = None,
@@ -106,13 +112,17 @@ def build_database(
         levels: of every layer; `dense` among them.
         model_fingerprint: of the model, kept in the database.
         calibration_fingerprint: of the data, kept in the database.
+        model_outputs: what the model gives for a few calibration inputs
+            (evaluators.workloads.model_outputs), kept in the database: the same weights with
+            another forward are another model. None: not recorded.
         exceptions: layers that get other levels.
         options: of the compressor.
         progress: is told what is done.
         executor: makes what does the work.
 
     Raises:
-        DatabaseMismatchError: the folder holds a database of another plan.
+        DatabaseMismatchError: the folder holds a database of another plan, or of another
+            forward.
         DatabaseError: it holds something else, or another process builds there.
         LayerError, OutputError: whatever is raised, finished layers stay and no partial file does.
     """
@@ -124,6 +134,7 @@ def build_database(
         tuple(levels),
         options or CompressionOptions(),
         exceptions or {},
+        None if model_outputs is None else tuple(model_outputs),
     )
     for layer in layers:
         if DENSE not in wanted.of(layer):
@@ -131,8 +142,7 @@ def build_database(
                 "database.levels: 'dense' must be among the levels, so that every layer has one "
                 f"({layer.name!r} lacks it)"
             )
-    plan = wanted.to_json(layers)
-    _claim(path, plan)
+    plan = _claim(path, wanted.to_json(layers))
     with _locked(path):
         if not (path / format.MANIFEST).is_file():
             _Build(path, wanted, format.digest(plan), model, found, calibration, progress).run(
@@ -142,8 +152,9 @@ def build_database(
     return LayerDatabase.open(path, model_fingerprint)
 
 
-def _claim(path: Path, plan: dict[str, Any]) -> None:
-    """Make sure that `path` is this plan's folder: new, or begun by the same plan."""
+def _claim(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """Make sure that `path` is this plan's folder: new, or begun by the same plan. Returns the plan
+    as it was begun: there, the model's outputs are those of the processor that began it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         begun = path / format.BUILD
@@ -153,19 +164,21 @@ def _claim(path: Path, plan: dict[str, Any]) -> None:
                     path, "the folder holds other files; choose an empty or a new folder"
                 )
             write_json(begun, plan)
-            return
+            return plan
         found = json.loads(begun.read_text(encoding="utf-8"))
     except OSError as error:
         raise OutputError(path, error.strerror or str(error)) from error
     except ValueError as error:
         raise DatabaseError(path, f"{format.BUILD} cannot be read: {error}") from error
-    if found != plan:
-        differing = ", ".join(key for key in plan if found.get(key) != plan[key])
+    exact = [key for key in {**plan, **found} if key != "outputs"]
+    if differing := ", ".join(key for key in exact if found.get(key) != plan.get(key)):
         raise DatabaseMismatchError(
             path,
             f"the folder holds a database with other {differing}; choose another folder, or remove "
             "this one",
         )
+    check_outputs(path, found.get("outputs"), plan.get("outputs"))
+    return found
 
 
 @contextmanager

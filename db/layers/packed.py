@@ -23,13 +23,14 @@ _HEADER = "apportion"
 
 def save_packed(path: Path, state: Mapping[str, Tensor], grids: Mapping[str, Grid]) -> None:
     """Write a state dict. `grids`: names of weights -> the grids that they lie on; one that lies on
-    its grid no longer is stored by its values. Tensors that share memory are stored once. Raises
+    its grid no longer is stored by its values. Tensors that are the same view of
+    the same memory are stored once. Raises
     OutputError."""
     entries: dict[str, dict[str, object]] = {}
     parts: dict[str, Tensor] = {}
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    first: dict[object, str] = {}
     for name, tensor in state.items():
-        where = (tensor.data_ptr(), tuple(tensor.shape))
+        where = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and where in first:
             entries[name] = {"same": first[where]}
             continue

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import parametrize
 
 from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import Grid
 from apportion.compressors.kinds.feeding import with_first
+from apportion.evaluators.rewriting.folding import fold_batchnorm
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
 
@@ -61,7 +61,7 @@ def to_onnx(
     plain = copy.deepcopy(model).eval().requires_grad_(False)
     for module in plain.modules():
         quantize_input(module, None)
-    plain, quantized = _folded(plain, _once(plain, quantized))
+    plain, quantized = _folded(plain, example, _once(plain, quantized))
     modules = dict(plain.named_modules(remove_duplicate=False))
     reduce_layers(
         plain, [name for name in reduced if name in modules], quantized
@@ -167,18 +167,15 @@ def _once(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Qua
 
 
 def _folded(
-    model: nn.Module, quantized: dict[str, Quantized]
+    model: nn.Module, example: Tensor, quantized: dict[str, Quantized]
 ) -> tuple[nn.Module, dict[str, Quantized]]:
-    """Batch-norm folded into the convolutions before it, without which no runtime can keep them in
+    """Batch-norm folded into the layers before it, without which no runtime can keep them in
     integers. It stretches rows of weights, so that the grids stretch along: a row turned over has
     its codes mirrored."""
     try:
-        folded = fuse(model)
-    except Exception as error:  # a model that fx cannot trace keeps its batch-norm
-        log.warning(
-            "batch-norm is not folded: the model cannot be traced (%s)",
-            str(error).strip().splitlines()[0],
-        )
+        folded = fold_batchnorm(model, example)
+    except ModelError as error:  # such a model keeps its batch-norm
+        log.warning("batch-norm is not folded: %s", error)
         return model, quantized
     before, after = dict(model.named_modules()), dict(folded.named_modules())
     made = {}

@@ -16,6 +16,7 @@ from torch import Tensor
 from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress
 from apportion.evaluators.workloads.files import local_file
+from apportion.evaluators.workloads.images import ImageFolder
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -166,6 +167,11 @@ class DatasetSplit(Split):
     def label_range(self) -> tuple[int, int]:
         return min(self.dataset.targets), max(self.dataset.targets)
 
+    def check(self, indices: Sequence[int], progress: Progress | None = None) -> None:
+        """Look at the files of these images without decoding them. Raises DataError."""
+        if isinstance(self.dataset, ImageFolder):
+            self.dataset.check(indices, progress)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -263,7 +269,7 @@ def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSp
 
 
 def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:
-    from torchvision import datasets, transforms
+    from torchvision import transforms
 
     steps = [
         transforms.Resize(config.resize),
@@ -271,17 +277,12 @@ def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:
         transforms.ToTensor(),
         transforms.Normalize(config.mean, config.std),
     ]
-    try:
-        return DatasetSplit(datasets.ImageFolder(str(path), transforms.Compose(steps)), str(path))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            str(path), f"expected a folder with one folder of images per class ({error})"
-        ) from error
+    return DatasetSplit(ImageFolder.found(path, transforms.Compose(steps)), str(path))
 
 
 def _check_classes(calibration: DatasetSplit, other: DatasetSplit) -> None:
-    """ImageFolder numbers the classes of each folder by themselves: one class more or less would
-    shift the labels."""
+    """The classes of each folder are numbered by themselves: one class more or less would shift the
+    labels."""
     expected, found = set(calibration.dataset.classes), set(other.dataset.classes)
     if expected != found:
         raise DataError(

@@ -21,6 +21,11 @@ class Logits(nn.Module):
         logits: Tensor = self.classifier(pixel_values=pixel_values).logits
         return logits
 
+    def class_names(self) -> list[str] | None:
+        """The names of the logits, in their order."""
+        labels = getattr(self.classifier.config, "id2label", None)
+        return [labels[index] for index in sorted(labels)] if labels else None
+
 
 def load(name: str) -> nn.Module:
     """The model `name`, an id on the hub or a folder, with its weights. Those must be safetensors;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError, UnknownNameError, WeightsError
+from apportion.evaluators.rewriting.folding import fold_batchnorm
 from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.files import local_file
+from apportion.evaluators.workloads.sharing import share_by_storage, shared_names
+
+log = logging.getLogger(__name__)
 
 _MODELS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -43,7 +47,7 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     elif name.startswith("torchvision:"):
         model = _torchvision(name.removeprefix("torchvision:"), weights)
         if weights is not None and not is_file_name(weights):
-            return model.eval()
+            weights = None  # loaded already
     elif name.startswith(huggingface.PREFIX):
         model = huggingface.load(name.removeprefix(huggingface.PREFIX))
     elif ":" in name:
@@ -56,10 +60,28 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
             "package.module:function",
         ]
         raise UnknownNameError("model", name, valid)
+    share_by_storage(model, name)
     if weights is not None:
         load_weights(model, local_file(weights))
     _check_finite(model, name)
     return model.eval()
+
+
+def class_names(name: str, model: nn.Module) -> list[str] | None:
+    """The names that the model has for its classes, in the order of its outputs: those of
+    torchvision's weights, of Hugging Face's configuration, or an attribute `classes` of the user's
+    model. None where it has none."""
+    if name.startswith("torchvision:"):
+        import torchvision
+
+        weights = torchvision.models.get_model_weights(name.removeprefix("torchvision:"))
+        return next((list(w.meta["categories"]) for w in weights if "categories" in w.meta), None)
+    if isinstance(model, huggingface.Logits):
+        return model.class_names()
+    classes = getattr(model, "classes", None)
+    if isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes):
+        return list(classes)
+    return None
 
 
 def is_file_name(weights: str) -> bool:
@@ -70,10 +92,19 @@ def is_file_name(weights: str) -> bool:
 
 def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict from .safetensors, or from .pt/.pth read with weights_only=True. Its keys
-    and shapes must be the model's; batch counters (num_batches_tracked) may be absent. Raises
-    WeightsError, ModelError."""
+    and shapes must be the model's; batch counters (num_batches_tracked) may be absent, and all but
+    one of the names of a tensor that layers share. Raises WeightsError, ModelError."""
     state = _read_state(path)
     own = model.state_dict()
+    for names in shared_names(own):
+        there = [name for name in names if name in state]
+        for name in there[1:]:
+            if not torch.equal(state[name], state[there[0]]):
+                raise ModelError(
+                    f"weights file {path}: {there[0]!r} and {name!r} are one tensor in the model, "
+                    "and differ in the file"
+                )
+        state |= {name: state[there[0]] for name in names if there}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     mismatched = [
@@ -252,14 +283,17 @@ def digits_resnet() -> nn.Module:
     return CifarResNet(2, widths=(8, 16, 32), channels=1)
 
 
-def folded(model: nn.Module, name: str) -> nn.Module:
-    """`model` in eval mode with each batch-norm that follows a convolution folded into it. Raises
-    ModelError for a model that torch.fx cannot trace."""
+def folded(model: nn.Module, name: str, inputs: Tensor) -> nn.Module:
+    """`model` in eval mode with batch-norm folded into the layers before it where that is exact; a
+    warning names what stays. Raises ModelError for a model that torch.fx cannot trace, or whose
+    outputs for `inputs` [n, ...] folding would change."""
     try:
-        made: nn.Module = fuse(model.eval())
-    except Exception as error:  # whatever the model's own code raises when it is traced
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"model {name!r}: workload.fold needs a model that torch.fx can trace ({reason})"
-        ) from error
-    return made.eval()
+        made = fold_batchnorm(model, inputs)
+    except ModelError as error:
+        raise ModelError(f"model {name!r}: workload.fold cannot be done: {error}") from error
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if kept := [own for own, module in made.named_modules() if isinstance(module, kinds)]:
+        log.warning(
+            "workload.fold: batch-norm that follows no layer alone stays: %s", ", ".join(kept)
+        )
+    return made

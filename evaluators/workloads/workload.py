@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.errors import ApportionError, DataError, ModelError
 from apportion.compressors.progress import Progress
+from apportion.compressors.threads import torch_threads
+from apportion.evaluators.workloads.classes import number_classes
 from apportion.evaluators.workloads.data import (
     DataConfig,
+    DatasetSplit,
     DigitsData,
+    ImageFolderData,
     Split,
     Splits,
     TensorSplit,
@@ -22,13 +27,20 @@ from apportion.evaluators.workloads.data import (
     load_splits,
 )
 from apportion.evaluators.workloads.digits import digits_splits, load_trained
-from apportion.evaluators.workloads.models import build_model, folded
+from apportion.evaluators.workloads.models import build_model, class_names, folded
+from apportion.evaluators.workloads.repeatable import check_repeatable
 
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096
 """Images at most that the final pick among the best profiles is made on ..."""
 _FEW = 512
 """... and at least: with fewer, chance would pick."""
+_FIRST = 64
+"""Calibration images at most that the model is run on twice at the start."""
+_MANY = 50_000
+"""Training images at most that are looked at before they are needed."""
+_SUMS = 8
+"""Numbers that stand for the outputs of one input."""
 
 
 class WorkloadConfig(BaseModel):
@@ -47,8 +59,7 @@ class WorkloadConfig(BaseModel):
     )
     fold: bool = Field(
         False,
-        description="Fold batch-norm into the convolutions before it, as integer hardware runs "
-        "them.",
+        description="Fold batch-norm into the layers before it, as integer hardware runs them.",
     )
     data: DataConfig
     calibration_samples: int | None = Field(
@@ -110,8 +121,8 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
             load_trained(model, progress)
     else:
         splits = load_splits(config.data)
-    if config.fold:
-        model = folded(model, name)
+        if isinstance(config.data, ImageFolderData):
+            splits = _numbered(splits, model, name)
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
@@ -124,8 +135,39 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     train = splits.train or splits.calibration
     selection = _selection(splits, wanted, config.seed, generator)
     workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
+    _check_files(workload, progress)
     _check(workload, name)
+    check_repeatable(workload.model, name, calibration.inputs[: min(_FIRST, config.batch_size)])
+    if config.fold:
+        workload.model = folded(model, name, calibration.inputs[: config.batch_size])
     return workload
+
+
+def _numbered(splits: Splits, model: nn.Module, name: str) -> Splits:
+    """Image folders with the labels that the model has for their classes."""
+    names = class_names(name, model)
+
+    def numbered(split: Split, part: str) -> Split:
+        if not isinstance(split, DatasetSplit):
+            return split
+        outputs = _count_outputs(model.eval(), split.subset([0]).inputs, name, part)
+        return replace(split, dataset=number_classes(split.dataset, names, outputs))
+
+    train = None if splits.train is None else numbered(splits.train, "train")
+    return Splits(numbered(splits.calibration, "calibration"), numbered(splits.test, "test"), train)
+
+
+def _check_files(workload: Workload, progress: Progress | None) -> None:
+    """Broken image files show now, and not when the search is over: all test images, those of the
+    final pick, and training images unless those are very many."""
+    chosen = workload.selection
+    for split, indices in (
+        (workload.test, range(len(workload.test))),
+        (workload.train, range(min(len(workload.train), _MANY))),
+        *(((chosen.split, chosen.indices),) if chosen is not None else ()),
+    ):
+        if isinstance(split, DatasetSplit):
+            split.check(indices, progress)
 
 
 def _selection(
@@ -150,6 +192,19 @@ def model_fingerprint(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         _update(digest, name, tensor)
     return digest.hexdigest()
+
+
+def model_outputs(model: nn.Module, inputs: torch.Tensor) -> tuple[float, ...]:
+    """What the model gives for `inputs` [n, ...], in eight numbers per input: sums of all its
+    outputs with fixed factors. Rounding moves them as little as the outputs; another forward moves
+    them."""
+    with torch.no_grad(), torch_threads(1):
+        leaves = tree_leaves(model(inputs))
+    outputs = [leaf.double().flatten(1) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    flat = torch.nan_to_num(torch.cat(outputs, 1), posinf=0.0, neginf=0.0)
+    places = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64)
+    sums = [flat @ torch.sin(k * places) / len(places) ** 0.5 for k in range(1, _SUMS + 1)]
+    return tuple(float(f"{value:.7g}") for value in torch.stack(sums, 1).flatten().tolist())
 
 
 def data_fingerprint(split: TensorSplit) -> str:

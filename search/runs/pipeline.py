@@ -28,11 +28,13 @@ from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.training.recovery import check_held
 from apportion.evaluators.workloads.augment import augmented
+from apportion.evaluators.workloads.classes import check_better_than_chance
 from apportion.evaluators.workloads.workload import (
     Workload,
     data_fingerprint,
     load_workload,
     model_fingerprint,
+    model_outputs,
 )
 from apportion.search.algorithms.registry import create
 from apportion.search.jobs.job import AnyJob, Job, LatencyConfig, TableJob
@@ -50,6 +52,8 @@ log = logging.getLogger(__name__)
 
 _AGREEING = 64
 """Candidates that two precisions are compared on."""
+_OUTPUTS = 8
+"""Calibration inputs whose outputs a database records."""
 
 
 @dataclass(kw_only=True)
@@ -94,6 +98,7 @@ def build(
         with Workers(job.workers) as own:
             return build(job, progress, own)
     workload = load_workload(job.workload, progress)
+    check_better_than_chance(workload.model, workload.test, job.workload.name, progress)
     config = job.database
     default = config.expanded()
     found = find_layers(workload.model, _traced(workload))
@@ -105,6 +110,7 @@ def build(
         _calibration(job, workload),
         default,
         model_fingerprint=model_fingerprint(workload.model),
+        model_outputs=model_outputs(workload.model, workload.calibration.inputs[:_OUTPUTS]),
         calibration_fingerprint=_calibration_fingerprint(job, workload),
         exceptions={name: levels for name, levels in built.items() if levels != default},
         options=config.options(),

@@ -303,7 +303,8 @@ def test_a_model_that_cannot_be_folded_says_why(
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        ModelError, match="'untraceable:net': workload.fold needs a model that torch.fx can trace"
+        ModelError,
+        match="'untraceable:net': workload.fold cannot be done: torch.fx cannot trace it",
     ):
         load_workload(
             WorkloadConfig.model_validate(
