@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import LayerError
 from apportion.compressors.grids import GridOptions, fit_grid
 from apportion.compressors.layers import LayerSpec, hooked
@@ -92,7 +93,7 @@ def calibrate_activations(
                         modules[name].register_forward_pre_hook(_Watch(seen[layer.name]))
                     )
         for inputs in batches:
-            model(inputs)
+            call(model, inputs)
     return {name: histogram.grids(bits) for name, histogram in seen.items()}
 
 

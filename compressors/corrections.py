@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import UnknownNameError
 from apportion.compressors.layers import hooked
 
@@ -85,7 +86,7 @@ def retune_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
             module.momentum = None  # cumulative average
         with torch.no_grad():
             for inputs in batches:
-                model(inputs)
+                call(model, inputs)
     finally:
         for module, (training, momentum) in zip(layers, before, strict=True):
             module.training, module.momentum = training, momentum
@@ -100,7 +101,7 @@ def record(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Recorded]:
         for name, total in sums.items():
             handles.append(modules[name].register_forward_hook(total.watch))
         for inputs in batches:
-            model(inputs)
+            call(model, inputs)
     return {
         name: Recorded(total.moments(), tuple(total.batches))
         for name, total in sums.items()
@@ -153,7 +154,7 @@ def _match(
                 module.register_forward_hook(_on_the_way(sums[name], dense[name], variance))
             )
         for inputs in batches:
-            model(inputs)
+            call(model, inputs)
         for name, module in modules.items():
             if sums[name].count:
                 stretch, shift = _change(sums[name].moments(), dense[name].whole, variance)

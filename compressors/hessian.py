@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apportion.compressors.calibration import call, count_samples
 from apportion.compressors.errors import LayerError
 from apportion.compressors.layers import LayerSpec, hooked
 from apportion.compressors.progress import Progress
@@ -52,8 +53,8 @@ def collect_hessians(
         for done, inputs in enumerate(listed):
             if progress:
                 progress("collect Hessians", done, len(listed))  # type: ignore[arg-type]
-            model(inputs)
-            samples += len(inputs)
+            call(model, inputs)
+            samples += count_samples(inputs)
     if progress:
         progress("collect Hessians", 1, 1)
     for name, total in sums.items():

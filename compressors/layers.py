@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import ModelError
 
 _KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
@@ -97,7 +98,7 @@ def count_macs(model: nn.Module, layers: Sequence[LayerSpec], example: Tensor) -
                     continue  # the same module under two names fires one hook per call
                 hook = _bind(count, layer.name)
                 handles.append(modules[name].register_forward_hook(hook))
-        model(example)
+        call(model, example)
     if idle := [name for name, macs in counts.items() if not macs]:
         raise ModelError(
             f"layer {idle[0]!r} is never called when the model runs; remove it from the model"

@@ -16,6 +16,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
 from apportion.compressors.errors import (
@@ -180,7 +181,7 @@ def _build_layers(
     ]
     if not missing:
         return
-    macs = count_macs(model, layers, next(iter(batches()))[:1])
+    macs = count_macs(model, layers, tree_map(lambda x: x[:1], next(iter(batches()))))
     levels = {layer.name: plan.of(layer) for layer in layers}
     bits = sorted(
         {level.activation_bits for own in levels.values() for level in own if level.activation_bits}

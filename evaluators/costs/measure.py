@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import call
 from apportion.compressors.layers import find_layers, hooked
 from apportion.compressors.levels import DENSE, Level, parse_level
 from apportion.compressors.progress import Progress
@@ -24,6 +25,8 @@ from apportion.evaluators.costs.latency import WHOLE, LatencyTable
 from apportion.evaluators.costs.runtimes import Runtime, Timing, machine, time_run
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible, reducible_layers
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,12 @@ class MeasuredLatency:
 def measure_latency(
     model: nn.Module,
     database: LayerDatabase,
-    example: Tensor,
+    example: Inputs,
     runtime: Runtime,
     progress: Progress | None = None,
 ) -> MeasuredLatency:
-    """Time the layers of `model` as `example` [batch, ...] reaches them. Layers of one shape are
-    timed once. Raises ModelError for a model that the runtime cannot take."""
+    """Time the layers of `model` as `example`, what it is called with, reaches them. Layers of one
+    shape are timed once. Raises ModelError for a model that the runtime cannot take."""
     modules = dict(model.named_modules(remove_duplicate=False))
     inputs = _inputs(model, example)
     levels = {
@@ -117,7 +120,7 @@ def measure_latency(
         "machine": machine(),
         "runtime": runtime.name,
         "threads": str(torch.get_num_threads()),
-        "input": "x".join(map(str, example.shape)),
+        "input": " ".join("x".join(map(str, x.shape)) for x in trees.tensors(example)),
         "whole model": f"{whole.seconds:.9g} s measured",
         "in integers": " ".join(sorted(chained)) or "none",
         "not accelerated": " ".join(sorted(map(str, idle))) or "none",
@@ -138,7 +141,7 @@ def check_latency(
     model: nn.Module,
     database: LayerDatabase,
     table: LatencyTable,
-    example: Tensor,
+    example: Inputs,
     runtime: Runtime,
     profiles: Sequence[Profile],
     progress: Progress | None = None,
@@ -185,7 +188,7 @@ def sample_profiles(
 def _chained(
     model: nn.Module,
     database: LayerDatabase,
-    example: Tensor,
+    example: Inputs,
     runtime: Runtime,
     timed: Mapping[str, Sequence[Level]],
 ) -> set[str]:
@@ -198,7 +201,7 @@ def _chained(
     return runtime.chained(stitched, example, _quantized(database, profile))
 
 
-def _inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
+def _inputs(model: nn.Module, example: Inputs) -> dict[str, Tensor]:
     """What reaches every layer in its first call."""
     seen: dict[str, Tensor] = {}
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -210,7 +213,7 @@ def _inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
 
             for name in (layer.name, *layer.aliases):
                 handles.append(modules[name].register_forward_pre_hook(keep))
-        model(example)
+        call(model, example)
     return seen
 
 

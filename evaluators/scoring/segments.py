@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.passes.split_module import split_module
 
 log = logging.getLogger(__name__)
@@ -22,12 +23,12 @@ class Segments:
     """`parts[i]` takes the output of `parts[i - 1]` (the input for the first one); `where` maps a
     module's name to the first part that calls it. A model that cannot be traced is one part."""
 
-    parts: tuple[Callable[[Tensor], Tensor], ...]
+    parts: tuple[Callable[..., Any], ...]
     where: dict[str, int]
 
 
 def cut(model: nn.Module, names: list[str]) -> Segments:
-    """Cut `model` (eval mode, one tensor in, one tensor out) into as many segments as its graph
+    """Cut `model` (eval mode, one tensor in) into as many segments as its graph
     allows, such that each but the last begins with ... a layer of `names`. Falls back to one
     segment, and says why in the log."""
     try:

@@ -3,32 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
-from apportion.compressors.errors import ApportionError, DataError, ModelError
+from apportion.compressors.errors import ApportionError, DataError
 from apportion.compressors.progress import Progress
-from apportion.evaluators.workloads.data import (
-    DataConfig,
-    DigitsData,
-    Split,
-    Splits,
-    TensorSplit,
-    draw,
-    load_splits,
-)
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.checks import check_together
+from apportion.evaluators.workloads.data import DataConfig, DigitsData, load_splits
+from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset, draw
 from apportion.evaluators.workloads.digits import digits_splits, load_trained
 from apportion.evaluators.workloads.models import build_model, folded
+from apportion.evaluators.workloads.task import Task
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
+from apportion.evaluators.workloads.tasks.registry import check_task, make_task
 
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096
-"""Images at most that the final pick among the best profiles is made on ..."""
+"""Samples at most that the final pick among the best profiles is made on ..."""
 _FEW = 512
 """... and at least: with fewer, chance would pick."""
+
+
+class TaskConfig(BaseModel):
+    """What the model is for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str = Field(
+        ImageClassification.kind,
+        description="A registered name, or package.module:Class of your own.",
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        try:
+            check_task(kind)
+        except ApportionError as error:
+            raise ValueError(str(error)) from error
+        return kind
 
 
 class WorkloadConfig(BaseModel):
@@ -50,13 +69,14 @@ class WorkloadConfig(BaseModel):
         description="Fold batch-norm into the convolutions before it, as integer hardware runs "
         "them.",
     )
+    task: TaskConfig = Field(default_factory=lambda: TaskConfig.model_validate({}))
     data: DataConfig
     calibration_samples: int | None = Field(
         None,
         ge=1,
-        description="Random calibration images; default: 1,024, or all where there are fewer.",
+        description="Random calibration samples; default: 1,024, or all where there are fewer.",
     )
-    seed: int = Field(0, ge=0, description="Of the choice of calibration images.")
+    seed: int = Field(0, ge=0, description="Of the choice of calibration samples.")
     batch_size: int = Field(128, ge=1)
 
     @property
@@ -75,34 +95,52 @@ class WorkloadConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Some images of a split, not loaded yet."""
+    """Some samples of a split, not loaded yet."""
 
-    split: Split
+    split: Dataset
     indices: tuple[int, ...]
 
-    def load(self, progress: Progress | None = None) -> TensorSplit:
+    def load(self, progress: Progress | None = None) -> TensorDataset:
         return self.split.subset(self.indices, progress)
 
 
 @dataclass
 class Workload:
-    """`model` in eval mode on the CPU; `calibration` what the database and the search see, in a
-    fixed random order; `train` what batch-norm is re-tuned on; `test` what only reports look at;
-    `selection` images that neither the database nor the search sees, for the final pick among the
-    best profiles (None where there are too few)."""
+    """A model with its data, and what it is for.
+
+    Args:
+        model: in eval mode on the CPU.
+        calibration: what the database and the search see, in a fixed random order.
+        train: what batch-norm is re-tuned on, and what fine-tuning trains on.
+        test: what only reports look at.
+        batch_size: of all passes.
+        selection: samples that neither the database nor the search sees, for the final pick among
+            the best profiles; None where there are too few.
+        task: how batches are fed, and what outputs are worth.
+    """
 
     model: nn.Module
-    calibration: TensorSplit
-    train: Split
-    test: Split
+    calibration: TensorDataset
+    train: Dataset
+    test: Dataset
     batch_size: int = 128
     selection: Chosen | None = None
+    task: Task = field(default_factory=ImageClassification)
+
+    def augmented(self, config: AugmentConfig, seed: int) -> Iterator[Batch]:
+        """Calibration batches, round by round, their samples changed at random; the same at every
+        call with the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(config.rounds):
+            for batch in self.calibration.batches(self.batch_size):
+                yield self.task.augment(batch, config, generator)
 
 
 def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> Workload:
     """Load the model and its data, and check that they go together. Raises ModelError,
     WeightsError, DataError, UnknownNameError."""
     name = config.name
+    task = make_task(config.task.kind)
     model = build_model(name, config.weights)
     if isinstance(config.data, DigitsData):
         splits = digits_splits()
@@ -117,21 +155,24 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     if wanted > available:
         raise DataError(
             "workload.calibration_samples",
-            f"{wanted} images are asked for, the calibration data has {available}",
+            f"{wanted} samples are asked for, the calibration data has {available}",
         )
     generator = np.random.default_rng(config.seed)
     calibration = draw(splits.calibration, wanted, generator, progress)
     train = splits.train or splits.calibration
     selection = _selection(splits, wanted, config.seed, generator)
-    workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
-    _check(workload, name)
+    workload = Workload(
+        model.eval(), calibration, train, splits.test, config.batch_size, selection, task
+    )
+    parts = {"calibration": calibration, "train": train, "test": splits.test}
+    check_together(workload.model, name, task, parts)
     return workload
 
 
 def _selection(
     splits: Splits, wanted: int, seed: int, generator: np.random.Generator
 ) -> Chosen | None:
-    """Random training images, none of them among the `wanted` ones that were drawn for
+    """Random training samples, none of them among the `wanted` ones that were drawn for
     calibration."""
     if splits.train is None or splits.train is splits.calibration:
         split, order = (
@@ -152,11 +193,11 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def data_fingerprint(split: TensorSplit) -> str:
-    """SHA-256 over inputs and labels; 64 hex digits."""
+def data_fingerprint(dataset: TensorDataset) -> str:
+    """SHA-256 over all its tensors, such as inputs and labels; 64 hex digits."""
     digest = hashlib.sha256()
-    _update(digest, "inputs", split.inputs)
-    _update(digest, "labels", split.labels)
+    for name, tensor in dataset.named():
+        _update(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -164,39 +205,3 @@ def _update(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest.update(flat.view(torch.uint8).numpy().tobytes())
-
-
-def _check(workload: Workload, name: str) -> None:
-    """Two images of every split must run through the model, and every label must be one of its
-    outputs: test data that do not fit would otherwise only show when the search is over."""
-    for part, split in (
-        ("calibration", workload.calibration),
-        ("train", workload.train),
-        ("test", workload.test),
-    ):
-        inputs = split.subset(range(min(2, len(split)))).inputs
-        classes = _count_outputs(workload.model, inputs, name, part)
-        lowest, highest = split.label_range()
-        if lowest < 0 or highest >= classes:
-            raise DataError(
-                "workload.data",
-                f"{part} labels must lie in 0..{classes - 1} for model {name!r}; the highest is "
-                f"{highest}, the lowest {lowest}",
-            )
-
-
-def _count_outputs(model: nn.Module, inputs: torch.Tensor, name: str, part: str) -> int:
-    try:
-        with torch.no_grad():
-            outputs = model(inputs)
-    except ApportionError:
-        raise
-    except Exception as error:  # whatever the user's model raises on data of the wrong shape
-        raise DataError(
-            "workload.data",
-            f"{part} inputs of shape {list(inputs.shape[1:])} do not run through model {name!r}: "
-            f"{error}",
-        ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
-        raise ModelError(f"model {name!r} must give one tensor [N, classes]")
-    return outputs.shape[1]

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from apportion.compressors.corrections import correct, needs_dense, record
 from apportion.compressors.errors import ProfileError, UnknownNameError
@@ -34,14 +33,18 @@ from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
-from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.training.recovery import RecoveryConfig, check_recovery
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.dataset import Batch
+from apportion.evaluators.workloads.evaluate import evaluate
+from apportion.evaluators.workloads.task import Inputs
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import FORMATS
 from apportion.search.export.recover import recover
 from apportion.search.export.staging import SUMMARY, staging, summary
-from apportion.search.export.verify import running, test_accuracy, verify
+from apportion.search.export.verify import running, verify
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.pipeline import ModelProblem
 from apportion.search.space.space import Candidate
@@ -53,7 +56,6 @@ __all__ = [
     "export",
     "exported_before",
     "score_profile",
-    "test_accuracy",
 ]
 
 _AFTER = {
@@ -64,9 +66,9 @@ _AFTER = {
     "adaprune": "adapruned",
     "finetune": "fine-tuned",
 }
-"""Names of the accuracies after each step."""
+"""What the metric's values after each step are called."""
 _ENOUGH = 12_800
-"""Training images that corrections look at, at most: as many as the published implementation
+"""Training samples that corrections look at, at most: as many as the published implementation
 re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
 _PROFILE = "profile"
 """The name by which the profile alone is asked for, in all its forms."""
@@ -109,8 +111,8 @@ def export(
     formats: Sequence[str] = ("safetensors",),
     recovery: RecoveryConfig | None = None,
 ) -> Exported:
-    """Stitch a run's pick, or another profile, correct the model on the workload's training images
-    and train it, as the job says (or `recovery`), measure the test accuracy (percent) dense,
+    """Stitch a run's pick, or another profile, correct the model on the workload's training data
+    and train it, as the job says (or `recovery`), measure the task's metric on test data dense,
     stitched and after each step, and write the profile and the model in `formats` to the folder
     `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
     interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is
@@ -120,6 +122,8 @@ def export(
     check_formats(formats)
     chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
     recovery = recovery or problem.job.recovery
+    check_recovery(problem.workload, recovery)
+    metric = problem.workload.task.metric
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )
@@ -128,7 +132,7 @@ def export(
     )
     training = out.with_name(f"{out.name}.recovery")
     with staging(out) as folder:
-        accuracy = _compress(subject, recovery, training, progress)
+        values = _compress(subject, recovery, training, progress)
         exports = {}
         for name in dict.fromkeys(formats):
             if name == _PROFILE:
@@ -137,7 +141,7 @@ def export(
             path = folder / form.file
             form.write(subject, path)
             checked = verify(
-                form, subject, path, list(accuracy.values())[-1], out / form.file, progress
+                form, subject, path, list(values.values())[-1], out / form.file, progress
             )
             exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
         content: dict[str, Any] = {
@@ -149,7 +153,8 @@ def export(
                 "batchnorm": problem.job.batchnorm,
                 "value": chosen.fitness,
             },
-            "accuracy": accuracy,
+            metric.name: values,
+            "metric": metric.to_json(),
             "exports": exports,
             "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
             "steps": _steps(problem, recovery),
@@ -170,6 +175,7 @@ def exported_before(chosen: Chosen, problem: ModelProblem, out: Path) -> Exporte
     still there."""
     expected = {
         "profile": to_json(problem.profile(chosen.candidate)),
+        "metric": problem.workload.task.metric.to_json(),
         "steps": _steps(problem, problem.job.recovery),
         "provenance": _provenance(chosen, problem),
     }
@@ -202,35 +208,34 @@ def check_formats(formats: Sequence[str]) -> None:
 def _compress(
     subject: CompressedModel, recovery: RecoveryConfig, training: Path, progress: Progress | None
 ) -> dict[str, float]:
-    """Stitch, correct and train `subject.model`; the test accuracy after each step. `training`: a
-    folder for what is needed to go on with a training that was interrupted."""
+    """Stitch, correct and train `subject.model`; the metric on test data after each step.
+    `training`: a folder for what is needed to go on with a training that was interrupted."""
     model, workload = subject.model, subject.problem.workload
     device = device_for(subject.problem.job.workers.gpus)
 
     def measured(what: str) -> float:
-        with running(model, device) as run:
-            return test_accuracy(run, workload.test, workload.batch_size, progress, f"test {what}")
+        with running(model, device):
+            return evaluate(workload, model, device, progress, f"test {what}")
 
-    def training_images() -> Iterator[Tensor]:
-        return (
-            inputs.to(device) for inputs in _training(workload, subject.problem.job.workload.seed)
-        )
+    def training_data() -> Iterator[Inputs]:
+        for batch in _training(workload, subject.problem.job.workload.seed):
+            yield trees.placed(workload.task.inputs(batch), device)
 
     def note(step: str) -> None:
-        accuracy[_AFTER[step]] = measured(_AFTER[step])
+        values[_AFTER[step]] = measured(_AFTER[step])
 
-    accuracy = {"dense": measured("dense")}
+    values = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
     with running(model, device):
-        recorded = record(model, training_images()) if needs_dense(corrections) else {}
+        recorded = record(model, training_data()) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)
-    accuracy["stitched"] = measured("stitched")
+    values["stitched"] = measured("stitched")
     for name in corrections:
         with running(model, device):
-            correct(name, model, training_images, recorded)
+            correct(name, model, training_data, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
-    return accuracy
+    return values
 
 
 def _profiles(profile: Profile, every: bool) -> dict[str, str]:
@@ -241,14 +246,14 @@ def _profiles(profile: Profile, every: bool) -> dict[str, str]:
     return texts
 
 
-def _training(workload: Workload, seed: int) -> Iterator[Tensor]:
-    """The images that corrections look at: all training images, or as many random ones, read batch
+def _training(workload: Workload, seed: int) -> Iterator[Batch]:
+    """The data that corrections look at: all training samples, or as many random ones, read batch
     by batch."""
     train, size = workload.train, workload.batch_size
     if len(train) <= _ENOUGH:
-        return (inputs for inputs, _ in train.batches(size))
+        return train.batches(size)
     order = np.random.default_rng(seed).permutation(len(train))[:_ENOUGH].tolist()
-    return (train.subset(order[at : at + size]).inputs for at in range(0, _ENOUGH, size))
+    return (train.subset(order[at : at + size]).batch for at in range(0, _ENOUGH, size))
 
 
 def _steps(problem: ModelProblem, recovery: RecoveryConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ calls these, and so can any Python program (docs/API.md)."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_fun
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
-from apportion.evaluators.workloads.augment import augmented
+from apportion.evaluators.training.recovery import check_recovery
+from apportion.evaluators.workloads.dataset import Batch
 from apportion.evaluators.workloads.workload import (
     Workload,
     data_fingerprint,
@@ -66,16 +67,16 @@ class ModelProblem(Problem):
         return self.workers.pool(self._spec(self.job.fitness, self.workload))
 
     def start_selection_pool(self) -> Pool | None:
-        """KL to the dense model on the workload's selection images, in the job's batch-norm
-        mode."""
+        """Divergence from the dense model on the workload's selection samples, in the job's
+        batch-norm mode."""
         if self.workload.selection is None or self.job.search.picks == 1:
             return None
         return LazyPool(self._score_selection)
 
     def _score_selection(self) -> Pool:
         assert self.workload.selection is not None
-        images = self.workload.selection.load()  # only where there is something to pick
-        unseen = replace(self.workload, calibration=images, selection=None)
+        samples = self.workload.selection.load()  # only where there is something to pick
+        unseen = replace(self.workload, calibration=samples, selection=None)
         return self.workers.start(self._spec("kl", unseen))
 
     def _spec(self, fitness: str, workload: Workload) -> ScoringSpec:
@@ -91,18 +92,14 @@ def build(
         with Workers(job.workers) as own:
             return build(job, progress, own)
     workload = load_workload(job.workload, progress)
+    check_recovery(workload, job.recovery)
     config = job.database
-    calibration, size = workload.calibration, workload.batch_size
     default = config.expanded()
     built = job.layers.built(find_layers(workload.model), default)
     database = build_database(
         config.path,
         workload.model,
-        lambda: (
-            augmented(calibration, size, config.augment, job.workload.seed)
-            if config.augment
-            else (inputs for inputs, _ in calibration.batches(size))
-        ),
+        lambda: map(workload.task.inputs, _batches(job, workload)),
         default,
         model_fingerprint=model_fingerprint(workload.model),
         calibration_fingerprint=_calibration_fingerprint(job, workload),
@@ -114,14 +111,20 @@ def build(
     return workload, database
 
 
-def _calibration_fingerprint(job: Job, workload: Workload) -> str:
-    """Of the images that the database is built from, and of how they are augmented."""
-    images = data_fingerprint(workload.calibration)
+def _batches(job: Job, workload: Workload) -> Iterator[Batch]:
+    """What the database is built from."""
     if job.database.augment is None:
-        return images
-    return format.digest(
-        {"images": images, "seed": job.workload.seed, **job.database.augment.model_dump()}
-    )
+        return workload.calibration.batches(workload.batch_size)
+    return workload.augmented(job.database.augment, job.workload.seed)
+
+
+def _calibration_fingerprint(job: Job, workload: Workload) -> str:
+    """Of the data that the database is built from, of how they are fed, and augmented."""
+    data, task = data_fingerprint(workload.calibration), workload.task.key()
+    if job.database.augment is None:
+        return format.digest({"data": data, **task}) if task else data
+    config = job.database.augment.model_dump()
+    return format.digest({"images": data, "seed": job.workload.seed, **task, **config})
 
 
 @overload
@@ -151,6 +154,7 @@ def _loaded(job: Job, workers: Workers, progress: Progress | None) -> ModelProbl
             "batch_size": workload.batch_size,
             "fitness": job.fitness,
             "batchnorm": job.batchnorm,
+            **workload.task.key(),
             **({"corrections": job.corrections.score} if job.corrections.score else {}),
             **({"precision": job.workers.precision} if job.workers.precision != "float32" else {}),
         }
@@ -267,8 +271,9 @@ def pick(
     result: RunResult, problem: Problem, store: RunStore, progress: Progress | None = None
 ) -> RunResult:
     """The run with its final pick: among the profiles near the best fitness, the one whose outputs
-    on images that neither database nor search saw are nearest to the dense model's (KL). A run that
-    is not finished, and a problem without such images, keep the best fitness."""
+    on samples that neither database nor search saw are nearest to the dense model's (the task's
+    divergence). A run that is not finished, and a problem without such samples, keep the best
+    fitness."""
     if result.run.state != "finished" or (pool := problem.selection_pool()) is None:
         return result
     return select(result, problem.job.search.picks, pool, store, progress)

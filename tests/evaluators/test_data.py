@@ -10,7 +10,8 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from apportion.compressors.errors import DataError
-from apportion.evaluators.workloads.data import DataConfig, DigitsData, Splits, draw, load_splits
+from apportion.evaluators.workloads.data import DataConfig, DigitsData, load_splits
+from apportion.evaluators.workloads.dataset import Splits, draw
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 
 

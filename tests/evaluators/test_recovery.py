@@ -19,6 +19,7 @@ from apportion.evaluators.training.recovery import (
 )
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.data import TensorSplit
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
 
 
 def models(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Hold]]:
@@ -58,7 +59,17 @@ def training(
 ) -> tuple[Recovery, nn.Module, nn.Module]:
     dense, sparse, holds = models()
     return (
-        Recovery(sparse, dense, holds, 32, 0, FolderCheckpoints(folder), key, progress),
+        Recovery(
+            ImageClassification(),
+            sparse,
+            dense,
+            holds,
+            32,
+            0,
+            FolderCheckpoints(folder),
+            key,
+            progress,
+        ),
         dense,
         sparse,
     )
@@ -93,7 +104,16 @@ def test_lintune_moves_biases_and_normalisations_alone(tmp_path: Path) -> None:
 
 def test_lintune_leaves_a_model_without_biases_alone(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
-    work = Recovery(model, copy.deepcopy(model), {}, 32, 0, FolderCheckpoints(tmp_path), "key")
+    work = Recovery(
+        ImageClassification(),
+        model,
+        copy.deepcopy(model),
+        {},
+        32,
+        0,
+        FolderCheckpoints(tmp_path),
+        "key",
+    )
     weight = model[1].weight.detach().clone()
     work.lintune(images(), LintuneConfig())
     assert torch.equal(model[1].weight, weight)

@@ -10,7 +10,8 @@ from torch import nn
 
 from apportion.compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
 from apportion.compressors.layers import find_layers
-from apportion.evaluators.workloads.data import draw
+from apportion.evaluators.workloads.dataset import draw
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.models import build_model, register_model
 from apportion.evaluators.workloads.workload import (
     Workload,
@@ -117,7 +118,7 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
 
 
 def test_more_calibration_images_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="41 images are asked for, the calibration data has 40"):
+    with pytest.raises(DataError, match="41 samples are asked for, the calibration data has 40"):
         load(tmp_path, calibration_samples=41)
 
 
@@ -309,8 +310,6 @@ def test_a_model_that_cannot_be_folded_says_why(
 
 
 def test_the_shared_resnet20_is_as_good_as_published(shared_data: Path) -> None:
-    from apportion.search.export.exporting import test_accuracy as measure
-
     cifar = shared_data / "cifar10"
     data = {
         "kind": "npz",
@@ -322,7 +321,7 @@ def test_the_shared_resnet20_is_as_good_as_published(shared_data: Path) -> None:
         {"model": "cifar_resnet20", "weights": weights, "data": data}
     )
     workload = load_workload(config)
-    assert measure(workload.model, workload.test, 250) == pytest.approx(88.76, abs=0.021)
+    assert evaluate(workload, workload.model) == pytest.approx(88.76, abs=0.021)
 
 
 def _with(state: dict[str, torch.Tensor]) -> nn.Module:
