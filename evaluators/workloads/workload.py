@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import nn
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import ApportionError, DataError
 from apportion.compressors.progress import Progress
 from apportion.evaluators.workloads.augment import AugmentConfig
@@ -126,6 +127,10 @@ class Workload:
     batch_size: int = 128
     selection: Chosen | None = None
     task: Task = field(default_factory=ImageClassification)
+
+    def full_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
+        """A pass over batches (`count` of them, for progress), fed and counted as the task says."""
+        return FullPass(batches, self.task.samples, self.task.forward, count)
 
     def augmented(self, config: AugmentConfig, seed: int) -> Iterator[Batch]:
         """Calibration batches, round by round, their samples changed at random; the same at every

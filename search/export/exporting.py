@@ -27,22 +27,21 @@ from typing import Any
 import numpy as np
 
 from apportion.compressors.corrections import correct, needs_dense, record
-from apportion.compressors.errors import ProfileError, UnknownNameError
+from apportion.compressors.errors import ProfileError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
-from apportion.evaluators.training.recovery import RecoveryConfig, check_recovery
+from apportion.evaluators.training.recovery import RecoveryConfig, check_held, check_recovery
 from apportion.evaluators.workloads import trees
 from apportion.evaluators.workloads.dataset import Batch
 from apportion.evaluators.workloads.evaluate import evaluate
-from apportion.evaluators.workloads.task import Inputs
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
-from apportion.search.export.formats import FORMATS
 from apportion.search.export.recover import recover
+from apportion.search.export.registry import PROFILE, resolve
 from apportion.search.export.staging import SUMMARY, staging, summary
 from apportion.search.export.verify import running, verify
 from apportion.search.runs.loop import RunResult
@@ -70,8 +69,6 @@ _AFTER = {
 _ENOUGH = 12_800
 """Training samples that corrections look at, at most: as many as the published implementation
 re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
-_PROFILE = "profile"
-"""The name by which the profile alone is asked for, in all its forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +113,16 @@ def export(
     stitched and after each step, and write the profile and the model in `formats` to the folder
     `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
     interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is
-    there. Raises UnknownNameError, ModelError for a model that a format cannot hold, and
-    OutputError, also for a file that is another model; then nothing is left in `out`."""
+    there. Raises UnknownNameError, ConfigurationError for two formats of one file, ModelError for a
+    model that a format cannot hold, and OutputError, also for a file that is another model; then
+    nothing is left in `out`."""
     out = Path(out)
-    check_formats(formats)
+    forms = resolve(formats)
     chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
     recovery = recovery or problem.job.recovery
     check_recovery(problem.workload, recovery)
     metric = problem.workload.task.metric
+    check_held(problem.database, recovery)
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )
@@ -134,10 +133,7 @@ def export(
     with staging(out) as folder:
         values = _compress(subject, recovery, training, progress)
         exports = {}
-        for name in dict.fromkeys(formats):
-            if name == _PROFILE:
-                continue
-            form = FORMATS[name]
+        for form in forms:
             path = folder / form.file
             form.write(subject, path)
             checked = verify(
@@ -161,7 +157,7 @@ def export(
             "provenance": _provenance(chosen, problem),
         }
         card = model_card(content, problem.job.workload.name)
-        texts = {"model_card.md": card, **_profiles(subject.profile, _PROFILE in formats)}
+        texts = {"model_card.md": card, **_profiles(subject.profile, PROFILE in formats)}
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
         content["written"] = [SUMMARY, *sorted(path.name for path in folder.iterdir())]
@@ -199,10 +195,8 @@ def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chose
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises UnknownNameError."""
-    for name in formats:
-        if name not in (*FORMATS, _PROFILE):
-            raise UnknownNameError("export format", name, [*FORMATS, _PROFILE])
+    """Raises UnknownNameError, ConfigurationError."""
+    resolve(formats)
 
 
 def _compress(
@@ -217,9 +211,11 @@ def _compress(
         with running(model, device):
             return evaluate(workload, model, device, progress, f"test {what}")
 
-    def training_data() -> Iterator[Inputs]:
+    def training_data() -> Iterator[Batch]:
         for batch in _training(workload, subject.problem.job.workload.seed):
-            yield trees.placed(workload.task.inputs(batch), device)
+            yield trees.placed(batch, device)
+
+    calibration = workload.full_pass(training_data)
 
     def note(step: str) -> None:
         values[_AFTER[step]] = measured(_AFTER[step])
@@ -227,12 +223,12 @@ def _compress(
     values = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
     with running(model, device):
-        recorded = record(model, training_data()) if needs_dense(corrections) else {}
+        recorded = record(model, calibration) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)
     values["stitched"] = measured("stitched")
     for name in corrections:
         with running(model, device):
-            correct(name, model, training_data, recorded)
+            correct(name, model, calibration, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
     return values

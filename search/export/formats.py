@@ -27,8 +27,11 @@ Runner = Callable[..., Any]
 
 
 class Format(ABC):
-    """`tolerance`: by how much its outputs may differ, as a share of the largest output; None where
-    rounding to a grid may turn a last bit into a step, and the metric alone decides."""
+    """Base of all formats; one that is registered (registry.py) can be asked for by its name.
+
+    `file`: name of what it writes; `runtime`: what runs that, for messages; `tolerance`: by how
+    much its outputs may differ, as a share of the largest output; None where rounding to a grid may
+    turn a last bit into a step, and the metric alone decides."""
 
     file: ClassVar[str]
     runtime: ClassVar[str]
@@ -36,7 +39,8 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, subject: CompressedModel, path: Path) -> None:
-        """Raises ModelError, OutputError."""
+        """Write `subject.model` to `path`. Raises ModelError for a model that the format cannot
+        hold, OutputError."""
 
     @abstractmethod
     def load(self, subject: CompressedModel, path: Path) -> Runner:
@@ -136,14 +140,6 @@ class Onnx(Format):
             return tree_unflatten(onnx_model.outputs(opened, kwargs or args), structure)
 
         return run
-
-
-FORMATS: dict[str, Format] = {
-    "safetensors": Safetensors(),
-    "compressed": Packed(),
-    "torch": Program(),
-    "onnx": Onnx(),
-}
 
 
 def _forget(model: torch.nn.Module) -> None:

@@ -4,15 +4,17 @@ calls these, and so can any Python program (docs/API.md)."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from apportion.compressors.layers import find_layers
+from apportion.compressors.calibration import FullPass
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import parse_level
 from apportion.compressors.progress import Progress
 from apportion.db.layers import format
@@ -24,8 +26,7 @@ from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_fun
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
-from apportion.evaluators.training.recovery import check_recovery
-from apportion.evaluators.workloads.dataset import Batch
+from apportion.evaluators.training.recovery import check_held, check_recovery
 from apportion.evaluators.workloads.workload import (
     Workload,
     data_fingerprint,
@@ -95,11 +96,13 @@ def build(
     check_recovery(workload, job.recovery)
     config = job.database
     default = config.expanded()
-    built = job.layers.built(find_layers(workload.model), default)
+    found = find_layers(workload.model, _traced(workload))
+    built = job.layers.built(found.layers, default)
     database = build_database(
         config.path,
         workload.model,
-        lambda: map(workload.task.inputs, _batches(job, workload)),
+        found,
+        _calibration(job, workload),
         default,
         model_fingerprint=model_fingerprint(workload.model),
         calibration_fingerprint=_calibration_fingerprint(job, workload),
@@ -111,11 +114,20 @@ def build(
     return workload, database
 
 
-def _batches(job: Job, workload: Workload) -> Iterator[Batch]:
+def _traced(workload: Workload) -> FullPass:
+    """What layers are found on: two samples, which show most models whole, and then all of them."""
+    data, size = workload.calibration, workload.batch_size
+    return workload.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))
+
+
+def _calibration(job: Job, workload: Workload) -> FullPass:
     """What the database is built from."""
-    if job.database.augment is None:
-        return workload.calibration.batches(workload.batch_size)
-    return workload.augmented(job.database.augment, job.workload.seed)
+    data, size, augment = workload.calibration, workload.batch_size, job.database.augment
+    count = -(-len(data) // size)
+    if augment is None:
+        return workload.full_pass(lambda: data.batches(size), count)
+    count *= augment.rounds
+    return workload.full_pass(lambda: workload.augmented(augment, job.workload.seed), count)
 
 
 def _calibration_fingerprint(job: Job, workload: Workload) -> str:
@@ -147,6 +159,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
 
 def _loaded(job: Job, workers: Workers, progress: Progress | None) -> ModelProblem:
     workload, database = build(job, progress, workers)
+    check_held(database, job.recovery)
     key = format.digest(
         {
             "database": database.fingerprint,

@@ -15,8 +15,10 @@ import torch
 import yaml
 from torch import nn
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.grids import GridOptions
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import DENSE, parse_level
 from apportion.compressors.obs import CompressionOptions
 from apportion.db.layers.build import build_database
@@ -69,7 +71,7 @@ def test_onnx_runtime_gives_what_torch_gives(
         for n, lv in profile.items()
         if not lv.is_dense
     }
-    inputs = workload.calibration.inputs[:64]
+    inputs = workload.calibration.batch[0][:64]
     proto = onnx_model.to_onnx(model, inputs[:2], what)
     ours = onnx_model.run(onnx_model.session(proto, 1), inputs)
     with torch.no_grad():
@@ -94,9 +96,16 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
     example = torch.randn(4, 64)
     grids = CompressionOptions(grid=GridOptions(symmetric=True))
     levels = [parse_level(text) for text in LEVELS]
-    marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
+    data = over(torch.randn(64, 64))
     database = build_database(
-        tmp_path / "db", model, lambda: iter([torch.randn(64, 64)]), levels, options=grids, **marks
+        tmp_path / "db",
+        model,
+        find_layers(model, data),
+        data,
+        levels,
+        model_fingerprint="m",
+        calibration_fingerprint="c",
+        options=grids,
     )
     steps: list[tuple[str, int, int]] = []
     measured = measure_latency(
@@ -132,7 +141,7 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
 def test_layers_of_one_shape_are_timed_once(quantized: tuple[Workload, LayerDatabase]) -> None:
     workload, database = quantized
     measured = measure_latency(
-        workload.model, database, workload.calibration.inputs[:1], TorchRuntime(1)
+        workload.model, database, workload.calibration.batch[0][:1], TorchRuntime(1)
     )
     assert all(
         set(row) == {DENSE} for row in measured.layers.values()
@@ -145,7 +154,7 @@ def test_filter_levels_do_not_hide_what_runs_in_integers(
     quantized: tuple[Workload, LayerDatabase], tmp_path: Path
 ) -> None:
     workload, _ = quantized
-    example, facts = workload.calibration.inputs[:2], []
+    example, facts = workload.calibration.batch[0][:2], []
     for levels in (["dense", "rtn:w8a8"], ["dense", "rtn:w8a8", "filter-0.50"]):
         job = {
             "workload": {"data": {"kind": "digits"}, "calibration_samples": 64},
@@ -174,7 +183,8 @@ def test_filter_levels_run_in_the_shapes_that_are_left(tmp_path: Path, runtime: 
     database = build_database(
         tmp_path / "wide",
         model,
-        lambda: [example],
+        find_layers(model, over(example)),
+        over(example),
         levels,
         model_fingerprint="m",
         calibration_fingerprint="c",

@@ -8,8 +8,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.find import find_layers
 from apportion.evaluators.workloads.dataset import draw
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.models import build_model, register_model
@@ -41,9 +42,9 @@ def load(
 
 def test_calibration_is_a_seeded_random_subset(tmp_path: Path) -> None:
     first, second = load(tmp_path, calibration_samples=20), load(tmp_path, calibration_samples=10)
-    assert torch.equal(first.calibration.inputs[:10], second.calibration.inputs)  # nested
+    assert torch.equal(first.calibration.batch[0][:10], second.calibration.batch[0])  # nested
     assert (
-        len(set(second.calibration.labels.tolist())) > 3
+        len(set(second.calibration.batch[1].tolist())) > 3
     )  # the file is sorted by class: its first ten hold three
     other = load(tmp_path, calibration_samples=20, seed=1)
     assert data_fingerprint(first.calibration) != data_fingerprint(other.calibration)
@@ -155,7 +156,7 @@ def test_a_users_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(models, "_MODELS", {**models._MODELS})
     register_model("mine")(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
-    assert load(tmp_path, model="mine").calibration.labels.max() == 9
+    assert load(tmp_path, model="mine").calibration.batch[1].max() == 9
     (tmp_path / "my_nets.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Linear(4, 2)\n"
     )
@@ -220,7 +221,7 @@ def test_image_folders(tmp_path: Path) -> None:
             {"model": "cifar_resnet20", "data": data, "calibration_samples": 6}
         )
     )
-    assert workload.calibration.inputs.shape == (6, 3, 32, 32)
+    assert workload.calibration.batch[0].shape == (6, 3, 32, 32)
     assert [y.tolist() for _, y in workload.test.batches(5)] == [[0, 0, 0, 0, 1], [1, 1, 1]]
     with pytest.raises(DataError, match="one folder of images per class"):
         load_workload(
@@ -285,8 +286,11 @@ def test_folded_batchnorm_changes_no_output(digits: Workload) -> None:
     inputs = next(iter(digits.test.batches(64)))[0]
     with torch.no_grad():
         torch.testing.assert_close(folded.model(inputs), digits.model(inputs), rtol=1e-4, atol=1e-4)
-    names = [layer.name for layer in find_layers(digits.model)]
-    assert [layer.name for layer in find_layers(folded.model)] == names
+    names, others = (
+        [layer.name for layer in find_layers(model, over(inputs)).layers]
+        for model in (digits.model, folded.model)
+    )
+    assert others == names
     assert model_fingerprint(folded.model) != model_fingerprint(digits.model)
 
 
