@@ -31,8 +31,8 @@ from apportion.compressors.corrections import correct
 from apportion.evaluators.scoring.batchnorm import MODES
 from apportion.evaluators.scoring.fitness import CRITERIA
 from apportion.evaluators.scoring.stitched import StitchedScorer
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.cli.progress import TerminalProgress
-from apportion.search.export.exporting import test_accuracy
 from apportion.search.runs.pipeline import ModelProblem, prepare
 from apportion.search.space.additive import optimum
 from apportion.search.space.moves import begin, step
@@ -52,13 +52,12 @@ class Scorers:
         for mode, scorer in self._scorers.items():
             totals = dict.fromkeys(CRITERIA, 0.0)
             with torch.inference_mode(), scorer._corrected(candidate):
-                for b, (_, labels) in enumerate(scorer._batches):
+                for b, batch in enumerate(scorer._batches):
                     outputs = scorer._prefixes.run(b, candidate)
                     for name, criterion in CRITERIA.items():
-                        totals[name] += float(
-                            criterion(outputs, labels, scorer._dense_outputs[b]).sum()
-                        )
-            count = sum(len(labels) for _, labels in scorer._batches)
+                        values = criterion(scorer._task, outputs, batch, scorer._dense_outputs[b])
+                        totals[name] += float(values.sum())
+            count = sum(scorer._samples)
             found |= {f"{name}, {mode}": total / count for name, total in totals.items()}
         return found
 
@@ -69,7 +68,7 @@ def retuned_accuracy(problem: ModelProblem, candidate: Candidate) -> float:
     train = problem.workload.train
     size = problem.workload.batch_size
     correct("batchnorm", model, FullPass(lambda: (x for x, _ in train.batches(size))), {})
-    return test_accuracy(model, problem.workload.test, problem.workload.batch_size)
+    return evaluate(problem.workload, model)
 
 
 def sample(problem: ModelProblem, number: int) -> Candidate:

@@ -20,8 +20,8 @@ from typing import Any
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct, record
 from apportion.compressors.levels import parse_level
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.cli.progress import TerminalProgress
-from apportion.search.export.exporting import test_accuracy
 from apportion.search.jobs.job import Job
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import build
@@ -98,7 +98,7 @@ def main() -> None:
             database.stitch(model, profile)
             if correction:
                 correct(correction, model, data, recorded)
-            found.append(test_accuracy(model, workload.test, workload.batch_size))
+            found.append(evaluate(workload, model))
         return found
 
     heads = ["stitched", *options.corrections]

@@ -35,7 +35,7 @@ def count_samples(batch: Batch) -> int:
     return len(first)
 
 
-def call(model: nn.Module, batch: Batch) -> Any:
+def call(model: Callable[..., Any], batch: Batch) -> Any:
     """A dict's values by keyword, a tuple's one by one, anything else as the one input."""
     if isinstance(batch, dict):
         return model(**batch)

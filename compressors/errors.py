@@ -209,6 +209,12 @@ class ConfigurationError(ApportionError):
     """Options that contradict each other or the machine they run on."""
 
 
+def first_line(error: BaseException) -> str:
+    """Another's error as part of one of our lines: its kind, and the first line of what it says."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name closest to `name`, or None when nothing is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -19,7 +19,7 @@ from apportion.compressors.threads import torch_threads
 from apportion.evaluators.cluster.connection import Connection, check_resources
 from apportion.evaluators.training.checkpoints import read_state
 from apportion.evaluators.training.recovery import FinetuneConfig, Recovery, Team
-from apportion.evaluators.workloads.data import Split
+from apportion.evaluators.workloads.dataset import Dataset
 
 _FILE = "state.pt"
 _LOST_AT_MOST = 3
@@ -28,13 +28,13 @@ _LOST_AT_MOST = 3
 
 def train_together(
     recovery: Recovery,
-    images: Split,
+    data: Dataset,
     config: FinetuneConfig,
     each: Mapping[str, float],
     folder: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Run `recovery.finetune(images, config)` on `config.workers` processes with the resources
+    """Run `recovery.finetune(data, config)` on `config.workers` processes with the resources
     `each`, which split every batch; normalisations see their own part of it. The last state ends in
     `recovery.checkpoints`, so that `recovery.finetune` ends at once. Ray Train keeps its states in
     `folder`, which all nodes must see. Raises ConfigurationError, TrainingError."""
@@ -53,7 +53,7 @@ def train_together(
     try:
         check_resources(ray, count, needs)
         recovery.checkpoints.write(
-            "finetune", _trained(ray, recovery, images, config, needs, folder, progress)
+            "finetune", _trained(ray, recovery, data, config, needs, folder, progress)
         )
     finally:
         connection.close()
@@ -62,7 +62,7 @@ def train_together(
 def _trained(
     ray: Any,
     recovery: Recovery,
-    images: Split,
+    data: Dataset,
     config: FinetuneConfig,
     needs: dict[str, float],
     folder: Path,
@@ -89,7 +89,7 @@ def _trained(
             if progress:
                 progress("finetune, epochs", epoch, config.epochs)
 
-    sent = ray.put((replace(recovery, progress=None), images, config))  # once per node
+    sent = ray.put((replace(recovery, progress=None), data, config))  # once per node
     threads = int(needs["CPU"])
 
     def loop() -> None:
@@ -128,7 +128,7 @@ def _trained(
         return read_state(Path(kept) / _FILE)
 
 
-def _work(recovery: Recovery, images: Split, config: FinetuneConfig, threads: int) -> None:
+def _work(recovery: Recovery, data: Dataset, config: FinetuneConfig, threads: int) -> None:
     """One worker's part."""
     import ray.train
     from ray.train.torch import get_device, prepare_model
@@ -138,7 +138,7 @@ def _work(recovery: Recovery, images: Split, config: FinetuneConfig, threads: in
     recovery.device = str(get_device())
     recovery.checkpoints = _RayCheckpoints(context.get_world_rank() == 0)
     with torch_threads(threads):
-        recovery.finetune(images, config)
+        recovery.finetune(data, config)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import call, count_samples
 from apportion.compressors.kinds.feeding import first_tensor
 from apportion.compressors.layers import hooked
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.format import LayerRecord
+from apportion.evaluators.workloads.task import Inputs
 
 
 def timed_alone(
-    model: nn.Module, database: LayerDatabase, example: Tensor
+    model: nn.Module, database: LayerDatabase, example: Inputs
 ) -> tuple[dict[str, nn.Module], dict[str, Tensor]]:
-    """Layer -> its module, and the input of its first call when `example` [batch, ...] runs. A
+    """Layer -> its module, and the input of its first call when the model runs on `example`. A
     layer that is a part of a parameter, or whose module is never called, is a linear module of the
     same weights and as many multiply-accumulates."""
     modules = dict(model.named_modules(remove_duplicate=False))
@@ -29,11 +31,11 @@ def timed_alone(
             for own in (name, *record.aliases):
                 hook = partial(_keep, seen, name)
                 handles.append(modules[own].register_forward_pre_hook(hook, with_kwargs=True))
-        model(example)
+        call(model, example)
     found = {name: modules[name] for name in seen}
     for name, record in database.layers.items():
         if name not in seen:
-            found[name], seen[name] = _product(record, len(example))
+            found[name], seen[name] = _product(record, count_samples(example))
     return found, seen
 
 

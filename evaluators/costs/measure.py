@@ -24,6 +24,8 @@ from apportion.evaluators.costs.latency import WHOLE, LatencyTable
 from apportion.evaluators.costs.runtimes import Runtime, Timing, machine, time_run
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible, reducible_layers
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +68,12 @@ class MeasuredLatency:
 def measure_latency(
     model: nn.Module,
     database: LayerDatabase,
-    example: Tensor,
+    example: Inputs,
     runtime: Runtime,
     progress: Progress | None = None,
 ) -> MeasuredLatency:
-    """Time the layers of `model` as `example` [batch, ...] reaches them. Layers of one shape are
-    timed once. Raises ModelError for a model that the runtime cannot take."""
+    """Time the layers of `model` as `example`, what it is called with, reaches them. Layers of one
+    shape are timed once. Raises ModelError for a model that the runtime cannot take."""
     modules, inputs = timed_alone(model, database, example)
     levels = {
         name: [parse_level(text) for text in texts] for name, texts in database.levels().items()
@@ -117,7 +119,7 @@ def measure_latency(
         "machine": machine(),
         "runtime": runtime.name,
         "threads": str(torch.get_num_threads()),
-        "input": "x".join(map(str, example.shape)),
+        "input": " ".join("x".join(map(str, x.shape)) for x in trees.tensors(example)),
         "whole model": f"{whole.seconds:.9g} s measured",
         "in integers": " ".join(sorted(chained)) or "none",
         "not accelerated": " ".join(sorted(map(str, idle))) or "none",
@@ -138,7 +140,7 @@ def check_latency(
     model: nn.Module,
     database: LayerDatabase,
     table: LatencyTable,
-    example: Tensor,
+    example: Inputs,
     runtime: Runtime,
     profiles: Sequence[Profile],
     progress: Progress | None = None,
@@ -185,7 +187,7 @@ def sample_profiles(
 def _chained(
     model: nn.Module,
     database: LayerDatabase,
-    example: Tensor,
+    example: Inputs,
     runtime: Runtime,
     timed: Mapping[str, Sequence[Level]],
 ) -> set[str]:

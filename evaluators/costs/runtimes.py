@@ -15,11 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.levels import Level
 from apportion.evaluators.rewriting import onnx_model
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reduce_layers
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Inputs
 
 _WARM_UP, _REPEATS, _SECONDS = 5, 50, 0.2
 """Runs before the first that counts; then at least so many, and for at least so long."""
@@ -48,7 +51,7 @@ class Runtime(ABC):
     def prepare(
         self,
         model: nn.Module,
-        inputs: Tensor,
+        inputs: Inputs,
         quantized: Mapping[str, Quantized],
         reduced: Collection[str],
         chained: bool,
@@ -60,7 +63,7 @@ class Runtime(ABC):
     def chained(
         self,
         model: nn.Module,  # noqa: ARG002
-        inputs: Tensor,  # noqa: ARG002
+        inputs: Inputs,  # noqa: ARG002
         quantized: Mapping[str, Quantized],  # noqa: ARG002
     ) -> set[str]:
         """The `quantized` layers that run in integers within the whole model because what follows
@@ -89,7 +92,7 @@ class TorchRuntime(Runtime):
     def prepare(  # quantized levels run as the floats they stand for
         self,
         model: nn.Module,
-        inputs: Tensor,
+        inputs: Inputs,
         quantized: Mapping[str, Quantized],
         reduced: Collection[str],
         chained: bool,  # noqa: ARG002
@@ -98,7 +101,9 @@ class TorchRuntime(Runtime):
         kind = torch.float16 if cuda else torch.float32
         placed = copy.deepcopy(model).eval()
         reduce_layers(placed, reduced, quantized)
-        placed, x = placed.to(self._device, kind), inputs.to(self._device, kind)
+        placed.to(self._device, kind)
+        x = trees.placed(inputs, self._device)
+        x = trees.mapped(lambda t: t.to(kind) if t.is_floating_point() else t, x)
         if cuda:
             for module in placed.modules():
                 if isinstance(module, nn.Linear) and _is_two_of_four(module.weight):
@@ -108,7 +113,7 @@ class TorchRuntime(Runtime):
 
         def run() -> None:
             with torch.inference_mode():
-                placed(x)
+                call(placed, x)
             if cuda:
                 torch.cuda.synchronize(self._device)
 
@@ -131,7 +136,7 @@ class OnnxRuntime(Runtime):
     def prepare(
         self,
         model: nn.Module,
-        inputs: Tensor,
+        inputs: Inputs,
         quantized: Mapping[str, Quantized],
         reduced: Collection[str],
         chained: bool,
@@ -143,7 +148,7 @@ class OnnxRuntime(Runtime):
         return lambda: onnx_model.run(opened, inputs)
 
     def chained(
-        self, model: nn.Module, inputs: Tensor, quantized: Mapping[str, Quantized]
+        self, model: nn.Module, inputs: Inputs, quantized: Mapping[str, Quantized]
     ) -> set[str]:
         return onnx_model.in_integers(onnx_model.to_onnx(model, inputs, quantized))
 

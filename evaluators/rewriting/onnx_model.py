@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from apportion.compressors.activations import ActivationGrid, quantize_input
+from apportion.compressors.calibration import count_samples
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import Grid
 from apportion.compressors.kinds.feeding import with_first
-from apportion.evaluators.rewriting.folding import fold_batchnorm
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.folding import fold_batchnorm
+from apportion.evaluators.workloads.task import Inputs
 
 log = logging.getLogger(__name__)
 _CODES = ".parametrizations.weight.original"
@@ -45,17 +48,28 @@ class Quantized:
 
 def to_onnx(
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     quantized: Mapping[str, Quantized],
     reduced: Collection[str] = (),
     output: ActivationGrid | None = None,
 ) -> Any:
-    """An onnx.ModelProto of `model` (eval mode, one tensor in and out, the batch dynamic), whose
-    layers `quantized` names (by module name) are quantized. Their weights must lie on the grids
-    given. The layers `reduced`, which are not quantized, come in the shapes that are left of them
-    (evaluators/rewriting/reduced.py). `output`: quantizes the outputs too. Raises ModelError for a
-    model that torch.onnx cannot export or a layer that it does not have, ConfigurationError where
-    onnx is missing."""
+    """A model in ONNX, the batch dynamic.
+
+    Args:
+        model: in eval mode.
+        example: what it is called with, for some samples.
+        quantized: layers by module name; their weights must lie on the grids given.
+        reduced: layers, which are not quantized, that come in the shapes that are left of them
+            (evaluators/rewriting/reduced.py).
+        output: quantizes the outputs too, of which there is one tensor.
+
+    Returns:
+        An onnx.ModelProto.
+
+    Raises:
+        ModelError: torch.onnx cannot export the model, or it lacks a layer.
+        ConfigurationError: onnx is missing.
+    """
     onnx = _import("onnx")
     _import("onnxscript")
     plain = copy.deepcopy(model).eval().requires_grad_(False)
@@ -117,10 +131,18 @@ def in_integers(proto: Any) -> set[str]:
     return {value.removesuffix(_CODES) for value in used if value.endswith(_CODES)}
 
 
-def run(opened: Any, inputs: Tensor) -> Tensor:
-    """The outputs for `inputs` [n, ...]."""
-    outputs = opened.run(None, {opened.get_inputs()[0].name: inputs.numpy()})
-    return torch.from_numpy(outputs[0])
+def run(opened: Any, inputs: Inputs) -> Tensor:
+    """The output of a model that has one."""
+    return outputs(opened, inputs)[0]
+
+
+def outputs(opened: Any, inputs: Inputs) -> list[Tensor]:
+    """The tensors of the outputs, in the order of their tree, for what the model is called with."""
+    names = [one.name for one in opened.get_inputs()]
+    keyed = inputs if isinstance(inputs, dict) and set(inputs) >= set(names) else None
+    values = [keyed[name] for name in names] if keyed else trees.tensors(inputs)
+    given = {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    return [torch.from_numpy(found) for found in opened.run(None, given)]
 
 
 def version() -> str:
@@ -193,11 +215,10 @@ def _weight(module: nn.Module) -> Tensor:
     return module.weight.detach()
 
 
-def _exported(model: nn.Module, example: Tensor) -> Any:
-    sizes = ({0: torch.export.Dim("batch")},)
-    inputs = (
-        example if len(example) > 1 else torch.cat([example, example])
-    )  # a batch of one would be taken for a constant
+def _exported(model: nn.Module, example: Inputs) -> Any:
+    if count_samples(example) == 1:  # a batch of one would be taken for a constant
+        example = trees.joined([example, example])
+    args, kwargs = trees.arguments(example)
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -208,7 +229,13 @@ def _exported(model: nn.Module, example: Tensor) -> Any:
         ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
-                model, (inputs,), dynamo=True, optimize=True, verbose=False, dynamic_shapes=sizes
+                model,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                optimize=True,
+                verbose=False,
+                dynamic_shapes=trees.dynamic(example),
             )
     except Exception as error:  # whatever the model's own code, torch.export or the exporter raise
         raise ModelError(

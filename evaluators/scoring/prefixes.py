@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import call
 from apportion.evaluators.scoring import segments
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Inputs, Outputs
 
 _RATE = 1 / 32
 """Weight of a pass in the mean share that kept activations could have saved."""
@@ -20,16 +23,20 @@ class Prefixes:
     bytes over all batches (0: none), and a pass starts from the last one before the first of the
     `layers` (by name, with the parameters that hold their weights) where the candidate differs from
     what the batch ran before. While candidates have little in common, nothing is kept. The weights
-    must be the candidate's already."""
+    must be the candidate's already. A model that takes more than one tensor always runs as a
+    whole."""
 
     def __init__(
         self,
         model: nn.Module,
         layers: Mapping[str, Sequence[Tensor]],
-        batches: Sequence[Tensor],
+        batches: Sequence[Inputs],
         limit: int,
     ) -> None:
         self._model, self._batches = model, batches
+        if limit and not isinstance(batches[0], Tensor):
+            segments.log.warning("no prefix reuse: the model takes more than one tensor")
+            limit = 0
         whole = segments.Segments((model,), dict.fromkeys(layers, 0))
         self._segments = segments.cut(model, layers) if limit else whole
         if len(self._segments.parts) > 1 and not self._same_as_whole():
@@ -49,7 +56,7 @@ class Prefixes:
         self._inputs: list[dict[int, Tensor]] = [{} for _ in self._batches]
         self._saving = 1.0
 
-    def run(self, b: int, candidate: tuple[int, ...]) -> Tensor:
+    def run(self, b: int, candidate: tuple[int, ...]) -> Outputs:
         """The model's outputs on batch `b`."""
         start, inputs, parts = (
             self._first_change(b, candidate),
@@ -68,7 +75,7 @@ class Prefixes:
                 x = parts[i](x)
         else:
             inputs.clear()
-            x = self._model(x)  # a little faster than its parts
+            x = call(self._model, x)  # a little faster than its parts
         self._seen[b] = candidate
         return x
 
@@ -88,7 +95,8 @@ class Prefixes:
             x = y = self._batches[0][:2]
             for part in self._segments.parts:
                 y = part(y)
-            return torch.equal(y, self._model(x))
+            z = trees.tensors(self._model(x))
+            return all(torch.equal(*pair) for pair in zip(trees.tensors(y), z, strict=True))
 
     def _choose_cuts(self, limit: int) -> frozenset[int]:
         """The parts whose inputs are kept: all where they fit `limit` over all batches, else every

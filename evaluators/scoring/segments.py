@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
@@ -22,14 +23,14 @@ class Segments:
     """`parts[i]` takes the output of `parts[i - 1]` (the input for the first one); `where` maps a
     layer's name to the first part that uses it. A model that cannot be traced is one part."""
 
-    parts: tuple[Callable[[Tensor], Tensor], ...]
+    parts: tuple[Callable[..., Any], ...]
     where: dict[str, int]
 
 
 def cut(model: nn.Module, layers: Mapping[str, Sequence[Tensor]]) -> Segments:
-    """Cut `model` (eval mode, one tensor in, one tensor out) into as many segments as its graph
-    allows, such that each but the last holds one of the `layers`, given by name with the parameters
-    that hold their weights. Falls back to one segment, and says why in the log."""
+    """Cut `model` (eval mode, one tensor in) into as many segments as its graph allows, such that
+    each but the last holds one of the `layers`, given by name with the parameters that hold their
+    weights. Falls back to one segment, and says why in the log."""
     whole = Segments((model,), dict.fromkeys(layers, 0))
     try:
         graph = fx.symbolic_trace(model)

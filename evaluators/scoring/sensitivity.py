@@ -27,13 +27,14 @@ def measure_losses(
     corrections: Sequence[str] = (),
 ) -> tuple[np.ndarray, ...]:
     """Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64
-    [n_levels], in nats, lower is better, 0 for dense. `pool` must score `loss` in the mode
-    `batchnorm` with `corrections`. Kept in the database's folder layer by layer; what is there is
-    not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
+    [n_levels], in the loss's unit, lower is better, 0 for dense. `pool` must score `loss` in the
+    mode `batchnorm` with `corrections`. Kept in the database's folder layer by layer; what is there
+    is not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
     key = {
         "what": "rise of the calibration loss, one layer alone",
         "calibration": data_fingerprint(workload.calibration),
         "batchnorm": batchnorm,
+        **workload.task.key(),
     }
     if corrections:
         key["corrections"] = " ".join(corrections)

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Inputs, Outputs
+
 WIDTH = 8
 """Candidates in a stack. Fixed: kernels may round differently for another number of them."""
 _WORTH = 1.1
@@ -17,12 +20,14 @@ _WORTH = 1.1
 
 
 def run_stacked(
-    model: nn.Module, weights: Mapping[str, Sequence[Tensor]], inputs: Tensor
-) -> Tensor:
-    """Outputs [k, n, ...] of `model` on `inputs` [n, ...] with k values for each parameter that
-    `weights` names."""
+    model: nn.Module, weights: Mapping[str, Sequence[Tensor]], inputs: Inputs
+) -> list[Outputs]:
+    """k outputs of `model` on `inputs`, with k values for each parameter that `weights` names."""
     stacked = {name: torch.stack(list(values)) for name, values in weights.items()}
-    return vmap(lambda own: functional_call(model, own, (inputs,)))(stacked)
+    args, kwargs = trees.arguments(inputs)
+    outputs = vmap(lambda own: functional_call(model, own, args, kwargs))(stacked)
+    count = len(next(iter(stacked.values())))
+    return [trees.mapped(lambda tensor: tensor[i], outputs) for i in range(count)]  # noqa: B023
 
 
 def pays(single: Callable[[], object], stacked: Callable[[], object], device: torch.device) -> bool:

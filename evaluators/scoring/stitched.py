@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.compressors.calibration import FullPass
+from apportion.compressors.calibration import call
 from apportion.compressors.corrections import (
     Recorded,
     check_correction,
@@ -27,9 +27,11 @@ from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.scoring import batchnorm as bn
 from apportion.evaluators.scoring import stacked
-from apportion.evaluators.scoring.fitness import EMPTY, accuracy, criterion, needs_dense_outputs
+from apportion.evaluators.scoring.fitness import criterion, needs_dense_outputs
 from apportion.evaluators.scoring.prefixes import Prefixes
 from apportion.evaluators.scoring.slots import Slot
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Outputs
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -84,30 +86,32 @@ class StitchedScorer:
         self._grids = [
             [entry.activation for entry in record.entries] for record in database.layers.values()
         ]
+        self._task = task = workload.task
         self._batches = [
-            (x.to(self._device), y.to(self._device))
-            for x, y in workload.calibration.batches(workload.batch_size)
+            trees.placed(batch, self._device)
+            for batch in workload.calibration.batches(workload.batch_size)
         ]
         if self._half and self._device.type == "cuda":
             self._model = self._model.to(memory_format=torch.channels_last)
-            self._batches = [(_channels_last(x), y) for x, y in self._batches]
+            self._batches = [trees.mapped(_channels_last, batch) for batch in self._batches]
+        self._inputs = [task.inputs(batch) for batch in self._batches]
+        self._samples = [task.samples(batch) for batch in self._batches]
         self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._weight_bytes = weight_bytes
         self._sums: OrderedDict[Candidate, list[float]] = OrderedDict()
         self._placed: list[int | None] = [None] * len(self._names)
-        self._dense_outputs = (
-            self._run_dense() if needs_dense_outputs(fitness) else [EMPTY] * len(self._batches)
-        )
-        self._calibration = FullPass(lambda: (x for x, _ in self._batches))
+        self._dense_outputs: list[Outputs] = [None] * len(self._batches)
+        if needs_dense_outputs(fitness):
+            self._dense_outputs = self._run_dense()
+        self._calibration = workload.full_pass(lambda: self._batches)
         self._recorded: dict[str, Recorded] = {}
         if needs_dense(self._corrections):
             with torch.inference_mode(), self._in_mode():
                 self._recorded = record(self._model, self._calibration)
-        inputs = [x for x, _ in self._batches]
         self._prefixes = Prefixes(
             self._model,
             {slot.name: slot.parameters for slot in self._slots},
-            inputs,
+            self._inputs,
             0 if self._corrections else prefix_bytes,
         )
         self.width = self._choose_width()
@@ -120,7 +124,7 @@ class StitchedScorer:
         database."""
         self._check(candidate)
         used = self._used(fidelity)
-        samples = sum(len(labels) for _, labels in self._batches[:used])
+        samples = sum(self._samples[:used])
         limit = (bound + _SLACK * abs(bound)) * samples
         sums = self._sums.pop(candidate, [])
         if len(sums) < used and sum(sums[:used]) <= limit:
@@ -150,22 +154,13 @@ class StitchedScorer:
                 alike.setdefault(fidelity, []).append(number)
         for fidelity, numbers in alike.items():
             used = self._used(fidelity)
-            samples = sum(len(labels) for _, labels in self._batches[:used])
+            samples = sum(self._samples[:used])
             for start in range(0, len(numbers), self.width):
                 group = numbers[start : start + self.width]
                 full = [requests[group[i % len(group)]][0] for i in range(self.width)]
                 for number, total in zip(group, self._stacked_sums(full, used), strict=False):
                     found[number] = total / samples if math.isfinite(total) else math.inf
         return [found[number] for number in range(len(requests))]
-
-    def accuracy(self, candidate: Candidate) -> float:
-        """Accuracy in percent on the calibration data, in the same batch-norm mode."""
-        self._check(candidate)
-        with torch.inference_mode(), self._corrected(candidate):
-            outputs = torch.cat(
-                [self._prefixes.run(b, candidate) for b in range(len(self._batches))]
-            )
-        return accuracy(outputs, torch.cat([labels for _, labels in self._batches]))
 
     def _used(self, fidelity: float) -> int:
         """Batches that make up this share of the calibration data."""
@@ -185,11 +180,9 @@ class StitchedScorer:
         )
         totals = [0.0] * len(candidates)
         with torch.inference_mode(), self._cast(), mode:
-            for b, (x, labels) in enumerate(self._batches[:used]):
-                for i, outputs in enumerate(stacked.run_stacked(self._model, weights, x)):
-                    totals[i] += float(
-                        self._criterion(outputs, labels, self._dense_outputs[b]).sum()
-                    )
+            for b, inputs in enumerate(self._inputs[:used]):
+                for i, outputs in enumerate(stacked.run_stacked(self._model, weights, inputs)):
+                    totals[i] += self._total(b, outputs)
         return totals
 
     def _choose_width(self) -> int:
@@ -212,9 +205,8 @@ class StitchedScorer:
 
         try:
             better = stacked.pays(single, together, self._device)
-        except (
-            RuntimeError
-        ) as error:  # what torch.func cannot transform, or what does not fit the device's memory
+        except (RuntimeError, ValueError, TypeError) as error:
+            # what torch.func cannot transform, or what does not fit the device's memory
             log.warning(
                 "candidates are scored one by one: they cannot be stacked (%s)",
                 str(error).splitlines()[0],
@@ -227,11 +219,18 @@ class StitchedScorer:
 
     def _sum(self, b: int, candidate: Candidate) -> float:
         """Of the criterion over batch `b`."""
-        return float(
-            self._criterion(
-                self._prefixes.run(b, candidate), self._batches[b][1], self._dense_outputs[b]
-            ).sum()
-        )
+        return self._total(b, self._prefixes.run(b, candidate))
+
+    def _total(self, b: int, outputs: Outputs) -> float:
+        """Of the criterion over these outputs of batch `b`."""
+        values = self._criterion(self._task, outputs, self._batches[b], self._dense_outputs[b])
+        total = float(values.sum())
+        if total < -_SLACK * self._samples[b]:
+            raise ConfigurationError(
+                f"task {self._task.identity}: a fitness below 0, {total:.3g} over "
+                f"{self._samples[b]} samples; bounds need one that is 0 or above for every sample"
+            )
+        return total
 
     def _check(self, candidate: Candidate) -> None:
         if len(candidate) != len(self._names):
@@ -290,9 +289,9 @@ class StitchedScorer:
             taken -= dropped.numel() * dropped.element_size()
         return weight
 
-    def _run_dense(self) -> list[Tensor]:
+    def _run_dense(self) -> list[Outputs]:
         with torch.inference_mode(), self._cast():
-            return [self._model(x) for x, _ in self._batches]
+            return [call(self._model, inputs) for inputs in self._inputs]
 
 
 def check_precision(name: str) -> str:

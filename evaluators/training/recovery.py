@@ -1,13 +1,13 @@
 """Recovery: training after stitching that wins back accuracy, with every mask and grid held
 (evaluators/training/held.py).
 
-lintune    biases and normalisations alone, on the calibration images, so that the model's outputs
+lintune    biases and normalisations alone, on the calibration data, so that the model's outputs
            come near the dense model's (the published code of Frantar & Alistarh 2022); no labels,
            and weights stay as they are
-adaprune   all layers tuned together on the calibration images so that every compressed layer's
+adaprune   all layers tuned together on the calibration data so that every compressed layer's
            outputs come near the dense model's (global AdaPrune: Frantar & Alistarh 2022, "SPDY",
            section 3.3); no labels
-finetune   training on the training images, with the dense model as teacher (Hinton et al. 2015)
+finetune   training on the training data, with the dense model as teacher (Hinton et al. 2015)
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ from apportion.compressors.progress import Progress
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
 from apportion.evaluators.training.held import Hold, held
-from apportion.evaluators.workloads.augment import AugmentConfig, augment
-from apportion.evaluators.workloads.data import Split
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.dataset import Batch, Dataset
+from apportion.evaluators.workloads.task import Task
+from apportion.evaluators.workloads.workload import Workload
 
 _RENAMED = {"rate": "learning_rate", "decay": "weight_decay"}
 """Keys of version 0.1.0."""
@@ -65,21 +68,21 @@ class _Config(BaseModel):
 class LintuneConfig(_Config):
     """Tuning of biases and normalisations, by Adam."""
 
-    epochs: int = Field(20, ge=1, description="Passes over the calibration images.")
+    epochs: int = Field(20, ge=1, description="Passes over the calibration data.")
     learning_rate: float = Field(1e-3, gt=0, description="Falls to 0 as a cosine.")
 
 
 class AdaPruneConfig(_Config):
     """Global AdaPrune, by Adam."""
 
-    epochs: int = Field(20, ge=1, description="Passes over the calibration images.")
+    epochs: int = Field(20, ge=1, description="Passes over the calibration data.")
     learning_rate: float = Field(3e-4, gt=0, description="Falls to 0 as a cosine.")
 
 
 class FinetuneConfig(_Config):
     """Training with the dense model as teacher, by SGD with momentum 0.9."""
 
-    epochs: int = Field(2, ge=1, description="Passes over the training images.")
+    epochs: int = Field(2, ge=1, description="Passes over the training data.")
     learning_rate: float = Field(
         0.01,
         gt=0,
@@ -92,9 +95,12 @@ class FinetuneConfig(_Config):
         0.9,
         ge=0,
         le=1,
-        description="Share of the loss that is KL to the dense outputs; the labels' is the rest.",
+        description="Share of the loss that is divergence from the dense outputs (KL); the labels' "
+        "is the rest.",
     )
-    temperature: float = Field(2.0, gt=0, description="Of the softmax in the teacher's part.")
+    temperature: float = Field(
+        2.0, gt=0, description="Of the softmax in the teacher's part, in tasks that have one."
+    )
     smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing.")
     weight_decay: float = Field(1e-4, ge=0, description="Of all weights.")
     ema: float = Field(
@@ -120,6 +126,19 @@ class RecoveryConfig(_Config):
     lintune: LintuneConfig | None = None
     adaprune: AdaPruneConfig | None = None
     finetune: FinetuneConfig | None = None
+
+
+def check_recovery(workload: Workload, config: RecoveryConfig) -> None:
+    """Whether the workload's task has what the training asks of it, tried on two samples: a search
+    comes first. Raises ConfigurationError."""
+    if config.finetune is None:
+        return
+    task, finetune = workload.task, config.finetune
+    batch = workload.calibration.subset(range(min(2, len(workload.calibration)))).batch
+    if finetune.augment is not None:
+        task.augment(batch, finetune.augment, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        task.supervise(task.forward(workload.model, batch), batch, finetune.smoothing)
 
 
 def check_held(database: LayerDatabase, config: RecoveryConfig) -> None:
@@ -148,10 +167,12 @@ class Team:
 
 @dataclass
 class Recovery:
-    """Training of one compressed `model` towards the `dense` one, on `images`; `what` holds its
-    layers. All chance comes from `seed`. After each epoch the state is kept in `checkpoints`: a
-    training of the same `key`, begun again, goes on there."""
+    """Training of one compressed `model` towards the `dense` one; `what` holds its layers, `task`
+    says how batches are fed and what outputs are worth. All chance comes from `seed`. After each
+    epoch the state is kept in `checkpoints`: a training of the same `key`, begun again, goes on
+    there."""
 
+    task: Task
     model: nn.Module
     dense: nn.Module
     what: Mapping[str, Hold]
@@ -163,34 +184,34 @@ class Recovery:
     device: str = "cpu"
     team: Team = Team()
 
-    def lintune(self, images: Split, config: LintuneConfig) -> None:
-        """Minimise the mean squared difference of the outputs from the dense model's, over the
-        parameters of one dimension. Normalisations keep their statistics. Raises ModelError,
-        OutputError."""
+    def lintune(self, data: Dataset, config: LintuneConfig) -> None:
+        """Minimise the task's distance of the outputs from the dense model's (the mean squared
+        difference), over the parameters of one dimension. Normalisations keep their statistics.
+        Raises ModelError, OutputError."""
 
-        def loss(model: nn.Module, inputs: Tensor, _labels: Tensor) -> Tensor:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
-                wanted = self.dense(inputs)
-            return F.mse_loss(model(inputs), wanted)
+                wanted = self.task.forward(self.dense, batch)
+            return self.task.distance(self.task.forward(model, batch), wanted, batch)
 
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, config.learning_rate)
 
         if any(map(_is_vector, self.model.parameters())):
-            self._train("lintune", images, config.epochs, loss, optimizer, {}, trained=_is_vector)
+            self._train("lintune", data, config.epochs, loss, optimizer, {}, trained=_is_vector)
 
-    def adaprune(self, images: Split, config: AdaPruneConfig) -> dict[str, Grid]:
+    def adaprune(self, data: Dataset, config: AdaPruneConfig) -> dict[str, Grid]:
         """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids
         that quantized layers lie on then. Normalisations keep their statistics. Raises ModelError,
         OutputError."""
         if not self.what:
             return {}
 
-        def loss(model: nn.Module, inputs: Tensor, _labels: Tensor) -> Tensor:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad(), _outputs(self.dense, self.what) as wanted:
-                self.dense(inputs)
+                self.task.forward(self.dense, batch)
             with _outputs(self.model, self.what) as found:
-                model(inputs)
+                self.task.forward(model, batch)
             return torch.stack(
                 [
                     F.mse_loss(found[n], y) / y.square().mean().clamp(min=1e-12)
@@ -201,23 +222,20 @@ class Recovery:
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, config.learning_rate)
 
-        return self._train("adaprune", images, config.epochs, loss, optimizer, self.what)
+        return self._train("adaprune", data, config.epochs, loss, optimizer, self.what)
 
-    def finetune(self, images: Split, config: FinetuneConfig) -> dict[str, Grid]:
-        """Minimise teacher KL(dense || model) T^2 + (1 - teacher) cross-entropy; normalisations
-        learn their statistics along. Gives the grids that quantized layers lie on then. Raises
-        ModelError, OutputError."""
+    def finetune(self, data: Dataset, config: FinetuneConfig) -> dict[str, Grid]:
+        """Minimise teacher x the task's distillation (of classifiers KL(dense || model) T^2) +
+        (1 - teacher) x its loss on the labels (cross-entropy); normalisations learn their
+        statistics along. Gives the grids that quantized layers lie on then. Raises ModelError,
+        OutputError."""
 
-        def loss(model: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
             with torch.no_grad():
-                wanted = (self.dense(inputs) / config.temperature).log_softmax(1)
-            outputs = model(inputs)
-            found = (outputs / config.temperature).log_softmax(1)
-            distilled = (
-                F.kl_div(found, wanted, log_target=True, reduction="batchmean")
-                * config.temperature**2
-            )
-            labelled = F.cross_entropy(outputs, labels, label_smoothing=config.smoothing)
+                wanted = self.task.forward(self.dense, batch)
+            outputs = self.task.forward(model, batch)
+            distilled = self.task.distill(outputs, wanted, batch, config.temperature)
+            labelled = self.task.supervise(outputs, batch, config.smoothing)
             return config.teacher * distilled + (1 - config.teacher) * labelled
 
         def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
@@ -233,7 +251,7 @@ class Recovery:
         try:
             return self._train(
                 "finetune",
-                images,
+                data,
                 config.epochs,
                 loss,
                 optimizer,
@@ -248,9 +266,9 @@ class Recovery:
     def _train(
         self,
         name: str,
-        images: Split,
+        data: Dataset,
         epochs: int,
-        loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        loss: Callable[[nn.Module, Batch], Tensor],
         make: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
         what: Mapping[str, Hold],
         *,
@@ -267,23 +285,24 @@ class Recovery:
             joined = self.team.join(model)
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
             optimizer = make(parameters)
-            each = max(1, len(images) // size)  # whole batches: statistics of a few images mislead
+            each = max(1, len(data) // size)  # whole batches: statistics of a few samples mislead
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _course(each * epochs, warmup))
             average = [parameter.detach().clone() for parameter in parameters] if ema else []
             state = TrainingState(self.key, model, optimizer, schedule, average)
             for epoch in range(state.restore(self.checkpoints.read(name), name), epochs):
                 first = 1_000_003 * self.seed + epoch
                 generator = torch.Generator().manual_seed(first)
-                order = torch.randperm(len(images), generator=generator).tolist()
+                order = torch.randperm(len(data), generator=generator).tolist()
                 if rank:
                     generator.manual_seed(first + 7_919 * rank)  # crops of its own
                 for step in range(each):
-                    batch = images.subset(
+                    batch = data.subset(
                         order[step * size : (step + 1) * size][rank :: self.team.size]
-                    )
-                    inputs = augment(batch.inputs, crops, generator) if crops else batch.inputs
+                    ).batch
+                    if crops:
+                        batch = self.task.augment(batch, crops, generator)
                     optimizer.zero_grad(set_to_none=True)
-                    loss(joined, inputs.to(self.device), batch.labels.to(self.device)).backward()
+                    loss(joined, trees.placed(batch, self.device)).backward()
                     optimizer.step()
                     schedule.step()
                     with torch.no_grad():

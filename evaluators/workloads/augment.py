@@ -1,16 +1,11 @@
-"""Augmented calibration: the layer database sees every image several times, moved and mirrored at
-random."""
+"""Images moved and mirrored at random."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional as F
-
-from apportion.evaluators.workloads.data import TensorSplit
 
 
 class AugmentConfig(BaseModel):
@@ -29,17 +24,6 @@ class AugmentConfig(BaseModel):
         "from.",
     )
     flip: bool = Field(True, description="Mirror every second image, at random.")
-
-
-def augmented(
-    split: TensorSplit, batch_size: int, config: AugmentConfig, seed: int
-) -> Iterator[Tensor]:
-    """Inputs [n, C, H, W] batch by batch, round by round; the same at every call with the same
-    seed. The padding has the value 0 after normalisation."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(config.rounds):
-        for inputs, _labels in split.batches(batch_size):
-            yield augment(inputs, config, generator)
 
 
 def augment(x: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:

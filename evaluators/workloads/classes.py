@@ -1,27 +1,19 @@
-"""Which of the model's classes each class folder is, and whether the model agrees."""
+"""Which of the model's classes each class folder is."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import nn
 
-from apportion.compressors.errors import DataError
-from apportion.compressors.progress import Progress
-from apportion.evaluators.workloads.data import Split
+from apportion.evaluators.workloads.data import DatasetSplit
+from apportion.evaluators.workloads.dataset import Dataset, Splits
 from apportion.evaluators.workloads.images import ImageFolder, some
+from apportion.evaluators.workloads.models import class_names
 
 log = logging.getLogger(__name__)
-
-_FIRST, _MOST = 128, 1024
-"""Test images that the model is tried on at first, and at most."""
-_ENOUGH = 100
-"""With fewer, nothing can be said of chance."""
-_SURE = 2.33
-"""Standard deviations above chance: exceeded by chance once in a hundred times."""
 
 
 def number_classes(folder: ImageFolder, names: list[str] | None, outputs: int) -> ImageFolder:
@@ -72,39 +64,19 @@ def _plain(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
-def check_better_than_chance(
-    model: nn.Module, test: Split, name: str, progress: Progress | None = None
-) -> None:
-    """Raises DataError where the dense model knows no more of the test images' labels than chance:
-    as many as if its answers, each as often as it gives it, were handed out at random. Nothing is
-    said where there are fewer than a hundred images, or all have one label."""
-    order = np.random.default_rng(0).permutation(len(test))[:_MOST]
-    labels: list[int] = []
-    answers: list[int] = []
-    for at in range(0, len(order), _FIRST):
-        part = test.subset(order[at : at + _FIRST].tolist())
+def numbered(splits: Splits, model: nn.Module, name: str) -> Splits:
+    """Image folders with the labels that the model (eval mode) has for their classes. Raises
+    DataError."""
+    names = class_names(name, model)
+
+    def relabel(split: Dataset) -> Dataset:
+        if not isinstance(split, DatasetSplit):
+            return split
         with torch.no_grad():
-            answers += model(part.inputs).argmax(1).tolist()
-        labels += part.labels.tolist()
-        right = sum(map(int.__eq__, labels, answers))
-        expected = _by_chance(labels, answers)
-        spread = (expected * (1 - expected / len(labels))) ** 0.5
-        if right > expected + _SURE * spread:
-            return
-        if progress:
-            progress("try the dense model", len(labels), len(order))
-    if len(labels) < _ENOUGH or len(set(labels)) == 1:
-        return
-    raise DataError(
-        "workload.data",
-        f"the dense model {name!r} is right on {right} of {len(labels)} test images, where chance "
-        f"would be on {expected:.0f}: the labels may not be numbered as the model's classes are "
-        "(class folders: name them by the model's class names or by index), the inputs not "
-        "normalised as in its training (mean, std), or the weights not those of a trained model",
-    )
+            outputs = model(split.subset([0]).inputs)
+        if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
+            return split  # what the task's own check refuses
+        return replace(split, dataset=number_classes(split.dataset, names, outputs.shape[1]))
 
-
-def _by_chance(labels: list[int], answers: list[int]) -> float:
-    """Right answers to be expected if they had nothing to do with the labels (Cohen 1960)."""
-    asked, given = Counter(labels), Counter(answers)
-    return sum(asked[label] * given[label] for label in asked) / len(labels)
+    train = None if splits.train is None else relabel(splits.train)
+    return Splits(relabel(splits.calibration), relabel(splits.test), train)

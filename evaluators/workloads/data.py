@@ -1,8 +1,7 @@
-"""Images and labels: where they come from (`DataConfig`), and how the rest reads them (`Split`)."""
+"""Where data come from (`DataConfig`): images with labels, or a function of the user's."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from apportion.compressors.errors import DataError
+from apportion.compressors.errors import DataError, first_line
+from apportion.compressors.imports import imported
 from apportion.compressors.progress import Progress
+from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset
 from apportion.evaluators.workloads.files import local_file
 from apportion.evaluators.workloads.images import ImageFolder
 
@@ -82,59 +83,54 @@ class Cifar10Data(_Config):
     std: tuple[_Std, _Std, _Std] = _CIFAR_STD
 
 
+class PythonData(_Config):
+    """Data of any kind, from the user's own code."""
+
+    kind: Literal["python"]
+    function: str = Field(
+        pattern=r"^[\w.]+:\w+$",
+        description="package.module:function, called without arguments for the Splits "
+        "(apportion.evaluators.workloads.dataset) that the task understands.",
+    )
+
+
 DataConfig = Annotated[
-    DigitsData | NpzData | ImageFolderData | Cifar10Data, Field(discriminator="kind")
+    DigitsData | NpzData | ImageFolderData | Cifar10Data | PythonData, Field(discriminator="kind")
 ]
 
 
-class Split(ABC):
-    """Images with labels, in one fixed order."""
+class TensorSplit(TensorDataset):
+    """Images in memory: inputs float32 [N, C, H, W], labels int64 [N]; a batch is both in a
+    tuple."""
 
-    @abstractmethod
-    def __len__(self) -> int: ...
+    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
+        super().__init__((inputs, labels))
 
-    @abstractmethod
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs float32 [n, C, H, W], normalised, and labels int64 [n], n = batch_size but for the
-        last."""
+    @property
+    def inputs(self) -> Tensor:
+        inputs: Tensor = self.batch[0]
+        return inputs
 
-    @abstractmethod
+    @property
+    def labels(self) -> Tensor:
+        labels: Tensor = self.batch[1]
+        return labels
+
     def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
-        """These images, decoded into memory, in the order given. Raises DataError for one that
-        cannot be read."""
+        return TensorSplit(*super().subset(indices, progress).batch)
 
-    @abstractmethod
-    def label_range(self) -> tuple[int, int]:
-        """The lowest and the highest label of all images; decodes none."""
-
-
-@dataclass(frozen=True)
-class TensorSplit(Split):
-    """A split in memory: inputs float32 [N, C, H, W], labels int64 [N]."""
-
-    inputs: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for start in range(0, len(self), batch_size):
-            yield self.inputs[start : start + batch_size], self.labels[start : start + batch_size]
-
-    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:  # noqa: ARG002
-        # in memory already: nothing to report
-        chosen = torch.as_tensor(np.asarray(indices, dtype=np.int64))
-        return TensorSplit(self.inputs[chosen], self.labels[chosen])
+    def named(self) -> Iterator[tuple[str, Tensor]]:
+        yield from (("inputs", self.inputs), ("labels", self.labels))
 
     def label_range(self) -> tuple[int, int]:
+        """The lowest and the highest label."""
         return int(self.labels.min()), int(self.labels.max())
 
 
 @dataclass(frozen=True)
-class DatasetSplit(Split):
+class DatasetSplit(Dataset):
     """A torchvision dataset (with `targets`, the labels of all its images), decoded as it is
-    read."""
+    read. A batch is (inputs float32 [n, C, H, W], normalised; labels int64 [n])."""
 
     dataset: Any
     source: str
@@ -142,10 +138,10 @@ class DatasetSplit(Split):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, batch_size: int) -> Iterator[Batch]:
         for start in range(0, len(self), batch_size):
             part = self.subset(range(start, min(start + batch_size, len(self))))
-            yield part.inputs, part.labels
+            yield part.batch
 
     def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
         items = []
@@ -165,6 +161,7 @@ class DatasetSplit(Split):
         )
 
     def label_range(self) -> tuple[int, int]:
+        """The lowest and the highest label of all images; decodes none."""
         return min(self.dataset.targets), max(self.dataset.targets)
 
     def check(self, indices: Sequence[int], progress: Progress | None = None) -> None:
@@ -173,18 +170,11 @@ class DatasetSplit(Split):
             self.dataset.check(indices, progress)
 
 
-@dataclass(frozen=True)
-class Splits:
-    """Everything that a data source offers; `calibration` before its subset is drawn, `train` None
-    for none of its own."""
-
-    calibration: Split
-    test: Split
-    train: Split | None
-
-
-def load_splits(config: NpzData | ImageFolderData | Cifar10Data) -> Splits:
-    """Raises DataError, naming the file or folder and what would be valid."""
+def load_splits(config: NpzData | ImageFolderData | Cifar10Data | PythonData) -> Splits:
+    """Raises DataError, naming the file, folder or function and what would be valid;
+    ConfigurationError for a function that cannot be imported."""
+    if isinstance(config, PythonData):
+        return _python(config.function)
     if isinstance(config, NpzData):
         return Splits(
             _npz(config.calibration, config.mean, config.std),
@@ -200,14 +190,6 @@ def load_splits(config: NpzData | ImageFolderData | Cifar10Data) -> Splits:
         return Splits(calibration, test, tuning)
     train = _cifar10(config, train=True)
     return Splits(train, _cifar10(config, train=False), train)
-
-
-def draw(
-    split: Split, count: int, generator: np.random.Generator, progress: Progress | None = None
-) -> TensorSplit:
-    """A random subset of `count` images, in random order: never the first ones of a source that may
-    be sorted by class."""
-    return split.subset(generator.permutation(len(split))[:count].tolist(), progress)
 
 
 def to_inputs(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -311,3 +293,18 @@ def _cifar10(config: Cifar10Data, train: bool) -> DatasetSplit:
             str(config.root), f"torchvision finds no CIFAR-10 there ({error})"
         ) from error
     return DatasetSplit(found, str(config.root))
+
+
+def _python(name: str) -> Splits:
+    function = imported(name, "workload.data.function")
+    try:
+        found = function()
+    except Exception as error:  # the user's own code
+        raise DataError(name, f"calling it failed ({first_line(error)})") from error
+    if not isinstance(found, Splits):
+        raise DataError(
+            name,
+            f"gave a {type(found).__name__} instead of "
+            "apportion.evaluators.workloads.dataset.Splits",
+        )
+    return found

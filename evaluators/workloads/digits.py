@@ -17,7 +17,8 @@ from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
 from apportion.db.files import write_atomically
-from apportion.evaluators.workloads.data import Splits, TensorSplit
+from apportion.evaluators.workloads.data import TensorSplit
+from apportion.evaluators.workloads.dataset import Splits
 from apportion.evaluators.workloads.files import cache_folder
 
 RECIPE = 1

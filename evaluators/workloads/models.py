@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError, UnknownNameError, WeightsError
-from apportion.evaluators.rewriting.folding import fold_batchnorm
 from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.files import local_file
+from apportion.evaluators.workloads.folding import fold_batchnorm
 from apportion.evaluators.workloads.sharing import share_by_storage, shared_names
 
 log = logging.getLogger(__name__)
@@ -283,10 +283,10 @@ def digits_resnet() -> nn.Module:
     return CifarResNet(2, widths=(8, 16, 32), channels=1)
 
 
-def folded(model: nn.Module, name: str, inputs: Tensor) -> nn.Module:
+def folded(model: nn.Module, name: str, inputs: Any) -> nn.Module:
     """`model` in eval mode with batch-norm folded into the layers before it where that is exact; a
     warning names what stays. Raises ModelError for a model that torch.fx cannot trace, or whose
-    outputs for `inputs` [n, ...] folding would change."""
+    outputs for `inputs`, what it is called with, folding would change."""
     try:
         made = fold_batchnorm(model, inputs)
     except ModelError as error:

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import ModelError
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.task import Inputs
 
 _ROUNDING = 1e-5
 """By how much two runs may differ, as a share of the largest output: sums that threads share."""
@@ -24,7 +27,7 @@ _RANDOM = re.compile(
 """Names of torch's random functions."""
 
 
-def check_repeatable(model: nn.Module, name: str, inputs: Tensor) -> None:
+def check_repeatable(model: nn.Module, name: str, inputs: Inputs) -> None:
     """Run `inputs` [n, ...] through `model` twice. Raises ModelError for outputs that differ, with
     what is random where that can be found, and for outputs that are not numbers."""
     first, second = (_outputs(model, inputs) for _ in range(2))
@@ -40,9 +43,9 @@ def check_repeatable(model: nn.Module, name: str, inputs: Tensor) -> None:
     )
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> list[Tensor]:
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad():
-        outputs = model(inputs)
+        outputs = call(model, inputs)
     return [leaf.double() for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
@@ -56,7 +59,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= _ROUNDING * one.abs().max())
 
 
-def _culprit(model: nn.Module, inputs: Tensor) -> str:
+def _culprit(model: nn.Module, inputs: Inputs) -> str:
     """What is random, in words: modules in training mode, calls of torch's random functions, or the
     first module whose outputs differ."""
     training = [
@@ -66,12 +69,13 @@ def _culprit(model: nn.Module, inputs: Tensor) -> str:
     ]
     if training:
         return f"in training mode in spite of eval(): {', '.join(training[:5])}"
+    few = trees.mapped(lambda tensor: tensor[:2], inputs)
     with _watched(model) as (inside, finished), _RandomCalls(inside) as calls, torch.no_grad():
-        model(inputs[:2])
+        call(model, few)
     if calls.found:
         return f"random there: {', '.join(list(calls.found)[:5])}"
     with _watched(model) as (_, again), torch.no_grad():
-        model(inputs[:2])
+        call(model, few)
     for (name, one), (_, other) in zip(finished, again, strict=False):
         if one != other:
             return f"the first outputs that differ are those of {name}"

@@ -3,44 +3,67 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from apportion.compressors.errors import ApportionError, DataError, ModelError
+from apportion.compressors.calibration import FullPass, call, count_samples
+from apportion.compressors.errors import ApportionError, DataError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
-from apportion.evaluators.workloads.classes import number_classes
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.checks import check_together
+from apportion.evaluators.workloads.classes import numbered
 from apportion.evaluators.workloads.data import (
     DataConfig,
-    DatasetSplit,
     DigitsData,
     ImageFolderData,
-    Split,
-    Splits,
-    TensorSplit,
-    draw,
     load_splits,
 )
+from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset, draw
 from apportion.evaluators.workloads.digits import digits_splits, load_trained
-from apportion.evaluators.workloads.models import build_model, class_names, folded
+from apportion.evaluators.workloads.models import build_model, folded
 from apportion.evaluators.workloads.repeatable import check_repeatable
+from apportion.evaluators.workloads.task import Inputs, Task
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
+from apportion.evaluators.workloads.tasks.registry import check_task, make_task
 
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096
-"""Images at most that the final pick among the best profiles is made on ..."""
+"""Samples at most that the final pick among the best profiles is made on ..."""
 _FEW = 512
 """... and at least: with fewer, chance would pick."""
 _FIRST = 64
-"""Calibration images at most that the model is run on twice at the start."""
+"""Calibration samples at most that the model is run on twice at the start."""
 _MANY = 50_000
-"""Training images at most that are looked at before they are needed."""
+"""Training samples at most that are looked at before they are needed."""
 _SUMS = 8
 """Numbers that stand for the outputs of one input."""
+
+
+class TaskConfig(BaseModel):
+    """What the model is for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str = Field(
+        ImageClassification.kind,
+        description="A registered name, or package.module:Class of your own.",
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        try:
+            check_task(kind)
+        except ApportionError as error:
+            raise ValueError(str(error)) from error
+        return kind
 
 
 class WorkloadConfig(BaseModel):
@@ -61,13 +84,14 @@ class WorkloadConfig(BaseModel):
         False,
         description="Fold batch-norm into the layers before it, as integer hardware runs them.",
     )
+    task: TaskConfig = Field(default_factory=lambda: TaskConfig.model_validate({}))
     data: DataConfig
     calibration_samples: int | None = Field(
         None,
         ge=1,
-        description="Random calibration images; default: 1,024, or all where there are fewer.",
+        description="Random calibration samples; default: 1,024, or all where there are fewer.",
     )
-    seed: int = Field(0, ge=0, description="Of the choice of calibration images.")
+    seed: int = Field(0, ge=0, description="Of the choice of calibration samples.")
     batch_size: int = Field(128, ge=1)
 
     @property
@@ -86,34 +110,56 @@ class WorkloadConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Some images of a split, not loaded yet."""
+    """Some samples of a split, not loaded yet."""
 
-    split: Split
+    split: Dataset
     indices: tuple[int, ...]
 
-    def load(self, progress: Progress | None = None) -> TensorSplit:
+    def load(self, progress: Progress | None = None) -> TensorDataset:
         return self.split.subset(self.indices, progress)
 
 
 @dataclass
 class Workload:
-    """`model` in eval mode on the CPU; `calibration` what the database and the search see, in a
-    fixed random order; `train` what batch-norm is re-tuned on; `test` what only reports look at;
-    `selection` images that neither the database nor the search sees, for the final pick among the
-    best profiles (None where there are too few)."""
+    """A model with its data, and what it is for.
+
+    Args:
+        model: in eval mode on the CPU.
+        calibration: what the database and the search see, in a fixed random order.
+        train: what batch-norm is re-tuned on, and what fine-tuning trains on.
+        test: what only reports look at.
+        batch_size: of all passes.
+        selection: samples that neither the database nor the search sees, for the final pick among
+            the best profiles; None where there are too few.
+        task: how batches are fed, and what outputs are worth.
+    """
 
     model: nn.Module
-    calibration: TensorSplit
-    train: Split
-    test: Split
+    calibration: TensorDataset
+    train: Dataset
+    test: Dataset
     batch_size: int = 128
     selection: Chosen | None = None
+    task: Task = field(default_factory=ImageClassification)
+
+    def full_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
+        """A pass over batches (`count` of them, for progress), fed and counted as the task says."""
+        return FullPass(batches, self.task.samples, self.task.forward, count)
+
+    def augmented(self, config: AugmentConfig, seed: int) -> Iterator[Batch]:
+        """Calibration batches, round by round, their samples changed at random; the same at every
+        call with the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(config.rounds):
+            for batch in self.calibration.batches(self.batch_size):
+                yield self.task.augment(batch, config, generator)
 
 
 def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> Workload:
     """Load the model and its data, and check that they go together. Raises ModelError,
     WeightsError, DataError, UnknownNameError."""
     name = config.name
+    task = make_task(config.task.kind)
     model = build_model(name, config.weights)
     if isinstance(config.data, DigitsData):
         splits = digits_splits()
@@ -122,39 +168,28 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     else:
         splits = load_splits(config.data)
         if isinstance(config.data, ImageFolderData):
-            splits = _numbered(splits, model, name)
+            splits = numbered(splits, model.eval(), name)
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:
         raise DataError(
             "workload.calibration_samples",
-            f"{wanted} images are asked for, the calibration data has {available}",
+            f"{wanted} samples are asked for, the calibration data has {available}",
         )
     generator = np.random.default_rng(config.seed)
     calibration = draw(splits.calibration, wanted, generator, progress)
     train = splits.train or splits.calibration
     selection = _selection(splits, wanted, config.seed, generator)
-    workload = Workload(model.eval(), calibration, train, splits.test, config.batch_size, selection)
+    workload = Workload(
+        model.eval(), calibration, train, splits.test, config.batch_size, selection, task
+    )
     _check_files(workload, progress)
-    _check(workload, name)
-    check_repeatable(workload.model, name, calibration.inputs[: min(_FIRST, config.batch_size)])
+    parts = {"calibration": calibration, "train": train, "test": splits.test}
+    check_together(workload.model, name, task, parts)
+    check_repeatable(workload.model, name, first_inputs(workload, _FIRST))
     if config.fold:
-        workload.model = folded(model, name, calibration.inputs[: config.batch_size])
+        workload.model = folded(model, name, first_inputs(workload, config.batch_size))
     return workload
-
-
-def _numbered(splits: Splits, model: nn.Module, name: str) -> Splits:
-    """Image folders with the labels that the model has for their classes."""
-    names = class_names(name, model)
-
-    def numbered(split: Split, part: str) -> Split:
-        if not isinstance(split, DatasetSplit):
-            return split
-        outputs = _count_outputs(model.eval(), split.subset([0]).inputs, name, part)
-        return replace(split, dataset=number_classes(split.dataset, names, outputs))
-
-    train = None if splits.train is None else numbered(splits.train, "train")
-    return Splits(numbered(splits.calibration, "calibration"), numbered(splits.test, "test"), train)
 
 
 def _check_files(workload: Workload, progress: Progress | None) -> None:
@@ -166,14 +201,13 @@ def _check_files(workload: Workload, progress: Progress | None) -> None:
         (workload.train, range(min(len(workload.train), _MANY))),
         *(((chosen.split, chosen.indices),) if chosen is not None else ()),
     ):
-        if isinstance(split, DatasetSplit):
-            split.check(indices, progress)
+        split.check(indices, progress)
 
 
 def _selection(
     splits: Splits, wanted: int, seed: int, generator: np.random.Generator
 ) -> Chosen | None:
-    """Random training images, none of them among the `wanted` ones that were drawn for
+    """Random training samples, none of them among the `wanted` ones that were drawn for
     calibration."""
     if splits.train is None or splits.train is splits.calibration:
         split, order = (
@@ -194,24 +228,33 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def model_outputs(model: nn.Module, inputs: torch.Tensor) -> tuple[float, ...]:
-    """What the model gives for `inputs` [n, ...], in eight numbers per input: sums of all its
-    outputs with fixed factors. Rounding moves them as little as the outputs; another forward moves
-    them."""
+def first_inputs(workload: Workload, count: int) -> Inputs:
+    """What the model is called with for the first `count` calibration samples, a batch at most."""
+    count = min(count, workload.batch_size, len(workload.calibration))
+    return workload.task.inputs(workload.calibration.subset(range(count)).batch)
+
+
+def model_outputs(model: nn.Module, inputs: Inputs) -> tuple[float, ...]:
+    """What the model gives for `inputs` [n, ...], in eight numbers per sample of each tensor of its
+    outputs: sums with fixed factors. Rounding moves them as little as the outputs; another forward
+    moves them."""
     with torch.no_grad(), torch_threads(1):
-        leaves = tree_leaves(model(inputs))
-    outputs = [leaf.double().flatten(1) for leaf in leaves if isinstance(leaf, torch.Tensor)]
-    flat = torch.nan_to_num(torch.cat(outputs, 1), posinf=0.0, neginf=0.0)
-    places = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64)
-    sums = [flat @ torch.sin(k * places) / len(places) ** 0.5 for k in range(1, _SUMS + 1)]
-    return tuple(float(f"{value:.7g}") for value in torch.stack(sums, 1).flatten().tolist())
+        leaves = [leaf for leaf in tree_leaves(call(model, inputs)) if isinstance(leaf, Tensor)]
+    count, values = count_samples(inputs), []
+    for leaf in leaves:
+        flat = leaf.double().reshape(count if leaf.dim() and len(leaf) == count else 1, -1)
+        flat = torch.nan_to_num(flat, posinf=0.0, neginf=0.0)
+        places = torch.arange(1, flat.shape[1] + 1, dtype=torch.float64)
+        sums = [flat @ torch.sin(k * places) / len(places) ** 0.5 for k in range(1, _SUMS + 1)]
+        values += torch.stack(sums, 1).flatten().tolist()
+    return tuple(float(f"{value:.7g}") for value in values)
 
 
-def data_fingerprint(split: TensorSplit) -> str:
-    """SHA-256 over inputs and labels; 64 hex digits."""
+def data_fingerprint(dataset: TensorDataset) -> str:
+    """SHA-256 over all its tensors, such as inputs and labels; 64 hex digits."""
     digest = hashlib.sha256()
-    _update(digest, "inputs", split.inputs)
-    _update(digest, "labels", split.labels)
+    for name, tensor in dataset.named():
+        _update(digest, name, tensor)
     return digest.hexdigest()
 
 
@@ -219,39 +262,3 @@ def _update(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
     digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     digest.update(flat.view(torch.uint8).numpy().tobytes())
-
-
-def _check(workload: Workload, name: str) -> None:
-    """Two images of every split must run through the model, and every label must be one of its
-    outputs: test data that do not fit would otherwise only show when the search is over."""
-    for part, split in (
-        ("calibration", workload.calibration),
-        ("train", workload.train),
-        ("test", workload.test),
-    ):
-        inputs = split.subset(range(min(2, len(split)))).inputs
-        classes = _count_outputs(workload.model, inputs, name, part)
-        lowest, highest = split.label_range()
-        if lowest < 0 or highest >= classes:
-            raise DataError(
-                "workload.data",
-                f"{part} labels must lie in 0..{classes - 1} for model {name!r}; the highest is "
-                f"{highest}, the lowest {lowest}",
-            )
-
-
-def _count_outputs(model: nn.Module, inputs: torch.Tensor, name: str, part: str) -> int:
-    try:
-        with torch.no_grad():
-            outputs = model(inputs)
-    except ApportionError:
-        raise
-    except Exception as error:  # whatever the user's model raises on data of the wrong shape
-        raise DataError(
-            "workload.data",
-            f"{part} inputs of shape {list(inputs.shape[1:])} do not run through model {name!r}: "
-            f"{error}",
-        ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.dim() != 2:
-        raise ModelError(f"model {name!r} must give one tensor [N, classes]")
-    return outputs.shape[1]

@@ -60,7 +60,9 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], commands: Any)
     check.add_argument("--seed", type=_at_least(0), default=0, help="of the profiles' choice")
     for sub in (measure, check):
         sub.add_argument("--runtime", default="torch", help="torch (default), cuda or onnxruntime")
-        sub.add_argument("--batch", type=_at_least(1), default=1, help="images at once (default 1)")
+        sub.add_argument(
+            "--batch", type=_at_least(1), default=1, help="samples at once (default 1)"
+        )
         sub.add_argument("--threads", type=_at_least(1), default=1, help="CPU threads (default 1)")
     for sub in (sensitivity, measure, check):
         sub.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
@@ -244,4 +246,4 @@ def _runtime(options: argparse.Namespace) -> Any:
 
 
 def _example(workload: Any, batch: int) -> Any:
-    return next(iter(workload.calibration.batches(batch)))[0]
+    return workload.task.inputs(next(workload.calibration.batches(batch)))

@@ -108,6 +108,8 @@ def _recovery(options: argparse.Namespace, job: Any) -> Any:
 
 
 def _print(options: argparse.Namespace, exported: Any) -> None:
+    from apportion.evaluators.workloads.task import Metric
+
     content = {
         "files": {name: str(path) for name, path in exported.files.items()},
         **exported.content,
@@ -123,12 +125,13 @@ def _print(options: argparse.Namespace, exported: Any) -> None:
                 f"{metric}: {reached:.4f} of dense (budget "
                 f"{bound:.4f}{'' if reached <= bound + 1e-9 else ', NOT MET'})"
             )
-        for name, value in content["accuracy"].items():
-            print(f"test accuracy, {name}: {value:.2f} %")
+        metric = Metric(**content["metric"])
+        for name, value in content[metric.name].items():
+            print(f"test {metric.name}, {name}: {metric.text(value)}")
         if content["exports"]:
             rows = [{"file": name, **one} for name, one in content["exports"].items()]
             table(
-                ("file", "bytes", "of_dense", "largest_difference", "accuracy", "processor"), rows
+                ("file", "bytes", "of_dense", "largest_difference", metric.name, "processor"), rows
             )
 
     show(options, content, text)

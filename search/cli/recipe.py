@@ -49,6 +49,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> None:
+    from apportion.evaluators.workloads.task import Metric
     from apportion.search.recipes.recipes import job_of, load_recipe, run_recipe
 
     if options.name is None:
@@ -75,11 +76,12 @@ def _recipe(options: argparse.Namespace) -> None:
 
     def text() -> None:
         print(f"{recipe.title} ({recipe.source})")
+        metric = Metric(**rows[0]["metric"])
         shown = [
             {
                 "row": row["row"],
-                **{step: f"{value:.2f}" for step, value in row["accuracy"].items()},
-                "published": "-" if row["published"] is None else f"{row['published']:.2f}",
+                **{step: metric.number(value) for step, value in row[metric.name].items()},
+                "published": "-" if row["published"] is None else metric.number(row["published"]),
                 "of dense": ", ".join(
                     f"{metric} {share:.3f}" for metric, share in row["costs"].items()
                 ),

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from apportion.evaluators.workloads.task import Metric
+
 
 def model_card(content: Mapping[str, Any], model: str) -> str:
     """`content`: that of profile.json; `model`: the dense model's name."""
@@ -27,14 +29,15 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         )
         for metric, ratio in content["costs"].items()
     ]
-    accuracies = [(what, f"{value:.2f}") for what, value in content["accuracy"].items()]
+    metric = Metric(**content["metric"])
+    values = [(what, metric.number(value)) for what, value in content[metric.name].items()]
     files = [
         (
             name,
             f"{one['bytes']:,}",
             f"{one['of_dense']:.3f}",
             f"{one['largest_difference']:.2g}",
-            f"{one['accuracy']:.2f}",
+            metric.number(one[metric.name]),
         )
         for name, one in content["exports"].items()
     ]
@@ -43,14 +46,14 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {model}, compressed",
         "Each layer has a level of its own, chosen by a search under budgets for the whole model.",
-        f"{fitness['name']}: {fitness['value']:.5g} on calibration images (lower is better).",
+        f"{fitness['name']}: {fitness['value']:.5g} on calibration data (lower is better).",
         "## Costs, as fractions of the dense model",
         _table(("metric", "reached", "budget"), budgets),
-        "## Test accuracy, %",
-        _table(("model", "accuracy"), accuracies),
+        f"## Test {metric.title}",
+        _table(("model", metric.name), values),
         *(
             [
-                "## Files\nEach was loaded again, and run on calibration and on test images "
+                "## Files\nEach was loaded again, and run on calibration and on test data "
                 f"(processor: {processors}).",
                 _table(
                     (
@@ -58,7 +61,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
                         "bytes",
                         "of the dense weights",
                         "largest difference",
-                        "test accuracy, %",
+                        f"test {metric.title}",
                     ),
                     files,
                 ),

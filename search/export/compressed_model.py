@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import Grid
 from apportion.db.layers.profile import Profile
 from apportion.evaluators.rewriting.onnx_model import Quantized, stretched
 from apportion.evaluators.rewriting.reduced import reducible_layers
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.dataset import Batch
 from apportion.search.runs.pipeline import ModelProblem
 
 
@@ -67,18 +69,17 @@ class CompressedModel:
         """The layers that run in smaller shapes."""
         return reducible_layers(self.problem.database, self.profile)
 
-    def samples(self, most: int = 256) -> Iterator[Tensor]:
-        """Calibration inputs, in batches."""
-        for inputs, _ in self.problem.workload.calibration.batches(
-            min(most, self.problem.workload.batch_size)
-        ):
-            yield inputs[:most]
-            most -= len(inputs)
-            if most <= 0:
-                return
+    def samples(self, most: int = 256) -> Iterator[Batch]:
+        """Calibration data, batch by batch."""
+        workload = self.problem.workload
+        some = workload.calibration.subset(range(min(most, len(workload.calibration))))
+        return some.batches(min(most, workload.batch_size))
 
-    def example(self) -> Tensor:
-        """Two inputs: a batch of one would be taken for a constant."""
-        inputs, _ = next(iter(self.problem.workload.test.batches(2)))
-        # A copy: what holds a part of all test images holds them all.
-        return inputs.clone() if len(inputs) > 1 else torch.cat([inputs, inputs])
+    def example(self) -> Batch:
+        """Two samples: a batch of one would be taken for a constant."""
+        workload = self.problem.workload
+        batch = next(workload.test.batches(2))
+        if workload.task.samples(batch) == 1:
+            return trees.joined([batch, batch])
+        # A copy: what holds a part of all test data holds them all.
+        return trees.mapped(torch.clone, batch)

@@ -25,9 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct, needs_dense, record
 from apportion.compressors.errors import ProfileError
 from apportion.compressors.progress import Progress
@@ -35,14 +33,17 @@ from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
-from apportion.evaluators.training.recovery import RecoveryConfig, check_held
+from apportion.evaluators.training.recovery import RecoveryConfig, check_held, check_recovery
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.dataset import Batch
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.recover import recover
 from apportion.search.export.registry import PROFILE, resolve
 from apportion.search.export.staging import SUMMARY, staging, summary
-from apportion.search.export.verify import running, test_accuracy, verify
+from apportion.search.export.verify import running, verify
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.pipeline import ModelProblem
 from apportion.search.space.space import Candidate
@@ -54,7 +55,6 @@ __all__ = [
     "export",
     "exported_before",
     "score_profile",
-    "test_accuracy",
 ]
 
 _AFTER = {
@@ -65,9 +65,9 @@ _AFTER = {
     "adaprune": "adapruned",
     "finetune": "fine-tuned",
 }
-"""Names of the accuracies after each step."""
+"""What the metric's values after each step are called."""
 _ENOUGH = 12_800
-"""Training images that corrections look at, at most: as many as the published implementation
+"""Training samples that corrections look at, at most: as many as the published implementation
 re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
 
 
@@ -108,8 +108,8 @@ def export(
     formats: Sequence[str] = ("safetensors",),
     recovery: RecoveryConfig | None = None,
 ) -> Exported:
-    """Stitch a run's pick, or another profile, correct the model on the workload's training images
-    and train it, as the job says (or `recovery`), measure the test accuracy (percent) dense,
+    """Stitch a run's pick, or another profile, correct the model on the workload's training data
+    and train it, as the job says (or `recovery`), measure the task's metric on test data dense,
     stitched and after each step, and write the profile and the model in `formats` to the folder
     `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
     interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is
@@ -120,6 +120,8 @@ def export(
     forms = resolve(formats)
     chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
     recovery = recovery or problem.job.recovery
+    check_recovery(problem.workload, recovery)
+    metric = problem.workload.task.metric
     check_held(problem.database, recovery)
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
@@ -129,13 +131,13 @@ def export(
     )
     training = out.with_name(f"{out.name}.recovery")
     with staging(out) as folder:
-        accuracy = _compress(subject, recovery, training, progress)
+        values = _compress(subject, recovery, training, progress)
         exports = {}
         for form in forms:
             path = folder / form.file
             form.write(subject, path)
             checked = verify(
-                form, subject, path, list(accuracy.values())[-1], out / form.file, progress
+                form, subject, path, list(values.values())[-1], out / form.file, progress
             )
             exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
         content: dict[str, Any] = {
@@ -147,7 +149,8 @@ def export(
                 "batchnorm": problem.job.batchnorm,
                 "value": chosen.fitness,
             },
-            "accuracy": accuracy,
+            metric.name: values,
+            "metric": metric.to_json(),
             "exports": exports,
             "activations": {name: asdict(grid) for name, grid in subject.activations.items()},
             "steps": _steps(problem, recovery),
@@ -168,6 +171,7 @@ def exported_before(chosen: Chosen, problem: ModelProblem, out: Path) -> Exporte
     still there."""
     expected = {
         "profile": to_json(problem.profile(chosen.candidate)),
+        "metric": problem.workload.task.metric.to_json(),
         "steps": _steps(problem, problem.job.recovery),
         "provenance": _provenance(chosen, problem),
     }
@@ -198,37 +202,36 @@ def check_formats(formats: Sequence[str]) -> None:
 def _compress(
     subject: CompressedModel, recovery: RecoveryConfig, training: Path, progress: Progress | None
 ) -> dict[str, float]:
-    """Stitch, correct and train `subject.model`; the test accuracy after each step. `training`: a
-    folder for what is needed to go on with a training that was interrupted."""
+    """Stitch, correct and train `subject.model`; the metric on test data after each step.
+    `training`: a folder for what is needed to go on with a training that was interrupted."""
     model, workload = subject.model, subject.problem.workload
     device = device_for(subject.problem.job.workers.gpus)
 
     def measured(what: str) -> float:
-        with running(model, device) as run:
-            return test_accuracy(run, workload.test, workload.batch_size, progress, f"test {what}")
+        with running(model, device):
+            return evaluate(workload, model, device, progress, f"test {what}")
 
-    def training_images() -> Iterator[Tensor]:
-        return (
-            inputs.to(device) for inputs in _training(workload, subject.problem.job.workload.seed)
-        )
+    def training_data() -> Iterator[Batch]:
+        for batch in _training(workload, subject.problem.job.workload.seed):
+            yield trees.placed(batch, device)
 
-    calibration = FullPass(training_images)
+    calibration = workload.full_pass(training_data)
 
     def note(step: str) -> None:
-        accuracy[_AFTER[step]] = measured(_AFTER[step])
+        values[_AFTER[step]] = measured(_AFTER[step])
 
-    accuracy = {"dense": measured("dense")}
+    values = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
     with running(model, device):
         recorded = record(model, calibration) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)
-    accuracy["stitched"] = measured("stitched")
+    values["stitched"] = measured("stitched")
     for name in corrections:
         with running(model, device):
             correct(name, model, calibration, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
-    return accuracy
+    return values
 
 
 def _profiles(profile: Profile, every: bool) -> dict[str, str]:
@@ -239,14 +242,14 @@ def _profiles(profile: Profile, every: bool) -> dict[str, str]:
     return texts
 
 
-def _training(workload: Workload, seed: int) -> Iterator[Tensor]:
-    """The images that corrections look at: all training images, or as many random ones, read batch
+def _training(workload: Workload, seed: int) -> Iterator[Batch]:
+    """The data that corrections look at: all training samples, or as many random ones, read batch
     by batch."""
     train, size = workload.train, workload.batch_size
     if len(train) <= _ENOUGH:
-        return (inputs for inputs, _ in train.batches(size))
+        return train.batches(size)
     order = np.random.default_rng(seed).permutation(len(train))[:_ENOUGH].tolist()
-    return (train.subset(order[at : at + size]).inputs for at in range(0, _ENOUGH, size))
+    return (train.subset(order[at : at + size]).batch for at in range(0, _ENOUGH, size))
 
 
 def _steps(problem: ModelProblem, recovery: RecoveryConfig) -> dict[str, Any]:

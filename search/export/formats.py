@@ -12,16 +12,18 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_model, save_model
-from torch import Tensor
+from torch.utils._pytree import tree_structure, tree_unflatten
 
 from apportion.compressors.errors import ModelError
 from apportion.db.files import write_atomically, write_bytes
 from apportion.db.layers.packed import load_packed, save_packed
 from apportion.evaluators.rewriting import onnx_model
 from apportion.evaluators.rewriting.reduced import reduce_layers
+from apportion.evaluators.workloads import trees
 from apportion.search.export.compressed_model import CompressedModel
 
-Runner = Callable[[Tensor], Tensor]
+Runner = Callable[..., Any]
+"""Called as the model is: the same inputs, the same outputs."""
 
 
 class Format(ABC):
@@ -29,7 +31,7 @@ class Format(ABC):
 
     `file`: name of what it writes; `runtime`: what runs that, for messages; `tolerance`: by how
     much its outputs may differ, as a share of the largest output; None where rounding to a grid may
-    turn a last bit into a step, and the accuracy alone decides."""
+    turn a last bit into a step, and the metric alone decides."""
 
     file: ClassVar[str]
     runtime: ClassVar[str]
@@ -42,7 +44,7 @@ class Format(ABC):
 
     @abstractmethod
     def load(self, subject: CompressedModel, path: Path) -> Runner:
-        """The written model in its runtime: inputs [n, ...] -> outputs."""
+        """The written model in its runtime."""
 
 
 class Safetensors(Format):
@@ -87,7 +89,8 @@ class Program(Format):
     file, runtime, tolerance = "model.pt2", "torch.export", 1e-4
 
     def write(self, subject: CompressedModel, path: Path) -> None:
-        sizes = ({0: torch.export.Dim("batch")},)
+        inputs = subject.problem.workload.task.inputs(subject.example())
+        args, kwargs = trees.arguments(inputs)
         model = copy.deepcopy(subject.model)
         reduce_layers(model, subject.reduced(), subject.quantized())
         before = logging.root.manager.disable
@@ -96,7 +99,7 @@ class Program(Format):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(
-                    model, (subject.example(),), dynamic_shapes=sizes, strict=False
+                    model, args, kwargs, dynamic_shapes=trees.dynamic(inputs), strict=False
                 )
         except Exception as error:  # whatever the model's own code, or torch.export, raise
             raise ModelError(
@@ -123,14 +126,20 @@ class Onnx(Format):
     file, runtime, tolerance = "model.onnx", "ONNX Runtime", None
 
     def write(self, subject: CompressedModel, path: Path) -> None:
-        proto = onnx_model.to_onnx(
-            subject.model, subject.example(), subject.quantized(), subject.reduced()
-        )
+        inputs = subject.problem.workload.task.inputs(subject.example())
+        proto = onnx_model.to_onnx(subject.model, inputs, subject.quantized(), subject.reduced())
         write_atomically(path, lambda temporary: write_bytes(temporary, proto.SerializeToString()))
 
-    def load(self, subject: CompressedModel, path: Path) -> Runner:  # noqa: ARG002 - the file says all
+    def load(self, subject: CompressedModel, path: Path) -> Runner:
         opened: Any = onnx_model.session(path.read_bytes(), torch.get_num_threads())
-        return lambda inputs: onnx_model.run(opened, inputs)
+        with torch.inference_mode():
+            outputs = subject.problem.workload.task.forward(subject.model, subject.example())
+        structure = tree_structure(outputs)  # the file has the tensors alone
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return tree_unflatten(onnx_model.outputs(opened, kwargs or args), structure)
+
+        return run
 
 
 def _forget(model: torch.nn.Module) -> None:

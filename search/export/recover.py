@@ -45,6 +45,7 @@ def recover(
     )
     with torch_threads(job.workers.cpus):
         training = Recovery(
+            task=workload.task,
             model=subject.model,
             dense=teacher_of(workload.model),
             what={},

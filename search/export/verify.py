@@ -14,86 +14,85 @@ from apportion.compressors.errors import OutputError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for
 from apportion.evaluators.rewriting.processor import instructions
-from apportion.evaluators.workloads.data import Split
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Packed, Runner, Safetensors
-
-_SAME = 0.1
-"""Points of test accuracy by which an exported model may differ from the one that it stands for."""
 
 
 def verify(
     form: Format,
     subject: CompressedModel,
     path: Path,
-    accuracy: float,
+    value: float,
     shown: Path,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Load what was written at `path` in its runtime and run it: its `bytes`, the
-    `largest_difference` of its outputs on calibration inputs, its test `accuracy`, and the
-    instructions of the `processor` that ran it. Raises OutputError, with the path `shown`, where
-    those are not the model's."""
+    """Load what was written in its runtime, run it, and compare it with the model.
+
+    Args:
+        form: its format.
+        subject: the model.
+        path: where it was written.
+        value: the model's value of the task's metric on test data.
+        shown: the path that messages name.
+        progress: told of samples.
+
+    Returns:
+        `bytes`; `largest_difference` of the outputs on calibration data; under the metric's name
+        its value on test data; and the instructions of the `processor` that ran it.
+
+    Raises:
+        OutputError: outputs or metric are not the model's.
+    """
+    workload, metric = subject.problem.workload, subject.problem.workload.task.metric
+    task = workload.task
     run, there = form.load(subject, path), instructions()
     largest = scale = 0.0
     with torch.inference_mode():
-        for inputs in subject.samples():
-            expected = subject.model(inputs)
-            largest = max(largest, float((run(inputs) - expected).abs().max()))
-            scale = max(scale, float(expected.abs().max()))
+        for batch in subject.samples():
+            expected = trees.tensors(task.forward(subject.model, batch))
+            found = trees.tensors(task.forward(run, batch))
+            if [x.shape for x in found] != [x.shape for x in expected]:
+                raise OutputError(shown, f"{form.runtime} gives outputs of other shapes ({there})")
+            for one, other in zip(found, expected, strict=True):
+                largest = max(largest, float((one.double() - other.double()).abs().max()))
+                scale = max(scale, float(other.double().abs().max()))
     if form.tolerance is not None and not largest <= form.tolerance * scale:
         raise OutputError(
             shown,
             f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g} "
             f"({there})",
         )
-    workload = subject.problem.workload
     device = (
         device_for(subject.problem.job.workers.gpus)
         if isinstance(form, (Safetensors, Packed))
         else "cpu"
     )
-    with running(run, device) as runner:
-        found = test_accuracy(
-            runner, workload.test, workload.batch_size, progress, f"test {path.name}"
-        )
-    if abs(found - accuracy) > _SAME:
+    with running(run, device):
+        measured = evaluate(workload, run, device, progress, f"test {path.name}")
+    if not metric.agree(measured, value):
         raise OutputError(
             shown,
-            f"{form.runtime} gives {found:.2f} % test accuracy instead of {accuracy:.2f} % "
-            f"({there})",
+            f"{form.runtime} gives {metric.text(measured)} test {metric.name} instead of "
+            f"{metric.text(value)} ({there})",
         )
     return {
         "bytes": path.stat().st_size,
         "largest_difference": largest,
-        "accuracy": found,
+        metric.name: measured,
         "processor": there,
     }
 
 
 @contextmanager
-def running(model: Runner, device: str) -> Iterator[Runner]:
-    """The model, on `device` while this lasts: what is exported holds CPU tensors. Takes and gives
-    CPU tensors itself."""
+def running(model: Runner, device: str) -> Iterator[None]:
+    """The model on `device` while this lasts: what is exported holds CPU tensors."""
     if device == "cpu" or not isinstance(model, nn.Module):
-        yield model
+        yield
         return
     model.to(device)
     try:
-        yield lambda inputs: model(inputs.to(device)).cpu()
+        yield
     finally:
         model.cpu()
-
-
-def test_accuracy(
-    run: Runner, test: Split, batch_size: int, progress: Progress | None = None, what: str = "test"
-) -> float:
-    """Accuracy of a model (as it is, eval mode) on `test` in percent; higher is better."""
-    right = seen = 0
-    with torch.inference_mode():
-        for inputs, labels in test.batches(batch_size):
-            right += int((run(inputs).argmax(1) == labels).sum())
-            seen += len(labels)
-            if progress:
-                progress(what, seen, len(test))
-    return 100.0 * right / seen

@@ -44,8 +44,8 @@ class Row(_Section):
     budgets: dict[str, float | str] | None = None
     published: float | None = Field(
         None,
-        description="Accuracy in percent, after batch-norm re-tuning; none where only a figure "
-        "shows it.",
+        description="The metric's value (accuracy in percent), after batch-norm re-tuning; none "
+        "where only a figure shows it.",
     )
 
     @model_validator(mode="after")
@@ -141,14 +141,15 @@ def job_of(
 def run_recipe(
     recipe: Recipe, job: Job, out: Path, progress: Progress | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Every row as soon as it is there: its name, accuracies in percent, what was published, and
+    """Every row as soon as it is there: its name, the values of its metric, what was published, and
     costs as shares of dense. Its export is in the folder `out`/ROW; a row that is there already is
     read. Raises ApportionError."""
     for row in recipe.rows:
         content = _make(row, job, out / row.name.replace(":", "of"), progress).content
         yield {
             "row": row.name,
-            "accuracy": content["accuracy"],
+            "metric": content["metric"],
+            content["metric"]["name"]: content[content["metric"]["name"]],
             "published": row.published,
             "costs": {metric: content["costs"][metric] for metric in _told(row)},
         }

@@ -26,12 +26,11 @@ from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_fun
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
-from apportion.evaluators.training.recovery import check_held
-from apportion.evaluators.workloads.augment import augmented
-from apportion.evaluators.workloads.classes import check_better_than_chance
+from apportion.evaluators.training.recovery import check_held, check_recovery
 from apportion.evaluators.workloads.workload import (
     Workload,
     data_fingerprint,
+    first_inputs,
     load_workload,
     model_fingerprint,
     model_outputs,
@@ -73,16 +72,16 @@ class ModelProblem(Problem):
         return self.workers.pool(self._spec(self.job.fitness, self.workload))
 
     def start_selection_pool(self) -> Pool | None:
-        """KL to the dense model on the workload's selection images, in the job's batch-norm
-        mode."""
+        """Divergence from the dense model on the workload's selection samples, in the job's
+        batch-norm mode."""
         if self.workload.selection is None or self.job.search.picks == 1:
             return None
         return LazyPool(self._score_selection)
 
     def _score_selection(self) -> Pool:
         assert self.workload.selection is not None
-        images = self.workload.selection.load()  # only where there is something to pick
-        unseen = replace(self.workload, calibration=images, selection=None)
+        samples = self.workload.selection.load()  # only where there is something to pick
+        unseen = replace(self.workload, calibration=samples, selection=None)
         return self.workers.start(self._spec("kl", unseen))
 
     def _spec(self, fitness: str, workload: Workload) -> ScoringSpec:
@@ -98,7 +97,8 @@ def build(
         with Workers(job.workers) as own:
             return build(job, progress, own)
     workload = load_workload(job.workload, progress)
-    check_better_than_chance(workload.model, workload.test, job.workload.name, progress)
+    check_recovery(workload, job.recovery)
+    workload.task.check_dense(workload.model, workload.test, job.workload.name, progress)
     config = job.database
     default = config.expanded()
     found = find_layers(workload.model, _traced(workload))
@@ -110,7 +110,7 @@ def build(
         _calibration(job, workload),
         default,
         model_fingerprint=model_fingerprint(workload.model),
-        model_outputs=model_outputs(workload.model, workload.calibration.inputs[:_OUTPUTS]),
+        model_outputs=model_outputs(workload.model, first_inputs(workload, _OUTPUTS)),
         calibration_fingerprint=_calibration_fingerprint(job, workload),
         exceptions={name: levels for name, levels in built.items() if levels != default},
         options=config.options(),
@@ -123,29 +123,26 @@ def build(
 def _traced(workload: Workload) -> FullPass:
     """What layers are found on: two samples, which show most models whole, and then all of them."""
     data, size = workload.calibration, workload.batch_size
-    batches = chain.from_iterable
-    return FullPass(
-        lambda: (x for x, _ in batches([islice(data.batches(2), 1), data.batches(size)]))
-    )
+    return workload.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))
 
 
 def _calibration(job: Job, workload: Workload) -> FullPass:
     """What the database is built from."""
     data, size, augment = workload.calibration, workload.batch_size, job.database.augment
+    count = -(-len(data) // size)
     if augment is None:
-        return FullPass(lambda: (x for x, _ in data.batches(size)), count=-(-len(data) // size))
-    count = augment.rounds * -(-len(data) // size)
-    return FullPass(lambda: augmented(data, size, augment, job.workload.seed), count=count)
+        return workload.full_pass(lambda: data.batches(size), count)
+    count *= augment.rounds
+    return workload.full_pass(lambda: workload.augmented(augment, job.workload.seed), count)
 
 
 def _calibration_fingerprint(job: Job, workload: Workload) -> str:
-    """Of the images that the database is built from, and of how they are augmented."""
-    images = data_fingerprint(workload.calibration)
+    """Of the data that the database is built from, of how they are fed, and augmented."""
+    data, task = data_fingerprint(workload.calibration), workload.task.key()
     if job.database.augment is None:
-        return images
-    return format.digest(
-        {"images": images, "seed": job.workload.seed, **job.database.augment.model_dump()}
-    )
+        return format.digest({"data": data, **task}) if task else data
+    config = job.database.augment.model_dump()
+    return format.digest({"images": data, "seed": job.workload.seed, **task, **config})
 
 
 @overload
@@ -176,6 +173,7 @@ def _loaded(job: Job, workers: Workers, progress: Progress | None) -> ModelProbl
             "batch_size": workload.batch_size,
             "fitness": job.fitness,
             "batchnorm": job.batchnorm,
+            **workload.task.key(),
             **({"corrections": job.corrections.score} if job.corrections.score else {}),
             **({"precision": job.workers.precision} if job.workers.precision != "float32" else {}),
         }
@@ -292,8 +290,9 @@ def pick(
     result: RunResult, problem: Problem, store: RunStore, progress: Progress | None = None
 ) -> RunResult:
     """The run with its final pick: among the profiles near the best fitness, the one whose outputs
-    on images that neither database nor search saw are nearest to the dense model's (KL). A run that
-    is not finished, and a problem without such images, keep the best fitness."""
+    on samples that neither database nor search saw are nearest to the dense model's (the task's
+    divergence). A run that is not finished, and a problem without such samples, keep the best
+    fitness."""
     if result.run.state != "finished" or (pool := problem.selection_pool()) is None:
         return result
     return select(result, problem.job.search.picks, pool, store, progress)

@@ -74,7 +74,13 @@ def code_names(content: dict[str, Any]) -> list[str]:
         content.get(key) or {} for key in ("workload", "latency", "search")
     )
     look(
-        [workload.get("model"), latency.get("table"), search.get("algorithms")]
+        [
+            workload.get("model"),
+            workload.get("task"),
+            data.get("function") if isinstance(data := workload.get("data"), dict) else None,
+            latency.get("table"),
+            search.get("algorithms"),
+        ]
     )  # parameters too: race names algorithms
     return found
 

@@ -1,7 +1,8 @@
 import torch
 
-from apportion.evaluators.workloads.augment import AugmentConfig, augmented
+from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.data import TensorSplit
+from apportion.evaluators.workloads.workload import Workload
 
 
 def split() -> TensorSplit:
@@ -10,7 +11,9 @@ def split() -> TensorSplit:
 
 
 def rounds(seed: int = 0, **options: object) -> list[torch.Tensor]:
-    return list(augmented(split(), 4, AugmentConfig.model_validate(options), seed))
+    workload = Workload(torch.nn.Identity(), split(), split(), split(), 4)
+    batches = workload.augmented(AugmentConfig.model_validate(options), seed)
+    return [inputs for inputs, _labels in batches]
 
 
 def test_every_round_sees_every_image_and_a_seed_decides_how() -> None:

@@ -11,7 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from apportion.compressors.errors import DataError
 from apportion.evaluators.workloads import images
-from apportion.evaluators.workloads.data import DataConfig, DigitsData, Splits, draw, load_splits
+from apportion.evaluators.workloads.data import DataConfig, DigitsData, load_splits
+from apportion.evaluators.workloads.dataset import Splits, draw
+from apportion.evaluators.workloads.tasks.image_classification import Labelled
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 
 
@@ -60,10 +62,10 @@ def test_gray_images(tmp_path: Path) -> None:
     found = splits(
         kind="npz", calibration=path, test=path, mean=[0.1], std=[0.5]
     ).calibration.subset([0, 5])
-    assert found.inputs.shape == (2, 1, 8, 8)
-    assert found.inputs.dtype == torch.float32
-    assert found.labels.dtype == torch.int64
-    torch.testing.assert_close(found.inputs, torch.full((2, 1, 8, 8), (51 / 255 - 0.1) / 0.5))
+    assert found.batch[0].shape == (2, 1, 8, 8)
+    assert found.batch[0].dtype == torch.float32
+    assert found.batch[1].dtype == torch.int64
+    torch.testing.assert_close(found.batch[0], torch.full((2, 1, 8, 8), (51 / 255 - 0.1) / 0.5))
 
 
 def test_every_altered_byte_gives_a_clear_error_or_the_same_data(tmp_path: Path) -> None:
@@ -83,8 +85,8 @@ def test_every_altered_byte_gives_a_clear_error_or_the_same_data(tmp_path: Path)
         except DataError:
             refused += 1
         else:
-            assert torch.equal(found.inputs, expected.inputs)
-            assert torch.equal(found.labels, expected.labels)
+            assert torch.equal(found.batch[0], expected.batch[0])
+            assert torch.equal(found.batch[1], expected.batch[1])
     assert refused > 60
 
 
@@ -180,7 +182,9 @@ def test_draws_are_nested_whatever_holds_the_images(tmp_path: Path) -> None:
     path = folder(tmp_path / "a", ["cat", "dog"])
     found = splits(**folders(path, path)).calibration
     five, two = draw(found, 5, np.random.default_rng(3)), draw(found, 2, np.random.default_rng(3))
-    assert torch.equal(five.inputs[:2], two.inputs)
+    assert torch.equal(five.batch[0][:2], two.batch[0])
     whole = found.subset(range(len(found)))
-    assert torch.equal(draw(whole, 5, np.random.default_rng(3)).inputs, five.inputs)
+    assert torch.equal(draw(whole, 5, np.random.default_rng(3)).batch[0], five.batch[0])
+    assert isinstance(found, Labelled)
+    assert isinstance(whole, Labelled)
     assert found.label_range() == whole.label_range() == (0, 1)

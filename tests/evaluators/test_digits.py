@@ -83,7 +83,7 @@ def test_the_split_is_fixed_and_complete() -> None:
     assert (inputs.min(), inputs.max()) == (-1, 1)
     assert set(labels.tolist()) == set(range(10))
     again = digits.digits_splits().test.subset(range(447))
-    assert torch.equal(again.inputs, inputs)
+    assert torch.equal(again.batch[0], inputs)
 
 
 def test_the_file_is_read_as_its_own_loader_does() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apportion.compressors.errors import DataError
 from apportion.evaluators.workloads import models
-from apportion.evaluators.workloads.classes import check_better_than_chance
+from apportion.evaluators.workloads.chance import check_better_than_chance
 from apportion.evaluators.workloads.data import ImageFolderData, TensorSplit, load_splits
 from apportion.evaluators.workloads.huggingface import Logits
 from apportion.evaluators.workloads.images import read_image

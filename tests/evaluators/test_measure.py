@@ -71,7 +71,7 @@ def test_onnx_runtime_gives_what_torch_gives(
         for n, lv in profile.items()
         if not lv.is_dense
     }
-    inputs = workload.calibration.inputs[:64]
+    inputs = workload.calibration.batch[0][:64]
     proto = onnx_model.to_onnx(model, inputs[:2], what)
     ours = onnx_model.run(onnx_model.session(proto, 1), inputs)
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
 def test_layers_of_one_shape_are_timed_once(quantized: tuple[Workload, LayerDatabase]) -> None:
     workload, database = quantized
     measured = measure_latency(
-        workload.model, database, workload.calibration.inputs[:1], TorchRuntime(1)
+        workload.model, database, workload.calibration.batch[0][:1], TorchRuntime(1)
     )
     assert all(
         set(row) == {DENSE} for row in measured.layers.values()
@@ -154,7 +154,7 @@ def test_filter_levels_do_not_hide_what_runs_in_integers(
     quantized: tuple[Workload, LayerDatabase], tmp_path: Path
 ) -> None:
     workload, _ = quantized
-    example, facts = workload.calibration.inputs[:2], []
+    example, facts = workload.calibration.batch[0][:2], []
     for levels in (["dense", "rtn:w8a8"], ["dense", "rtn:w8a8", "filter-0.50"]):
         job = {
             "workload": {"data": {"kind": "digits"}, "calibration_samples": 64},

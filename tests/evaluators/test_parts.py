@@ -117,15 +117,15 @@ def test_scores_are_those_of_stitched_models(workload: Workload, database: Layer
     scorers = [
         StitchedScorer(workload, database, "loss", "running", prefix_bytes=n) for n in (0, 1 << 30)
     ]
-    dense = workload.model(workload.calibration.inputs)
+    dense = workload.model(workload.calibration.batch[0])
     for _ in range(12):
         candidate = tuple(int(rng.integers(n)) for n in counts)
         scores = [scorer.score(candidate) for scorer in scorers]
         with torch.no_grad():
-            outputs = stitched(workload, database, candidate)(workload.calibration.inputs)
-        loss = nn.functional.cross_entropy(outputs.double(), workload.calibration.labels)
+            outputs = stitched(workload, database, candidate)(workload.calibration.batch[0])
+        loss = nn.functional.cross_entropy(outputs.double(), workload.calibration.batch[1])
         assert scores[0] == scores[1] == pytest.approx(float(loss), rel=1e-5)
-    assert torch.equal(workload.model(workload.calibration.inputs), dense)
+    assert torch.equal(workload.model(workload.calibration.batch[0]), dense)
 
 
 def test_one_part_changes_nothing_beside_it(workload: Workload, database: LayerDatabase) -> None:
@@ -152,7 +152,7 @@ def test_recorded_errors_are_of_the_layers_own_outputs(
 ) -> None:
     """The last but one, by hand: x @ head, on what reaches it in the dense model."""
     model: Any = workload.model
-    inputs = workload.calibration.inputs
+    inputs = workload.calibration.batch[0]
     seen: list[Tensor] = []
     handle = model.other.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["input"]), with_kwargs=True
@@ -204,7 +204,7 @@ def test_shared_memory_is_counted_once_and_attention_in_the_base(
 def test_parts_are_timed_as_the_products_that_they_are(
     workload: Workload, database: LayerDatabase
 ) -> None:
-    example = workload.calibration.inputs[:2]
+    example = workload.calibration.batch[0][:2]
     modules, inputs = timed_alone(workload.model, database, example)
     for name, record in database.layers.items():
         module, x = modules[name], inputs[name]
@@ -248,7 +248,7 @@ def test_exported_models_take_inputs_by_keyword(
     from apportion.evaluators.rewriting import onnx_model
     from apportion.evaluators.rewriting.onnx_model import Quantized
 
-    inputs = workload.calibration.inputs[:4]
+    inputs = workload.calibration.batch[0][:4]
 
     class Last(nn.Module):
         def __init__(self, other: nn.Module) -> None:

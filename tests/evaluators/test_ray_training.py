@@ -17,7 +17,9 @@ from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.held import Hold
 from apportion.evaluators.training.recovery import FinetuneConfig, Recovery
 from apportion.evaluators.workloads.augment import AugmentConfig
-from apportion.evaluators.workloads.data import Split, TensorSplit
+from apportion.evaluators.workloads.data import TensorSplit
+from apportion.evaluators.workloads.dataset import Dataset
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
 
 pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from apportion.evaluators.cluster.training import train_together
@@ -41,11 +43,12 @@ def training(folder: Path) -> Recovery:
     mask = weight.abs() > weight.abs().median()
     with torch.no_grad():
         weight.mul_(mask)
-    return Recovery(sparse, dense, {"0": Hold(mask)}, 32, 0, FolderCheckpoints(folder), "key")
+    task, states = ImageClassification(), FolderCheckpoints(folder)
+    return Recovery(task, sparse, dense, {"0": Hold(mask)}, 32, 0, states, "key")
 
 
 def trained(
-    folder: Path, config: FinetuneConfig, split: Split
+    folder: Path, config: FinetuneConfig, split: Dataset
 ) -> tuple[dict[str, Tensor], list[tuple[Any, ...]]]:
     work, told = training(folder), []
     if config.workers:

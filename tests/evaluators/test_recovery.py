@@ -19,6 +19,7 @@ from apportion.evaluators.training.recovery import (
 )
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.data import TensorSplit
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
 
 
 def models(seed: int = 0) -> tuple[nn.Sequential, nn.Sequential, dict[str, Hold]]:
@@ -57,11 +58,9 @@ def training(
     folder: Path, progress: Any = None, key: str = "k"
 ) -> tuple[Recovery, nn.Sequential, nn.Sequential]:
     dense, sparse, holds = models()
-    return (
-        Recovery(sparse, dense, holds, 32, 0, FolderCheckpoints(folder), key, progress),
-        dense,
-        sparse,
-    )
+    task, states = ImageClassification(), FolderCheckpoints(folder)
+    work = Recovery(task, sparse, dense, holds, 32, 0, states, key, progress)
+    return work, dense, sparse
 
 
 def test_adaprune_brings_the_outputs_near_and_keeps_the_mask(tmp_path: Path) -> None:
@@ -94,7 +93,8 @@ def test_lintune_moves_biases_and_normalisations_alone(tmp_path: Path) -> None:
 
 def test_lintune_leaves_a_model_without_biases_alone(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
-    work = Recovery(model, copy.deepcopy(model), {}, 32, 0, FolderCheckpoints(tmp_path), "key")
+    task, states = ImageClassification(), FolderCheckpoints(tmp_path)
+    work = Recovery(task, model, copy.deepcopy(model), {}, 32, 0, states, "key")
     weight = model.get_parameter("1.weight").detach().clone()
     work.lintune(images(), LintuneConfig())
     assert torch.equal(model.get_parameter("1.weight"), weight)

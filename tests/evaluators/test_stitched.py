@@ -55,12 +55,12 @@ def test_dense_in_running_mode_is_the_models_own_loss(
     digits: Workload, database: LayerDatabase
 ) -> None:
     with torch.no_grad():
-        outputs = digits.model(digits.calibration.inputs)
-    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+        outputs = digits.model(digits.calibration.batch[0])
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.batch[1]))
     assert StitchedScorer(digits, database, "loss", "running").score(DENSE) == pytest.approx(
         expected, rel=1e-6
     )
-    wrong = float((outputs.argmax(1) != digits.calibration.labels).double().mean())
+    wrong = float((outputs.argmax(1) != digits.calibration.batch[1]).double().mean())
     assert StitchedScorer(digits, database, "error", "running").score(DENSE) == pytest.approx(
         wrong, abs=1e-12
     )
@@ -70,9 +70,11 @@ def test_dense_in_running_mode_is_the_models_own_loss(
 def test_kl_is_against_the_dense_outputs(digits: Workload, database: LayerDatabase) -> None:
     candidate = (2,) * 14
     with torch.no_grad():
-        dense = digits.model(digits.calibration.inputs).double().log_softmax(1)
+        dense = digits.model(digits.calibration.batch[0]).double().log_softmax(1)
         ours = (
-            stitched(digits, database, candidate)(digits.calibration.inputs).double().log_softmax(1)
+            stitched(digits, database, candidate)(digits.calibration.batch[0])
+            .double()
+            .log_softmax(1)
         )
     expected = float((dense.exp() * (dense - ours)).sum(1).mean())
     assert StitchedScorer(digits, database, "kl", "running").score(candidate) == pytest.approx(
@@ -177,7 +179,7 @@ def test_recalibrate_mode_re_tunes_for_every_candidate(
     retune_batchnorm(model, data(digits))
     with torch.no_grad():
         outputs = torch.cat([model(x) for x, _ in digits.calibration.batches(digits.batch_size)])
-    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.batch[1]))
     scorer = StitchedScorer(digits, database, "loss", "recalibrate")
     assert scorer.score(candidate) == pytest.approx(expected, rel=1e-6)
     assert scorer.score(DENSE) < scorer.score(candidate)
@@ -360,7 +362,7 @@ def test_quantized_inputs_are_scored_as_they_are_stitched(
             outputs = torch.cat(
                 [stitched(digits, joint, drawn[0])(x) for x, _ in digits.calibration.batches(64)]
             )
-        expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+        expected = float(F.cross_entropy(outputs.double(), digits.calibration.batch[1]))
         assert scores[0] == pytest.approx(expected, rel=1e-9)
 
 
@@ -377,7 +379,7 @@ def test_corrections_are_made_for_each_candidate_and_undone(
         correct(name, model, data(digits), recorded)
     with torch.inference_mode():
         outputs = torch.cat([model(x) for x in data(digits).batches()])
-    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.batch[1]))
     plain = StitchedScorer(digits, database, "loss", "running").score(candidate)
     assert scorer.score(candidate) == pytest.approx(expected, rel=1e-6)
     assert scorer.score(candidate) != plain
@@ -424,6 +426,6 @@ def test_a_tied_weight_changes_at_its_first_call(digits: Workload, tmp_path: Pat
     for candidate in itertools.product(range(3), repeat=3):
         assert reused.score(candidate) == whole.score(candidate)
     with torch.inference_mode():
-        outputs = stitched(workload, tied, (0, 2, 0))(digits.calibration.inputs)
-    expected = float(F.cross_entropy(outputs.double(), digits.calibration.labels))
+        outputs = stitched(workload, tied, (0, 2, 0))(digits.calibration.batch[0])
+    expected = float(F.cross_entropy(outputs.double(), digits.calibration.batch[1]))
     assert whole.score((0, 2, 0)) == pytest.approx(expected, rel=1e-6)

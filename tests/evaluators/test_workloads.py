@@ -11,7 +11,8 @@ from torch import nn
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
 from apportion.compressors.kinds.find import find_layers
-from apportion.evaluators.workloads.data import draw
+from apportion.evaluators.workloads.dataset import draw
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.models import build_model, register_model
 from apportion.evaluators.workloads.workload import (
     Workload,
@@ -41,9 +42,9 @@ def load(
 
 def test_calibration_is_a_seeded_random_subset(tmp_path: Path) -> None:
     first, second = load(tmp_path, calibration_samples=20), load(tmp_path, calibration_samples=10)
-    assert torch.equal(first.calibration.inputs[:10], second.calibration.inputs)  # nested
+    assert torch.equal(first.calibration.batch[0][:10], second.calibration.batch[0])  # nested
     assert (
-        len(set(second.calibration.labels.tolist())) > 3
+        len(set(second.calibration.batch[1].tolist())) > 3
     )  # the file is sorted by class: its first ten hold three
     other = load(tmp_path, calibration_samples=20, seed=1)
     assert data_fingerprint(first.calibration) != data_fingerprint(other.calibration)
@@ -118,7 +119,7 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
 
 
 def test_more_calibration_images_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="41 images are asked for, the calibration data has 40"):
+    with pytest.raises(DataError, match="41 samples are asked for, the calibration data has 40"):
         load(tmp_path, calibration_samples=41)
 
 
@@ -155,7 +156,7 @@ def test_a_users_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(models, "_MODELS", {**models._MODELS})
     register_model("mine")(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
-    assert load(tmp_path, model="mine").calibration.labels.max() == 9
+    assert load(tmp_path, model="mine").calibration.batch[1].max() == 9
     (tmp_path / "my_nets.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Linear(4, 2)\n"
     )
@@ -220,7 +221,7 @@ def test_image_folders(tmp_path: Path) -> None:
             {"model": "cifar_resnet20", "data": data, "calibration_samples": 6}
         )
     )
-    assert workload.calibration.inputs.shape == (6, 3, 32, 32)
+    assert workload.calibration.batch[0].shape == (6, 3, 32, 32)
     assert [y.tolist() for _, y in workload.test.batches(5)] == [[0, 0, 0, 0, 1], [1, 1, 1]]
     with pytest.raises(DataError, match="one folder of images per class"):
         load_workload(
@@ -314,8 +315,6 @@ def test_a_model_that_cannot_be_folded_says_why(
 
 
 def test_the_shared_resnet20_is_as_good_as_published(shared_data: Path) -> None:
-    from apportion.search.export.exporting import test_accuracy as measure
-
     cifar = shared_data / "cifar10"
     data = {
         "kind": "npz",
@@ -327,7 +326,7 @@ def test_the_shared_resnet20_is_as_good_as_published(shared_data: Path) -> None:
         {"model": "cifar_resnet20", "weights": weights, "data": data}
     )
     workload = load_workload(config)
-    assert measure(workload.model, workload.test, 250) == pytest.approx(88.76, abs=0.021)
+    assert evaluate(workload, workload.model) == pytest.approx(88.76, abs=0.021)
 
 
 def _with(state: dict[str, torch.Tensor]) -> nn.Module:

@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file
 
 from apportion.db.runs.store import RunStore
+from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.models import build_model
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.cli.main import main
-from apportion.search.export.exporting import test_accuracy as measure_accuracy
 
 COMMAND = [sys.executable, "-m", "apportion"]
 
@@ -88,7 +88,7 @@ def test_the_whole_way(job_file: Callable[..., Path], tmp_path: Path, digits: Wo
     assert profile["provenance"]["run"] == run
     assert len((out / "profile.txt").read_text().splitlines()) == 14
     model = build_model("digits_resnet", str(out / "model.safetensors"))
-    retuned = measure_accuracy(model, digits.test, 64)
+    retuned = evaluate(digits, model)
     assert retuned == pytest.approx(exported["accuracy"]["retuned"], abs=1e-9)
     state = load_file(out / "model.safetensors")
     for name, level in profile["profile"].items():

@@ -102,7 +102,7 @@ def test_rounding_is_no_other_forward(job: Any, monkeypatch: pytest.MonkeyPatch)
 def test_other_kernels_and_thread_counts_are_no_other_forward(job: Any) -> None:
     """What another processor does is as this one without oneDNN, and with sums in double."""
     workload, _ = build(job)
-    inputs = workload.calibration.inputs[:8]
+    inputs = workload.calibration.batch[0][:8]
     found = [model_outputs(workload.model, inputs)]
     torch.set_num_threads(2)
     found.append(model_outputs(workload.model, inputs))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.utils._pytree import tree_leaves
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import ModelError
 
 _NORMS: dict[type[nn.Module], type[nn.Module]] = {
@@ -23,12 +26,12 @@ _ROUNDING = 1e-3
 """By how much outputs may differ, as a share of the largest: two roundings of the same numbers."""
 
 
-def fold_batchnorm(model: nn.Module, inputs: Tensor) -> nn.Module:
+def fold_batchnorm(model: nn.Module, inputs: Any) -> nn.Module:
     """A copy of `model` in eval mode, traced by torch.fx, in which each batch-norm is folded into
     the layer whose output goes to it alone. A layer that is called twice, whose weight something
     else reads too, or whose output goes elsewhere as well keeps its batch-norm. Raises ModelError
-    for a model that torch.fx cannot trace, or whose outputs for `inputs` [n, ...] the folding
-    changes."""
+    for a model that torch.fx cannot trace, or whose outputs for `inputs` (a tensor, a tuple of
+    arguments or a dict of keywords) the folding changes."""
     model = copy.deepcopy(model).eval()
     expected, flat = _outputs(model, inputs)
     try:
@@ -54,7 +57,7 @@ def fold_batchnorm(model: nn.Module, inputs: Tensor) -> nn.Module:
     return folded
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, set[str]]:
+def _outputs(model: nn.Module, inputs: Any) -> tuple[list[Tensor], set[str]]:
     """The model's outputs, and the layers all of whose outputs are [n, channels]: batch-norm
     normalises the second dimension, which is a linear layer's last in no other shape."""
     ranks: dict[str, set[int]] = {}
@@ -69,7 +72,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, set[str]]:
     ]
     try:
         with torch.no_grad():
-            outputs = model(inputs)
+            outputs = _tensors(call(model, inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -119,12 +122,17 @@ def _hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _check(folded: nn.Module, inputs: Tensor, expected: Tensor) -> None:
+def _check(folded: nn.Module, inputs: Any, expected: list[Tensor]) -> None:
     with torch.no_grad():
-        found = folded(inputs)
-    difference = float((found - expected).abs().max())
-    scale = float(expected.abs().max())
-    if not difference <= _ROUNDING * scale:
-        raise ModelError(
-            f"with batch-norm folded its outputs differ by up to {difference:.3g}, of {scale:.3g}"
-        )
+        found = _tensors(call(folded, inputs))
+    for ours, theirs in zip(found, expected, strict=True):
+        difference, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+        if not difference <= _ROUNDING * scale:
+            raise ModelError(
+                f"with batch-norm folded its outputs differ by up to {difference:.3g}, of "
+                f"{scale:.3g}"
+            )
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -1,0 +1,82 @@
+"""Whether a model, its data and its task go together: tried on two samples before hours of
+work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from apportion.compressors.errors import ApportionError, ConfigurationError, DataError, first_line
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.dataset import Batch, Dataset
+from apportion.evaluators.workloads.task import Outputs, Task
+
+_NONE = 1e-6
+"""Divergence of the dense model from itself that rounding may leave."""
+
+
+def check_together(model: nn.Module, name: str, task: Task, parts: Mapping[str, Dataset]) -> None:
+    """Two samples of every part (by what it is for) must run through `model`, called `name`, and
+    the task must give one value for each: test data that do not fit would otherwise only show when
+    the search is over. Raises DataError, ModelError, ConfigurationError."""
+    for part, dataset in parts.items():
+        count = min(2, len(dataset))
+        batch = dataset.subset(range(count)).batch
+        outputs = _run(model, name, task, batch, part)
+        task.check(outputs, batch, dataset, part, name)
+        _check_values(task, outputs, batch, count)
+
+
+def _run(model: nn.Module, name: str, task: Task, batch: Batch, part: str) -> Outputs:
+    inputs = task.inputs(batch)
+    try:
+        with torch.no_grad():
+            return task.forward(model, batch)
+    except ApportionError:
+        raise
+    except Exception as error:  # whatever the user's model raises on data of the wrong shape
+        raise DataError(
+            "workload.data",
+            f"{part} inputs of shape {trees.shapes(inputs)} do not run through model {name!r}: "
+            f"{error}",
+        ) from error
+
+
+def _check_values(task: Task, outputs: Outputs, batch: Batch, count: int) -> None:
+    """Raises ConfigurationError."""
+    if task.samples(batch) != count:
+        raise ConfigurationError(
+            f"task {task.identity}: a batch of {count} samples holds {task.samples(batch)} of them "
+            "for it"
+        )
+    values: dict[str, Callable[[], Tensor]] = {
+        "loss": lambda: task.loss(outputs, batch),
+        "divergence": lambda: task.divergence(outputs, outputs, batch),
+        "error": lambda: task.error(outputs, batch),
+        "rows": lambda: task.rows(outputs, batch)[:, 0],
+    }
+    for what, value in values.items():
+        try:
+            found = value()
+            shape = list(found.shape)
+        except Exception as error:  # the user's own code
+            raise ConfigurationError(
+                f"task {task.identity}: {what} failed ({first_line(error)})"
+            ) from error
+        if shape != [count]:
+            raise ConfigurationError(
+                f"task {task.identity}: {what} has the shape {shape} for a batch of {count} "
+                f"samples; one value each is needed, [{count}]"
+            )
+        if what != "rows" and float(found.min()) < -_NONE:
+            raise ConfigurationError(
+                f"task {task.identity}: {what} is {float(found.min()):.3g} for a sample; it must "
+                "be 0 or above"
+            )
+        if what == "divergence" and float(found.abs().max()) > _NONE:
+            raise ConfigurationError(
+                f"task {task.identity}: the divergence of the dense model from itself is "
+                f"{float(found.abs().max()):.3g}; it must be 0"
+            )

@@ -1,0 +1,238 @@
+"""Task: what a model is for. The one seam between models with their data and all the rest: nothing
+outside a task knows what a batch, an output or a label is."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from apportion.compressors.calibration import call, count_samples
+from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.progress import Progress
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.dataset import Batch, Dataset
+
+Inputs = Any
+"""What a model is called with: a tensor, a tuple of arguments, or a dict of keywords."""
+Outputs = Any
+"""What a model gives: the task's own business."""
+
+RESERVED = (
+    *("profile", "budgets", "costs", "fitness", "metric", "exports", "activations", "steps"),
+    *("provenance", "written", "files", "bytes", "of_dense", "largest_difference", "processor"),
+    *("row", "published"),
+)
+"""Names that exports use for other things than the metric."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How good a model is at its task, as reports print it.
+
+    Args:
+        name: such as accuracy. Exports have the values under this name, so that a few names, which
+            they use for other things, are not valid.
+        unit: such as %; empty where it has none.
+        higher_is_better: its direction.
+        tolerance: by how much an exported model's value may differ from that of the model it stands
+            for, in the metric's unit. Rounding may flip a few samples.
+        digits: Python's format of a value.
+
+    Raises:
+        ConfigurationError: a name that is not valid.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    tolerance: float
+    digits: str = ".4g"
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name in RESERVED:
+            raise ConfigurationError(
+                f"a metric cannot be called {self.name!r}; taken are {', '.join(RESERVED)}"
+            )
+
+    @property
+    def title(self) -> str:
+        """For the head of a table: accuracy, %."""
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+    def number(self, value: float) -> str:
+        """Without the unit: 88.76."""
+        return f"{value:{self.digits}}"
+
+    def text(self, value: float) -> str:
+        """With the unit: 88.76 %."""
+        return f"{self.number(value)} {self.unit}".rstrip()
+
+    def agree(self, one: float, other: float) -> bool:
+        """Whether two values are the same within the tolerance. Two that are not numbers are."""
+        if math.isnan(one) or math.isnan(other):
+            return math.isnan(one) and math.isnan(other)
+        return abs(one - other) <= self.tolerance
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Task(ABC):
+    """How a batch is fed to the model, and what its outputs are worth.
+
+    A batch is a tree of tensors [n, ...] (a tensor, or a tuple, list or dict of trees), with all
+    that a sample has, what it should be included, as the data set hands it out. Every method that
+    is given a batch is given the whole of it. Outputs are whatever the model returns. Batch and
+    outputs are on one device, which need not be the CPU; what a method returns is on it too.
+
+    A task of your own is a subclass in a file of your own, made without arguments. A job names it
+    by `workload.task: {kind: package.module:Class}`, or by the name that `register_task` gave it.
+
+        class Tagging(Task):
+            metric = Metric("tag accuracy", "%", higher_is_better=True, tolerance=0.1)
+
+            def inputs(self, batch):
+                return {"ids": batch["ids"], "mask": batch["mask"]}
+            ...
+
+    To write: `metric`, `inputs`, `loss`, `divergence`, `error`, `measure`. To override where the
+    default does not fit: `samples`, `rows`, `check`, and for recovery and augmentation `distance`,
+    `distill`, `supervise`, `augment`. Leave `forward` and `identity` alone. tests/contracts/
+    test_task.py is the suite that every task must pass: add yours to its list.
+
+    Two rules hold for `loss`, `divergence` and `error`: a sample's value depends on that sample
+    alone (so that it is the same in a batch of another size), and it is given for every sample, in
+    the batch's order. What is padding must not count. Compute them in float64 (`outputs.double()`):
+    searches compare candidates that differ in the last digits of a float32.
+
+    Attributes:
+        metric: what reports say of a model.
+        kind: the name that a job uses; empty for `package.module:Class`.
+        version: raise it whenever values change: scores kept in a run store, and tables kept in a
+            database, hold for one version.
+    """
+
+    metric: ClassVar[Metric]
+    kind: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> Inputs:
+        """What of a batch the model is called with: a dict is passed by keyword, a tuple one by
+        one, anything else as the one argument. Models that take a single tensor are scored fastest:
+        prefixes of theirs are reused. What should come out must not go in."""
+
+    def forward(self, model: Callable[..., Any], batch: Batch) -> Outputs:
+        """The outputs of `model` (a module, or whatever runs an exported one) on a batch."""
+        return call(model, self.inputs(batch))
+
+    def samples(self, batch: Batch) -> int:
+        """How many samples a batch holds: by default the first dimension of its first tensor.
+        Fitnesses and layer errors are means over samples."""
+        return count_samples(batch)
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """float64 [n], at least 0, lower is better: what the model was trained to minimise, of each
+        sample alone, such as cross-entropy in nats. The fitness `loss`. One that may be negative
+        needs a constant added: scoring stops early on the strength of this."""
+
+    @abstractmethod
+    def divergence(self, outputs: Outputs, dense: Outputs, batch: Batch) -> Tensor:
+        """float64 [n], at least 0, lower is better: how far the outputs of each sample are from the
+        dense model's on the same batch, 0 where they are the same; such as KL(dense || outputs) in
+        nats. Needs no labels. The fitness `kl`, and what the final pick is made by."""
+
+    @abstractmethod
+    def error(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """float64 [n], at least 0, lower is better: the metric of each sample alone as something to
+        minimise, such as 1 for a wrong answer. The fitness `error`."""
+
+    def rows(self, outputs: Outputs, batch: Batch) -> Tensor:
+        """float64 [n, k]: what the metric is computed from, a row for each sample; by default the
+        `error` alone, k = 1. Override it where the metric is no mean over samples, as one over the
+        tokens of all samples: (wrong tokens, tokens)."""
+        return self.error(outputs, batch)[:, None]
+
+    @abstractmethod
+    def measure(self, rows: Tensor) -> float:
+        """The metric's value, in its unit, from the `rows` [N, k] of all samples of a data set. It
+        may not depend on their order."""
+
+    def distance(self, outputs: Outputs, dense: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
+        """A scalar to minimise by gradients, 0 where the outputs are the dense model's: what the
+        recovery step lintune trains on. By default the mean squared difference, averaged over the
+        tensors of the outputs; override it where these hold padding."""
+        pairs = zip(trees.tensors(outputs), trees.tensors(dense), strict=True)
+        parts = [F.mse_loss(one, other) for one, other in pairs if one.is_floating_point()]
+        return parts[0] if len(parts) == 1 else torch.stack(parts).mean()
+
+    def distill(
+        self,
+        outputs: Outputs,
+        dense: Outputs,
+        batch: Batch,
+        temperature: float,  # noqa: ARG002
+    ) -> Tensor:
+        """A scalar to minimise by gradients: the teacher's part of the recovery step finetune. By
+        default the mean `divergence`, which must let gradients through then; tasks with a softmax
+        soften it by `temperature` (Hinton et al. 2015)."""
+        return self.divergence(outputs, dense, batch).mean()
+
+    def supervise(self, outputs: Outputs, batch: Batch, smoothing: float) -> Tensor:
+        """A scalar to minimise by gradients: the labels' part of the recovery step finetune. By
+        default the mean `loss`. Raises ConfigurationError where `smoothing` (of labels) is above 0
+        and the task knows none."""
+        if smoothing:
+            raise ConfigurationError(
+                f"recovery.finetune.smoothing: task {self.identity} has no label smoothing; it "
+                "must be 0"
+            )
+        return self.loss(outputs, batch).mean()
+
+    def augment(self, batch: Batch, config: AugmentConfig, generator: torch.Generator) -> Batch:  # noqa: ARG002
+        """The batch (on the CPU) with its samples changed at random, all chance from `generator`.
+        Raises ConfigurationError where the task has no augmentation, which is the default."""
+        raise ConfigurationError(
+            f"augment: task {self.identity} has no augmentation; leave it out of database and "
+            "recovery.finetune"
+        )
+
+    def check(  # noqa: B027
+        self, outputs: Outputs, batch: Batch, dataset: Dataset, what: str, model: str
+    ) -> None:
+        """Whether model and data go together, before anything is computed; by default all do.
+
+        Args:
+            outputs: the dense model's on `batch`.
+            batch: the first samples of `dataset`, two at most.
+            dataset: all of them.
+            what: calibration, train or test, for messages.
+            model: the model's name, for messages.
+
+        Raises:
+            DataError, ModelError: they do not go together; says why, and what would be valid.
+        """
+
+    def check_dense(  # noqa: B027
+        self, model: nn.Module, test: Dataset, name: str, progress: Progress | None = None
+    ) -> None:
+        """Whether the dense model is any good on the test data: one that is not was given wrong
+        labels, inputs or weights. By default nothing is said. Raises DataError."""
+
+    @property
+    def identity(self) -> str:
+        """The name that a job uses for it."""
+        return self.kind or f"{type(self).__module__}:{type(self).__qualname__}"
+
+    def key(self) -> dict[str, str]:
+        """What tells its values from other tasks', as part of what identifies a problem."""
+        return {"task": f"{self.identity} {self.version}"}

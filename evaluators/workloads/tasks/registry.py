@@ -1,0 +1,46 @@
+"""Tasks by name: built in, registered by a user's own code, or `package.module:Class`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from apportion.compressors.errors import ConfigurationError, UnknownNameError, first_line
+from apportion.compressors.imports import imported
+from apportion.evaluators.workloads.task import Metric, Task
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
+
+_TASKS: dict[str, type[Task]] = {ImageClassification.kind: ImageClassification}
+
+
+def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
+    """Register a subclass of Task under `name`, which becomes its `kind`."""
+
+    def keep(task: type[Task]) -> type[Task]:
+        task.kind = name
+        _TASKS[name] = task
+        return task
+
+    return keep
+
+
+def check_task(name: str) -> None:
+    """Raises UnknownNameError for what is neither registered nor of the form module:Class; runs
+    nobody's code."""
+    if name not in _TASKS and ":" not in name:
+        raise UnknownNameError("task", name, [*_TASKS, "package.module:Class"])
+
+
+def make_task(name: str) -> Task:
+    """The task called `name`. Raises UnknownNameError, ConfigurationError."""
+    check_task(name)
+    found = _TASKS[name] if name in _TASKS else imported(name, "task")
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise ConfigurationError(
+            f"task {name!r} is not a subclass of apportion.evaluators.workloads.task.Task"
+        )
+    if not isinstance(getattr(found, "metric", None), Metric):
+        raise ConfigurationError(f"task {name!r} has no `metric`, a Metric with name and unit")
+    try:
+        return found()
+    except Exception as error:  # the user's own code, or an abstract method that is missing
+        raise ConfigurationError(f"task {name!r} cannot be made: {first_line(error)}") from error
