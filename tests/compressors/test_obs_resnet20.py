@@ -33,11 +33,11 @@ def resnet20(shared_data: Path) -> tuple[nn.Module, list[LayerSpec], dict[str, T
     workload = load_workload(
         WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data})
     )
-    data = FullPass(lambda: (x for x, _ in workload.calibration.batches(128)))
-    found = find_layers(workload.model, data).layers
+    inputs = FullPass(lambda: (x for x, _ in workload.calibration.batches(128)))
+    found = find_layers(workload.model, inputs).layers
     layers = [layer for layer in found if layer.name in reference]
     assert len(layers) == 3
-    return workload.model, layers, collect_hessians(workload.model, layers, data)
+    return workload.model, layers, collect_hessians(workload.model, layers, inputs)
 
 
 def test_published_layer_errors(

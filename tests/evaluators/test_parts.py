@@ -151,7 +151,8 @@ def test_recorded_errors_are_of_the_layers_own_outputs(
     workload: Workload, database: LayerDatabase
 ) -> None:
     """The last but one, by hand: x @ head, on what reaches it in the dense model."""
-    model, inputs = workload.model, workload.calibration.batch[0]
+    model: Any = workload.model
+    inputs = workload.calibration.batch[0]
     seen: list[Tensor] = []
     handle = model.other.register_forward_pre_hook(
         lambda _m, _a, kwargs: seen.append(kwargs["input"]), with_kwargs=True
@@ -161,7 +162,7 @@ def test_recorded_errors_are_of_the_layers_own_outputs(
     with torch.no_grad():
         record.where.write(changed, database.weight("head", "rtn:w3"))
         model(inputs)
-        changed.other.forward = lambda input: input  # type: ignore[assignment, method-assign]
+        changed.other.forward = lambda input: input
         after = changed(inputs)
     handle.remove()
     moved = float((after - seen[0]).double().square().sum() / len(inputs))
@@ -189,7 +190,7 @@ def test_shared_memory_is_counted_once_and_attention_in_the_base(
     attention = 2 * 10 * 10 * 8  # ten positions with each other, twice
     assert tables["flops"].base == attention
     assert tables["bops"].base == attention * 32 * 32
-    tied = copy.deepcopy(workload.model)
+    tied: Any = copy.deepcopy(workload.model)
     tied.extra = nn.Linear(3, 3)
     tied.extra.weight.data = tied.other.weight.data
     own = made(replace(workload, model=tied), tmp_path / "tied")
@@ -252,12 +253,12 @@ def test_exported_models_take_inputs_by_keyword(
     class Last(nn.Module):
         def __init__(self, other: nn.Module) -> None:
             super().__init__()
-            self.other = other
+            self.other: Any = other
 
         def forward(self, x: Tensor) -> Tensor:
             return self.other(input=x.flatten(1)[:, :3])
 
-    level, model = "w8a8", Last(copy.deepcopy(workload.model.other))
+    level, model = "w8a8", Last(copy.deepcopy(workload.model.get_submodule("other")))
     model.other.weight.data = database.weight("other", level)
     entry = database.entry("other", level)
     what = Quantized(database.grid("other", level), entry.activation)

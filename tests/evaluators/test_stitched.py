@@ -290,7 +290,7 @@ def test_a_model_that_cannot_be_traced_is_one_segment(caplog: pytest.LogCaptureF
             return self.layer(x) if x.sum() > 0 else x
 
     net = Branching()
-    assert len(segments.cut(net, {"layer": [net.layer.weight]}).parts) == 1
+    assert len(segments.cut(net, {"layer": [net.get_parameter("layer.weight")]}).parts) == 1
     assert "no prefix reuse" in caplog.text
 
 
@@ -301,7 +301,7 @@ def test_a_model_that_cannot_be_traced_is_one_segment(caplog: pytest.LogCaptureF
 def test_segments_of_known_models_chain_to_the_model(name: str) -> None:
     model = build_model(name)
     names = {
-        n: [m.weight]
+        n: [m.get_parameter("weight")]
         for n, m in model.named_modules()
         if isinstance(m, (torch.nn.Conv2d, torch.nn.Linear))
     }

@@ -29,11 +29,9 @@ def small_transformer() -> nn.Module:
 def images(folder: Path, size: int, classes: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     for name in ("calibration", "test"):
-        content = {
-            "images": rng.integers(0, 256, (8, size, size, 3), dtype=np.uint8),
-            "labels": rng.integers(0, classes, 8),
-        }
-        np.savez(folder / f"{name}.npz", **content)
+        images = rng.integers(0, 256, (8, size, size, 3), dtype=np.uint8)
+        labels = rng.integers(0, classes, 8)
+        np.savez(folder / f"{name}.npz", images=images, labels=labels)
     paths = {name: str(folder / f"{name}.npz") for name in ("calibration", "test")}
     return {"kind": "npz", **paths}
 

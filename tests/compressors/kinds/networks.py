@@ -88,13 +88,13 @@ def _tied(model: Any, reference: Any, x: Tensor) -> list[Tensor]:
 
 
 def _tied_modules() -> tuple[nn.Module, Tensor]:
-    net = Net(lambda s, x: s.b(s.a(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+    net: Any = Net(lambda s, x: s.b(s.a(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     net.b.weight = net.a.weight
     return net, R(6, 8)
 
 
 def _tied_by_data() -> tuple[nn.Module, Tensor]:
-    net = Net(lambda s, x: s.b(s.a(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
+    net: Any = Net(lambda s, x: s.b(s.a(x)), a=nn.Linear(8, 8), b=nn.Linear(8, 8))
     net.b.weight.data = net.a.weight.data
     return net, R(6, 8)
 
@@ -128,7 +128,7 @@ def _grouped() -> tuple[nn.Module, Tensor]:
 
 
 def _input_gates(module: nn.RNNBase, x: Tensor) -> list[Tensor]:
-    return [F.linear(x, module.weight_ih_l0)]
+    return [F.linear(x, module.get_parameter("weight_ih_l0"))]
 
 
 def _hidden_gates(module: Any, reference: Any, x: Tensor) -> list[Tensor]:
@@ -186,7 +186,7 @@ CASES: dict[str, Case] = {
     ),
     "channels last": Case(
         lambda: (
-            seq(nn.Conv2d(4, 6, 3, groups=2)).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+            seq(nn.Conv2d(4, 6, 3, groups=2)).to(memory_format=torch.channels_last),
             _IMAGE().contiguous(memory_format=torch.channels_last),
         ),
         "0",

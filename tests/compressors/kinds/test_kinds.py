@@ -56,11 +56,11 @@ PLACES: dict[str, tuple[Any, Place]] = {
     "transposed": (lambda: nn.Linear(4, 6), Place(("weight",), (4, 6), (1, 4))),
     "every second column": (lambda: nn.Linear(4, 6), Place(("weight",), (6, 2), (4, 2), 1)),
     "channels last": (
-        lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last),
         module_weight(("",), (6, 4, 3, 3)),
     ),
     "a group of channels last": (
-        lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last),
         Place(("weight",), (3, 4, 3, 3), (36, 9, 3, 1), 3 * 36),
     ),
 }
