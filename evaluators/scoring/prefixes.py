@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class Prefixes:
         if limit and not isinstance(batches[0], Tensor):
             segments.log.warning("no prefix reuse: the model takes more than one tensor")
             limit = 0
-        whole = segments.Segments((model,), dict.fromkeys(layers, 0))
+        whole = segments.Segments((partial(call, model),), dict.fromkeys(layers, 0))
         self._segments = segments.cut(model, layers) if limit else whole
         if len(self._segments.parts) > 1 and not self._same_as_whole():
             segments.log.warning(

@@ -248,7 +248,7 @@ def test_a_lower_precision_says_how_far_it_agrees(job_file: Callable[..., Path])
         ({"search": {"algorithms": [{"ga": {"populaton": 3}}]}}, "did you mean 'population'"),
         (
             {"workload": {"data": {"kind": "digits"}, "calibration_samples": 9999}},
-            "9999 images are asked for",
+            "9999 samples are asked for",
         ),
         (
             {"workload": {"data": {"kind": "digits"}, "model": "digits_resnt"}},

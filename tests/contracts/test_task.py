@@ -1,0 +1,174 @@
+"""What every task must do. A new task adds one line to TASKS."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from apportion.compressors.errors import ConfigurationError
+from apportion.evaluators.workloads import trees
+from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.workloads.data import TensorSplit
+from apportion.evaluators.workloads.dataset import TensorDataset
+from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.workloads.task import Task
+from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
+from tests.tagging import Tagging, sentences, tagger
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task, a model that is good at it, and at least eight samples."""
+
+    task: Task
+    model: nn.Module
+    data: TensorDataset
+
+
+def _images() -> Case:
+    torch.manual_seed(0)
+    model = build_model("digits_resnet")
+    inputs = torch.randn(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        right = model(inputs).argmax(1)
+    labels = torch.where(torch.arange(12) % 6 == 0, (right + 1) % 10, right)
+    return Case(ImageClassification(), model, TensorSplit(inputs, labels))
+
+
+TASKS: dict[str, Callable[[], Case]] = {
+    "image-classification": _images,
+    "tests.tagging:Tagging": lambda: Case(Tagging(), tagger(), sentences(12, 0)),
+}
+
+
+@pytest.fixture(params=TASKS)
+def case(request: pytest.FixtureRequest) -> Case:
+    return TASKS[request.param]()
+
+
+def outputs_of(case: Case, model: nn.Module, batch: Any) -> Any:
+    with torch.no_grad():
+        return case.task.forward(model, batch)
+
+
+def worse(model: nn.Module) -> nn.Module:
+    """The model with most of its weights moved."""
+    made, generator = copy.deepcopy(model), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise * parameter.std())
+    return made
+
+
+def values(case: Case, batch: Any) -> dict[str, Tensor]:
+    """What the task gives for each sample."""
+    dense, found = (outputs_of(case, m, batch) for m in (case.model, worse(case.model)))
+    return {
+        "loss": case.task.loss(found, batch),
+        "divergence": case.task.divergence(found, dense, batch),
+        "error": case.task.error(found, batch),
+    }
+
+
+def test_every_sample_has_one_value_of_at_least_zero(case: Case) -> None:
+    batch = case.data.batch
+    assert case.task.samples(batch) == len(case.data)
+    for what, value in values(case, batch).items():
+        assert value.shape == (len(case.data),), what
+        assert value.dtype == torch.float64, what
+        assert bool((value >= 0).all()), what
+    rows = case.task.rows(outputs_of(case, case.model, batch), batch)
+    assert rows.dtype == torch.float64
+    assert rows.dim() == 2
+    assert len(rows) == len(case.data)
+
+
+def test_a_samples_values_depend_on_it_alone(case: Case) -> None:
+    whole = values(case, case.data.batch)
+    order = [5, 0, 7, 2]
+    parts = values(case, case.data.subset(order).batch)
+    for what, value in parts.items():
+        torch.testing.assert_close(value, whole[what][order], rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_diverges_from_itself_and_another_model_does(case: Case) -> None:
+    dense = outputs_of(case, case.model, case.data.batch)
+    assert float(case.task.divergence(dense, dense, case.data.batch).max()) == 0
+    assert float(values(case, case.data.batch)["divergence"].mean()) > 0
+
+
+def test_the_metric_of_all_is_that_of_its_batches_in_any_order(case: Case) -> None:
+    def rows(batch: Any) -> Tensor:
+        return case.task.rows(outputs_of(case, case.model, batch), batch)
+
+    whole = rows(case.data.batch)
+    value = case.task.measure(whole)
+    assert isinstance(value, float)
+    assert math.isfinite(value)
+    pieces = torch.cat([rows(batch) for batch in case.data.batches(5)])
+    assert case.task.measure(pieces) == pytest.approx(value)
+    assert case.task.measure(whole.flip(0)) == pytest.approx(value)
+
+
+def test_the_metric_moves_against_the_error_in_its_direction(case: Case) -> None:
+    found = {}
+    for name, model in (("good", case.model), ("bad", worse(case.model))):
+        outputs = outputs_of(case, model, case.data.batch)
+        error = float(case.task.error(outputs, case.data.batch).mean())
+        found[name] = error, case.task.measure(case.task.rows(outputs, case.data.batch))
+    assert found["good"][0] < found["bad"][0]
+    better = found["good"][1] > found["bad"][1]
+    assert better == case.task.metric.higher_is_better
+
+
+def test_recovery_has_scalars_to_minimise_by_gradients(case: Case) -> None:
+    model, batch = worse(case.model), case.data.batch
+    dense = outputs_of(case, case.model, batch)
+    parts: list[Callable[[Any], Tensor]] = [
+        lambda outputs: case.task.distance(outputs, dense, batch),
+        lambda outputs: case.task.distill(outputs, dense, batch, 2.0),
+        lambda outputs: case.task.supervise(outputs, batch, 0.0),
+    ]
+    for part in parts:
+        model.zero_grad()
+        value = part(case.task.forward(model, batch))
+        assert value.dim() == 0
+        assert float(value.detach()) > 0
+        value.backward()
+        assert any(p.grad is not None and bool(p.grad.any()) for p in model.parameters())
+    assert float(parts[0](dense)) == 0
+
+
+def test_augmentation_is_decided_by_its_generator_or_refused_by_name(case: Case) -> None:
+    def augmented(seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return case.task.augment(case.data.batch, AugmentConfig(crop=1), generator)
+
+    if type(case.task).augment is Task.augment:
+        with pytest.raises(ConfigurationError, match=re.escape(case.task.identity)):
+            augmented(0)
+        return
+    first, again = augmented(0), augmented(0)
+    pairs = list(zip(trees.tensors(first), trees.tensors(again), strict=True))
+    assert all(torch.equal(*pair) for pair in pairs)
+    before = trees.tensors(case.data.batch)
+    assert [x.shape for x, _ in pairs] == [x.shape for x in before]
+    assert not all(torch.equal(*p) for p in zip(before, trees.tensors(first), strict=True))
+
+
+def test_a_task_travels_and_keeps_its_name(case: Case) -> None:
+    there = pickle.loads(pickle.dumps(case.task))
+    assert there.identity == case.task.identity
+    assert there.key() == case.task.key()
+    assert case.task.metric.text(1.0).startswith(case.task.metric.number(1.0))
