@@ -36,7 +36,7 @@ from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
 from apportion.evaluators.training.recovery import RecoveryConfig, check_held
-from apportion.evaluators.workloads.workload import Workload
+from apportion.evaluators.workloads.workload import TUNING, Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.recover import recover
@@ -66,9 +66,6 @@ _AFTER = {
     "finetune": "fine-tuned",
 }
 """Names of the accuracies after each step."""
-_ENOUGH = 12_800
-"""Training images that corrections look at, at most: as many as the published implementation
-re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,10 +240,10 @@ def _training(workload: Workload, seed: int) -> Iterator[Tensor]:
     """The images that corrections look at: all training images, or as many random ones, read batch
     by batch."""
     train, size = workload.train, workload.batch_size
-    if len(train) <= _ENOUGH:
+    if len(train) <= TUNING:
         return (inputs for inputs, _ in train.batches(size))
-    order = np.random.default_rng(seed).permutation(len(train))[:_ENOUGH].tolist()
-    return (train.subset(order[at : at + size]).inputs for at in range(0, _ENOUGH, size))
+    order = np.random.default_rng(seed).permutation(len(train))[:TUNING].tolist()
+    return (train.subset(order[at : at + size]).inputs for at in range(0, TUNING, size))
 
 
 def _steps(problem: ModelProblem, recovery: RecoveryConfig) -> dict[str, Any]:
