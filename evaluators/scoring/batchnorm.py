@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from apportion.compressors.errors import UnknownNameError
+from apportion.compressors.calibration import call
+from apportion.compressors.errors import DataError, UnknownNameError
 
 MODES = ("running", "batch", "recalibrate")
 
@@ -30,6 +32,35 @@ def check_mode(mode: str) -> None:
 def layers(model: nn.Module) -> list[_BatchNorm]:
     """The batch-norm layers that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+
+
+def check_single(model: nn.Module, inputs: Any, samples: int, batch_size: int) -> None:
+    """Batches of `batch_size` may leave one of `samples` alone; a batch-norm to which that is
+    one value per channel has no statistics of it. `inputs`: what the model is called with for one
+    sample. Raises DataError, with the layer."""
+    if samples % batch_size != 1 % batch_size or not layers(model):
+        return
+    names = {module: name for name, module in model.named_modules()}
+    reached: list[nn.Module] = []
+    handles = [
+        module.register_forward_pre_hook(lambda module, _inputs: reached.append(module))
+        for module in layers(model)
+    ]
+    try:
+        with torch.no_grad(), batch_statistics(model):
+            call(model, inputs)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            "workload.batch_size",
+            f"{samples} samples in batches of {batch_size} leave one alone, on which batch-norm "
+            f"{names[reached[-1]]!r} has no statistics: take another batch size or number of "
+            "samples",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -48,4 +48,4 @@ def load(name: str) -> nn.Module:
         raise ModelError(
             f"model '{PREFIX}{name}': no image classifier with safetensors ({error})"
         ) from error
-    return Logits(found)
+    return Logits(found.float())  # some are stored in half precision

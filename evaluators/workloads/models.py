@@ -6,18 +6,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from apportion.compressors.errors import ModelError, UnknownNameError, WeightsError
 from apportion.evaluators.workloads import huggingface
+from apportion.evaluators.workloads.checkpoints import read_state
 from apportion.evaluators.workloads.files import local_file
 from apportion.evaluators.workloads.folding import fold_batchnorm
 from apportion.evaluators.workloads.sharing import share_by_storage, shared_names
@@ -60,6 +60,7 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
             "package.module:function",
         ]
         raise UnknownNameError("model", name, valid)
+    _check_parameters(model, name)
     share_by_storage(model, name)
     if weights is not None:
         load_weights(model, local_file(weights))
@@ -94,8 +95,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict from .safetensors, or from .pt/.pth read with weights_only=True. Its keys
     and shapes must be the model's; batch counters (num_batches_tracked) may be absent, and all but
     one of the names of a tensor that layers share. Raises WeightsError, ModelError."""
-    state = _read_state(path)
     own = model.state_dict()
+    state = read_state(path, own)
     for names in shared_names(own):
         there = [name for name in names if name in state]
         for name in there[1:]:
@@ -114,30 +115,46 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if missing or unexpected or mismatched:
         raise WeightsError(str(path), missing, unexpected, mismatched)
+    _check_types(state, own, path)
     model.load_state_dict(state, strict=False)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"weights file {path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"weights file {path}: not readable as safetensors ({error})") from error
-    except Exception as error:  # torch.load raises many kinds for a file that is not its own
-        raise ModelError(
-            f"weights file {path}: not readable with weights_only=True ({error})"
-        ) from error
-    for key in ("state_dict", "model"):  # common wrappings of checkpoints
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise ModelError(f"weights file {path}: holds no state dict (name -> tensor)")
-    return state
+def _check_types(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Floats of any precision become the model's, which a warning says; what is no float does
+    not."""
+    floats = [key for key in own if key in state and own[key].is_floating_point()]
+    for key in floats:
+        if not state[key].is_floating_point():
+            raise ModelError(
+                f"weights file {path}: {key!r} is {_type(state[key])} where the model has "
+                f"{_type(own[key])}"
+            )
+    if others := {_type(state[key]) for key in floats if state[key].dtype != own[key].dtype}:
+        log.warning(
+            "weights file %s: weights in %s are taken in the model's float32",
+            path,
+            ", ".join(sorted(others)),
+        )
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _check_parameters(model: nn.Module, name: str) -> None:
+    for path, module in model.named_modules():
+        for own, parameter in module._parameters.items():
+            at = f"{path}.{own}" if path else own
+            if is_lazy(parameter):
+                raise ModelError(
+                    f"model {name!r}: parameter {at!r} of {type(module).__name__} has no shape "
+                    "yet; run the model once on an input before it is returned"
+                )
+            if parameter is not None and parameter.dtype != torch.float32:
+                raise ModelError(
+                    f"model {name!r}: parameter {at!r} is {_type(parameter)}; models are "
+                    "compressed in float32: return model.float()"
+                )
 
 
 def _torchvision(name: str, weights: str | None) -> nn.Module:

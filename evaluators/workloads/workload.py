@@ -40,6 +40,9 @@ _FEW = 512
 """... and at least: with fewer, chance would pick."""
 _FIRST = 64
 """Calibration samples at most that the model is run on twice at the start."""
+TUNING = 12_800
+"""Training samples that corrections look at, at most: as many as the published implementation
+re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
 _MANY = 50_000
 """Training samples at most that are looked at before they are needed."""
 _SUMS = 8

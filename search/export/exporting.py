@@ -37,7 +37,7 @@ from apportion.evaluators.training.recovery import RecoveryConfig, check_held, c
 from apportion.evaluators.workloads import trees
 from apportion.evaluators.workloads.dataset import Batch
 from apportion.evaluators.workloads.evaluate import evaluate
-from apportion.evaluators.workloads.workload import Workload
+from apportion.evaluators.workloads.workload import TUNING, Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.recover import recover
@@ -66,9 +66,6 @@ _AFTER = {
     "finetune": "fine-tuned",
 }
 """What the metric's values after each step are called."""
-_ENOUGH = 12_800
-"""Training samples that corrections look at, at most: as many as the published implementation
-re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +243,10 @@ def _training(workload: Workload, seed: int) -> Iterator[Batch]:
     """The data that corrections look at: all training samples, or as many random ones, read batch
     by batch."""
     train, size = workload.train, workload.batch_size
-    if len(train) <= _ENOUGH:
+    if len(train) <= TUNING:
         return train.batches(size)
-    order = np.random.default_rng(seed).permutation(len(train))[:_ENOUGH].tolist()
-    return (train.subset(order[at : at + size]).batch for at in range(0, _ENOUGH, size))
+    order = np.random.default_rng(seed).permutation(len(train))[:TUNING].tolist()
+    return (train.subset(order[at : at + size]).batch for at in range(0, TUNING, size))
 
 
 def _steps(problem: ModelProblem, recovery: RecoveryConfig) -> dict[str, Any]:

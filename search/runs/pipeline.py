@@ -24,10 +24,12 @@ from apportion.db.runs.store import Run, RunStore
 from apportion.evaluators.costs.budgets import Budget
 from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function, read_latency
 from apportion.evaluators.costs.model import cost_tables
+from apportion.evaluators.scoring.batchnorm import check_single
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.training.recovery import check_held, check_recovery
 from apportion.evaluators.workloads.workload import (
+    TUNING,
     Workload,
     data_fingerprint,
     first_inputs,
@@ -99,6 +101,7 @@ def build(
     workload = load_workload(job.workload, progress)
     check_recovery(workload, job.recovery)
     workload.task.check_dense(workload.model, workload.test, job.workload.name, progress)
+    _check_batches(job, workload)
     config = job.database
     default = config.expanded()
     found = find_layers(workload.model, _traced(workload))
@@ -118,6 +121,20 @@ def build(
         executor=workers.executor,
     )
     return workload, database
+
+
+def _check_batches(job: Job, workload: Workload) -> None:
+    """No batch of which the job takes batch-norm's statistics may be a single sample that gives
+    none. Raises DataError."""
+    counts = []
+    if job.batchnorm != "running" or "batchnorm" in job.corrections.score:
+        counts.append(len(workload.calibration))
+        if workload.selection is not None and job.search.picks > 1:
+            counts.append(len(workload.selection.indices))
+    if "batchnorm" in job.corrections.export:
+        counts.append(min(len(workload.train), TUNING))
+    for count in counts:
+        check_single(workload.model, first_inputs(workload, 1), count, workload.batch_size)
 
 
 def _traced(workload: Workload) -> FullPass:

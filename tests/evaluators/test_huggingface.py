@@ -1,5 +1,5 @@
-"""Classifiers of Hugging Face's: real architectures, small and with random weights, in and through
-the whole way."""
+"""Classifiers of Hugging Face's: real architectures, small, with random weights and a fitted
+head, in and through the whole way."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from apportion.compressors.errors import ModelError
+from apportion.evaluators.workloads.huggingface import Logits
 from apportion.evaluators.workloads.models import build_model
 from apportion.search.export.exporting import export, score_profile
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare
 from apportion.search.space.additive import optimum
+from tests.fitted import fitted
 
 transformers = pytest.importorskip("transformers", reason="apportion[huggingface] is not installed")
 
@@ -37,6 +39,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             **size,
         )
         model = transformers.ViTForImageClassification(config)
+    head = "classifier.classifier" + (".1" if request.param == "resnet" else "")
+    fitted(Logits(model), head)
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 

@@ -301,7 +301,7 @@ def test_corrections_of_many_training_images_look_at_random_ones(
 
     train = problem.workload.train
     assert isinstance(train, TensorSplit)
-    monkeypatch.setattr(exporting, "_ENOUGH", 100)
+    monkeypatch.setattr(exporting, "TUNING", 100)
     monkeypatch.setattr(problem.workload, "train", Noting(train.inputs, train.labels))
     export(result, problem, tmp_path / "out", formats=("profile",))
     once = read[:100]
