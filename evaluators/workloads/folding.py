@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.utils._pytree import tree_leaves
 
+from apportion.compressors.activations import InputQuantizer
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ModelError
 
@@ -118,8 +119,13 @@ def _pair(
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether something else happens when it is called."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether something else happens when it is called. A quantizer without a grid does nothing."""
+    before = [
+        hook
+        for hook in module._forward_pre_hooks.values()
+        if not (isinstance(hook, InputQuantizer) and hook.grid is None)
+    ]
+    return bool(module._forward_hooks or before)
 
 
 def _check(folded: nn.Module, inputs: Any, expected: list[Tensor]) -> None:
