@@ -3,7 +3,8 @@ examples/apportion.sqlite"""
 
 import sys
 
+from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
 
-store = RunStore(f"sqlite:///{sys.argv[1]}")
+store = RunStore(sqlite_url(sys.argv[1]), reading=True)
 print(min((run for run in store.runs() if run.state == "finished"), key=lambda run: run.best).id)

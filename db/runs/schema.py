@@ -7,6 +7,8 @@ import sqlalchemy as sa
 from apportion.compressors.errors import StoreError
 
 VERSION = 2
+_READABLE = 2
+"""The oldest version that is read without being brought up to date."""
 METADATA = sa.MetaData()
 _schema = sa.Table("apportion_schema", METADATA, sa.Column("version", sa.Integer, primary_key=True))
 JOBS = sa.Table(
@@ -71,23 +73,51 @@ _LOCK = 0x6170706F72  # any number that all versions agree on
 
 def prepare(engine: sa.Engine, url: str) -> None:
     """Make the tables, or bring those of an older version up to date, in one transaction that other
-    processes wait for. Raises StoreError for a newer version's."""
+    processes wait for. Raises StoreError for a newer version's, and for a database that holds
+    other tables and not these."""
     with engine.connect().execution_options(exclusive=True) as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        there = sa.inspect(connection).has_table(_schema.name)
-        version = connection.execute(sa.select(_schema.c.version)).scalar() if there else None
-        if version is not None and version > VERSION:
-            raise StoreError(
-                url,
-                f"its schema has version {version}; this apportion reads versions up to {VERSION}",
-            )
+        version = _version(connection, url)
         METADATA.create_all(connection)
         if version is None:
             connection.execute(_schema.insert().values(version=VERSION))
         elif version < VERSION:
             _upgrade_1(connection)
             connection.execute(_schema.update().values(version=VERSION))
+
+
+def check(engine: sa.Engine, url: str) -> None:
+    """Raises StoreError where a database cannot be read as it is. Changes nothing."""
+    with engine.connect() as connection:
+        version = _version(connection, url)
+    if version is None:
+        raise StoreError(url, "there is no run store in it; `apportion search` makes one")
+    if version < _READABLE:
+        raise StoreError(
+            url,
+            f"its schema has version {version}, which is not read as it is; `apportion search` "
+            "with a job of this store brings it up to date",
+        )
+
+
+def _version(connection: sa.Connection, url: str) -> int | None:
+    """Of the tables that are there; None for an empty database."""
+    tables = sorted(sa.inspect(connection).get_table_names())
+    if _schema.name in tables:
+        version = connection.execute(sa.select(_schema.c.version)).scalar()
+        if version is not None and version > VERSION:
+            raise StoreError(
+                url,
+                f"its schema has version {version}; this apportion reads versions up to {VERSION}",
+            )
+        return version
+    if tables:
+        named = ", ".join(tables[:3]) + (" ..." if len(tables) > 3 else "")
+        raise StoreError(
+            url, f"it is another application's database (its tables: {named}); name one of its own"
+        )
+    return None
 
 
 def _upgrade_1(connection: sa.Connection) -> None:

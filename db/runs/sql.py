@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from sqlalchemy.exc import (
 )
 
 from apportion.compressors.errors import StoreError
+from apportion.db.runs.sqlite import sqlite_engine, sqlite_file, write_ahead
 
 _T = TypeVar("_T")
 PATIENCE = 120.0
@@ -24,17 +26,22 @@ PATIENCE = 120.0
 
 class SqlDatabase:
     """All methods raise StoreError when the database refuses, or cannot be reached: at once when it
-    is opened, after `PATIENCE` later. `prepare` makes what must be there."""
+    is opened, after `PATIENCE` later. `prepare` makes what must be there; for `reading` it only
+    looks, and nothing can be written."""
 
-    def __init__(self, url: str, prepare: Callable[[sa.Engine, str], None]) -> None:
+    def __init__(
+        self, url: str, prepare: Callable[[sa.Engine, str], None], reading: bool = False
+    ) -> None:
         self.url = url
+        file = sqlite_file(url)
         try:
-            self._engine = sa.create_engine(_with_driver(url))
-            if self._engine.dialect.name == "sqlite":
-                sa.event.listen(self._engine, "connect", _tune_sqlite)
-                sa.event.listen(self._engine, "begin", _begin_sqlite)
+            self._engine = (
+                _server(url, reading) if file is None else sqlite_engine(url, file, reading)
+            )
             prepare(self._engine, url)
-        except (SQLAlchemyError, ImportError) as error:
+            if file is not None and not reading:
+                write_ahead(self._engine)
+        except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
             raise StoreError(url, _reason(error)) from error
 
     def close(self) -> None:
@@ -95,32 +102,14 @@ class Refused(StoreError):
         self.again = again
 
 
-def _with_driver(url: str) -> sa.URL:
+def _server(url: str, reading: bool) -> sa.Engine:
     """postgresql:// is what users write; psycopg is what is installed with apportion[postgres]."""
     made = sa.make_url(url)
-    return (
-        made.set(drivername="postgresql+psycopg")
-        if made.drivername in ("postgresql", "postgres")
-        else made
-    )
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = (
-        None  # Python's sqlite3 would begin transactions on its own, and not before a table is made
-    )
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
-    cursor.execute(
-        "PRAGMA synchronous=NORMAL"
-    )  # a killed process loses nothing; a power cut at most the last commits
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    exclusive = connection.get_execution_options().get("exclusive")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if exclusive else "BEGIN")
+    if made.drivername in ("postgresql", "postgres"):
+        made = made.set(drivername="postgresql+psycopg")
+    if made.drivername != "postgresql+psycopg":
+        raise StoreError(url, "a run store is sqlite:///FILE or postgresql://...")
+    return sa.create_engine(made, execution_options={"postgresql_readonly": reading})
 
 
 def _reason(error: Exception) -> str:

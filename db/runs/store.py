@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError, UnknownNameError, hidden
 from apportion.db.runs.lease import Lease, holder
-from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS, prepare
+from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS, check, prepare
 from apportion.db.runs.sql import Refused, SqlDatabase
 
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
@@ -78,11 +78,12 @@ class StoredTrial:
 
 class RunStore:
     """All methods raise StoreError when the database refuses or cannot be reached. Safe for several
-    processes at once; a server that restarts is waited for."""
+    processes at once; a server that restarts is waited for. One that is opened for `reading` is
+    neither made nor brought up to date, and takes nothing."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._database = SqlDatabase(url, prepare)
+    def __init__(self, url: str, reading: bool = False) -> None:
+        self.url, self.reading = url, reading
+        self._database = SqlDatabase(url, check if reading else prepare, reading)
 
     def close(self) -> None:
         self._database.close()

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, StoreError, hidden
+from apportion.db.runs.sqlite import sqlite_file, sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.search.cli import evaluators, export, recipe, service, web
 from apportion.search.cli.printing import cell, show, table
@@ -215,7 +217,7 @@ def _search(options: argparse.Namespace) -> None:
                 "workers replaced: "
                 + ", ".join(f"{count} {what}" for what, count in problem.events.items())
             )
-        store_option = "" if job.store == _default_store() else f" --store {shown}"
+        store_option = "" if job.store == _default_store() else f" --store {shlex.quote(shown)}"
         best = min(rows, key=lambda row: row["best"])["run"]
         verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
         print(f"runs are in {shown}; {verb} the best one with")
@@ -350,7 +352,7 @@ def _open_store(options: argparse.Namespace) -> RunStore:
             _default_store(),
             "no such file; `apportion search` makes it beside the job file, name it with --store",
         )
-    return RunStore(url)
+    return RunStore(url, reading=True)
 
 
 def _store_url(options: argparse.Namespace) -> str | None:
@@ -359,7 +361,8 @@ def _store_url(options: argparse.Namespace) -> str | None:
     url = options.store or os.environ.get("APPORTION_STORE")
     if url is None:
         return _default_store() if Path("apportion.sqlite").is_file() else None
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+    file = sqlite_file(url)
+    if file is not None and not file.is_file():
         raise StoreError(
             url,
             "no such file; `apportion search` makes it beside the job file, name it with --store",
@@ -368,7 +371,7 @@ def _store_url(options: argparse.Namespace) -> str | None:
 
 
 def _default_store() -> str:
-    return f"sqlite:///{Path('apportion.sqlite').absolute()}"
+    return sqlite_url("apportion.sqlite")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from apportion.compressors.errors import JobError, UnknownNameError
+from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.workloads.files import is_url
 from apportion.search.jobs.job import AnyJob, Job, TableJob
@@ -68,7 +69,7 @@ def parse_job(content: object, path: str | Path = "job") -> AnyJob:
         raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(kind.model_fields))
     folder = path.absolute().parent
     content = resolve_paths(content, folder)
-    content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
+    content.setdefault("store", sqlite_url(folder / "apportion.sqlite"))
     try:
         return kind.model_validate(content)
     except ValidationError as error:

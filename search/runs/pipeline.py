@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -330,8 +329,3 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
                     progress(f"check ranks, {precision}", done + 1, len(requests))
         found.append(scores)
     return float(spearmanr(found[0], found[1]).statistic)
-
-
-def default_store(job_file: Path) -> str:
-    """URL of the store that jobs in this file's folder use when they name none."""
-    return f"sqlite:///{job_file.absolute().parent / 'apportion.sqlite'}"
