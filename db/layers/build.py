@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
@@ -30,7 +29,7 @@ from apportion.compressors.layers import LayerSpec, count_macs, find_layers
 from apportion.compressors.levels import DENSE, Level
 from apportion.compressors.obs import CompressionOptions, fits
 from apportion.compressors.progress import Progress
-from apportion.db.files import write_atomically, write_json
+from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
@@ -216,7 +215,7 @@ def _build_layers(
             file = path / format.layer_file(index, layer.name)
             write_atomically(
                 file,
-                lambda temporary: save_file(tensors, temporary, metadata=metadata),  # noqa: B023
+                lambda temporary: save_tensors(tensors, temporary, metadata),  # noqa: B023
             )
             done += 1
             if progress:
