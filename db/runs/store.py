@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError, UnknownNameError, hidden
 from apportion.db.runs.lease import Lease, holder
+from apportion.db.runs.rows import level_counts, to_candidate, to_mapping, to_text
 from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS, check, prepare
 from apportion.db.runs.sql import Refused, SqlDatabase
 
@@ -110,14 +111,15 @@ class RunStore:
         rows = self._database.rows(sa.select(JOBS.c.spec).where(JOBS.c.id == job))
         if not rows:
             raise StoreError(self.url, f"no job {job!r}")
-        spec: dict[str, Any] = json.loads(rows[0].spec)
-        return spec
+        return to_mapping(rows[0].spec, self.url, f"job {job!r}, spec")
 
     def space(self, job: str) -> dict[str, Any] | None:
         """What the job's candidates stand for (Problem.describe); None of a job that was stored
         before that was kept."""
         rows = self._database.rows(sa.select(JOBS.c.space).where(JOBS.c.id == job))
-        return json.loads(rows[0].space) if rows and rows[0].space else None
+        if not rows or not rows[0].space:
+            return None
+        return to_mapping(rows[0].space, self.url, f"job {job!r}, space")
 
     def jobs(self) -> list[str]:
         """The ids of all jobs, oldest first."""
@@ -157,7 +159,7 @@ class RunStore:
         """All runs, or a job's, oldest first."""
         query = sa.select(RUNS).order_by(RUNS.c.created, RUNS.c.id)
         return [
-            _run(row)
+            self._run(row)
             for row in self._database.rows(query if job is None else query.where(RUNS.c.job == job))
         ]
 
@@ -168,7 +170,7 @@ class RunStore:
             raise UnknownNameError(
                 "run", run, [known.id for known in self.runs()], hidden(self.url)
             )
-        return _run(rows[0])
+        return self._run(rows[0])
 
     def trials(self, run: str) -> list[StoredTrial]:
         """A run's trials in the order they were told."""
@@ -177,7 +179,17 @@ class RunStore:
         )
         if [row.number for row in rows] != list(range(len(rows))):
             raise StoreError(self.url, f"run {run!r} has gaps in its trials; the store was altered")
-        return [_trial(row) for row in rows]
+        counts = self._counts(run)
+        return [
+            StoredTrial(
+                to_candidate(row.candidate, counts, self.url, f"run {run!r}, trial {row.number}"),
+                row.fidelity,
+                row.fitness,
+                bool(row.evaluated),
+                row.seconds,
+            )
+            for row in rows
+        ]
 
     def append(self, run: str, problem: str, number: int, trial: StoredTrial) -> None:
         """Append trial `number` (0, 1, ...) of `run`; committed when this returns. Raises
@@ -186,7 +198,7 @@ class RunStore:
             "run": run,
             "number": number,
             "problem": problem,
-            "candidate": _key(trial.candidate),
+            "candidate": to_text(trial.candidate),
             "fidelity": trial.fidelity,
             "fitness": trial.fitness,
             "evaluated": trial.evaluated,
@@ -217,7 +229,7 @@ class RunStore:
     ) -> dict[tuple[tuple[int, ...], float], float]:
         """Fitness of those (candidate, fidelity) that any run has scored on the same problem."""
         wanted = {
-            (_key(candidate), fidelity): (candidate, fidelity) for candidate, fidelity in asked
+            (to_text(candidate), fidelity): (candidate, fidelity) for candidate, fidelity in asked
         }
         keys = sorted({key for key, _ in wanted})
         found: dict[tuple[tuple[int, ...], float], float] = {}
@@ -235,33 +247,25 @@ class RunStore:
         """Candidate -> score on the selection images (lower is better), of those that the final
         pick of `run` is made among."""
         rows = self._database.rows(sa.select(SELECTION).where(SELECTION.c.run == run))
-        return {_candidate(row.candidate): row.score for row in rows}
+        counts, where = self._counts(run) if rows else None, f"run {run!r}, selection"
+        return {to_candidate(r.candidate, counts, self.url, where): r.score for r in rows}
 
     def add_selection(self, run: str, candidate: tuple[int, ...], score: float) -> None:
         """Keep a selection score; the one that is there already stays."""
-        row = {"run": run, "candidate": _key(candidate), "score": score}
+        row = {"run": run, "candidate": to_text(candidate), "score": score}
         with suppress(Refused):  # it may be there already
             self._database.write(SELECTION.insert().values(**row))
 
+    def _counts(self, run: str) -> list[int] | None:
+        """How many levels each layer of the run's job has, where that is known."""
+        query = sa.select(JOBS.c.id).join(RUNS, RUNS.c.job == JOBS.c.id)
+        rows = self._database.rows(query.where(RUNS.c.id == run))
+        return level_counts(self.space(rows[0].id)) if rows else None
 
-def _key(candidate: tuple[int, ...]) -> str:
-    return ",".join(map(str, candidate))
-
-
-def _candidate(key: str) -> tuple[int, ...]:
-    return tuple(int(index) for index in key.split(","))
-
-
-def _trial(row: sa.Row[Any]) -> StoredTrial:
-    return StoredTrial(
-        _candidate(row.candidate), row.fidelity, row.fitness, bool(row.evaluated), row.seconds
-    )
-
-
-def _run(row: sa.Row[Any]) -> Run:
-    content = dict(row._mapping)
-    texts = {
-        "parameters": json.loads(content["parameters"]),
-        "notes": json.loads(content["notes"] or "{}"),
-    }
-    return Run(**content | texts)
+    def _run(self, row: sa.Row[Any]) -> Run:
+        content, where = dict(row._mapping), f"run {row.id!r}"
+        read = {
+            "parameters": to_mapping(content["parameters"], self.url, f"{where}, parameters"),
+            "notes": to_mapping(content["notes"] or "{}", self.url, f"{where}, notes"),
+        }
+        return Run(**content | read)

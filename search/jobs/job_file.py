@@ -47,8 +47,14 @@ def read_content(path: str | Path) -> Any:
 
 
 def restore_job(spec: dict[str, Any]) -> AnyJob:
-    """A job as the run store keeps it."""
-    return _kind(spec).model_validate(spec)
+    """A job as the run store keeps it. Raises JobError for one that this version does not know."""
+    kind = _kind(spec)
+    try:
+        return kind.model_validate(spec)
+    except ValidationError as error:
+        raise explain(
+            kind, Path("the job in the run store (altered, or a newer version wrote it)"), error
+        ) from error
 
 
 def _kind(content: object) -> type[Job] | type[TableJob]:
