@@ -3,7 +3,9 @@ newer version."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,20 @@ Candidate = tuple[int, ...]
 def to_text(candidate: Candidate) -> str:
     """A candidate as it is stored."""
     return ",".join(map(str, candidate))
+
+
+def to_digest(candidate: str) -> str:
+    """What a candidate's text is found by: an index on the text itself would hold all of it, and
+    PostgreSQL takes no entry of more than 2.7 kB."""
+    return hashlib.sha256(candidate.encode()).hexdigest()[:32]
+
+
+def check_numbers(url: str, where: str, **numbers: float) -> None:
+    """Raises StoreError for one that is NaN, which no column takes: it equals nothing, itself
+    included. Infinite ones are fine."""
+    for name, number in numbers.items():
+        if math.isnan(number):
+            raise StoreError(url, f"{where}: {name} is not a number (NaN)")
 
 
 def to_candidate(text: str, counts: Sequence[int] | None, url: str, where: str) -> Candidate:

@@ -23,14 +23,19 @@ _T = TypeVar("_T")
 PATIENCE = 120.0
 """Seconds to wait for a server that was there before."""
 
+_UNIQUE_VIOLATION = "23505"
+
+Guard = tuple[sa.Update, StoreError]
+"""A statement that must change a row, and what is raised where it does not."""
+
 
 class SqlDatabase:
     """All methods raise StoreError when the database refuses, or cannot be reached: at once when it
-    is opened, after `PATIENCE` later. `prepare` makes what must be there; for `reading` it only
-    looks, and nothing can be written."""
+    is opened, after `PATIENCE` later. `prepare` makes what must be there, and gives its `version`;
+    for `reading` it only looks, and nothing can be written."""
 
     def __init__(
-        self, url: str, prepare: Callable[[sa.Engine, str], None], reading: bool = False
+        self, url: str, prepare: Callable[[sa.Engine, str], int], reading: bool = False
     ) -> None:
         self.url = url
         file = sqlite_file(url)
@@ -38,7 +43,7 @@ class SqlDatabase:
             self._engine = (
                 _server(url, reading) if file is None else sqlite_engine(url, file, reading)
             )
-            prepare(self._engine, url)
+            self.version = prepare(self._engine, url)
             if file is not None and not reading:
                 write_ahead(self._engine)
         except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
@@ -54,22 +59,18 @@ class SqlDatabase:
 
         return self._patiently(read)
 
-    def write(self, *statements: sa.Executable) -> list[int]:
-        """All of them or none; the rows that each changed. Raises `Refused` for a row that is there
+    def write(self, *statements: sa.Executable, guard: Guard | None = None) -> list[int]:
+        """All of them or none; the rows that each changed. With a `guard`, none where its statement
+        changes no row: then its error is raised. Raises `Refused` for a row that is there
         already."""
 
         def commit() -> list[int]:
             with self._engine.begin() as connection:
+                if guard is not None and connection.execute(guard[0]).rowcount != 1:
+                    raise guard[1]
                 return [int(connection.execute(statement).rowcount) for statement in statements]
 
         return self._patiently(commit)
-
-    def now(self) -> float:
-        """Seconds since the epoch by one clock for all who use a server; this machine's for
-        SQLite."""
-        if self._engine.dialect.name != "postgresql":
-            return time.time()
-        return float(self.rows(sa.select(sa.extract("epoch", sa.func.clock_timestamp())))[0][0])
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         end = time.monotonic() + PATIENCE
@@ -78,7 +79,11 @@ class SqlDatabase:
             try:
                 return work()
             except IntegrityError as error:
-                raise Refused(self.url, _reason(error), again) from error
+                raise (
+                    Refused(self.url, _reason(error), again)
+                    if _is_taken(error)
+                    else StoreError(self.url, _reason(error))
+                ) from error
             except SQLAlchemyError as error:
                 if not self._is_away(error) or time.monotonic() > end:
                     raise StoreError(self.url, _reason(error)) from error
@@ -110,6 +115,17 @@ def _server(url: str, reading: bool) -> sa.Engine:
     if made.drivername != "postgresql+psycopg":
         raise StoreError(url, "a run store is sqlite:///FILE or postgresql://...")
     return sa.create_engine(made, execution_options={"postgresql_readonly": reading})
+
+
+def _is_taken(error: IntegrityError) -> bool:
+    """Whether a row with the same key is there already; other rules may be broken too."""
+    original = error.orig
+    if isinstance(original, sqlite3.IntegrityError):
+        return original.sqlite_errorcode in (
+            sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
+            sqlite3.SQLITE_CONSTRAINT_UNIQUE,
+        )
+    return getattr(original, "sqlstate", None) == _UNIQUE_VIOLATION
 
 
 def _reason(error: Exception) -> str:

@@ -81,6 +81,7 @@ def _tune(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.execute("PRAGMA foreign_keys=ON")  # as PostgreSQL: no run without its job
     # A killed process loses nothing; a power cut at most the last commits.
     cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.close()

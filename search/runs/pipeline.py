@@ -247,7 +247,7 @@ def run_search(
     for name, parameters in job.search.with_parameters():
         create(name, problem.space, np.random.default_rng(0), job.search.evaluations, parameters)
     store.add_job(problem.id, job.model_dump(mode="json"), problem.describe())
-    with store.claim(problem.id):
+    with store.claim(problem.id, progress):
         results = []
         for wanted in job_runs(problem):
             run = store.add_run(wanted)

@@ -13,17 +13,9 @@ from apportion.compressors.errors import StoreError
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import Run, RunStore, StoredTrial
 from apportion.search.cli.main import main
-from tests.contracts.test_run_store import server, url
+from tests.contracts.test_run_store import execute, server, url
 
 __all__ = ["server", "url"]  # fixtures: on SQLite, and on a PostgreSQL server
-
-
-def _execute(url: str, *statements: str) -> None:
-    engine = sa.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
 
 
 def _tables(url: str) -> list[str]:
@@ -41,7 +33,7 @@ def _contents(folder: Path) -> dict[str, str]:
 def test_another_applications_database_is_refused_and_stays_as_it_is(
     url: str, tmp_path: Path, reading: bool
 ) -> None:
-    _execute(url, "CREATE TABLE customers (name TEXT)", "CREATE TABLE runs (id TEXT)")
+    execute(url, "CREATE TABLE customers (name TEXT)", "CREATE TABLE runs (id TEXT)")
     before = _contents(tmp_path)
     with pytest.raises(StoreError, match="another application's database.*customers, runs"):
         RunStore(url, reading=reading)
@@ -89,7 +81,7 @@ def test_reading_commands_leave_a_foreign_database_alone(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "app.sqlite"
-    _execute(f"sqlite:///{file}", "CREATE TABLE customers (name TEXT)")
+    execute(f"sqlite:///{file}", "CREATE TABLE customers (name TEXT)")
     before = _contents(tmp_path)
     extra = [str(tmp_path / "out")] if command[-1] == "-o" else []
     assert main([*command, *extra, "--store", f"sqlite:///{file}"]) == 1
