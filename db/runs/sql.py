@@ -22,7 +22,6 @@ from apportion.db.runs.sqlite import sqlite_engine, sqlite_file, write_ahead
 _T = TypeVar("_T")
 PATIENCE = 120.0
 """Seconds to wait for a server that was there before."""
-
 _UNIQUE_VIOLATION = "23505"
 
 Guard = tuple[sa.Update, StoreError]
@@ -30,9 +29,10 @@ Guard = tuple[sa.Update, StoreError]
 
 
 class SqlDatabase:
-    """All methods raise StoreError when the database refuses, or cannot be reached: at once when it
-    is opened, after `PATIENCE` later. `prepare` makes what must be there, and gives its `version`;
-    for `reading` it only looks, and nothing can be written."""
+    """All methods raise StoreError when the database refuses, or cannot be reached or does not
+    answer (server.py says how long): at once when it is opened, after `PATIENCE` later. `prepare`
+    makes what must be there, and gives its `version`; for `reading` it only looks, and nothing can
+    be written."""
 
     def __init__(
         self, url: str, prepare: Callable[[sa.Engine, str], int], reading: bool = False
@@ -40,14 +40,25 @@ class SqlDatabase:
         self.url = url
         file = sqlite_file(url)
         try:
-            self._engine = (
-                _server(url, reading) if file is None else sqlite_engine(url, file, reading)
-            )
-            self.version = prepare(self._engine, url)
-            if file is not None and not reading:
-                write_ahead(self._engine)
+            if file is None:
+                self._engine = self._on_server(prepare, reading)
+            else:
+                self._engine = sqlite_engine(url, file, reading)
+                self.version = prepare(self._engine, url)
+                if not reading:
+                    write_ahead(self._engine)
         except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
             raise StoreError(url, _reason(error)) from error
+
+    def _on_server(self, prepare: Callable[[sa.Engine, str], int], reading: bool) -> sa.Engine:
+        from apportion.db.runs.server import PREPARED, server_engine
+
+        first = server_engine(self.url, reading, None if reading else PREPARED)
+        try:
+            self.version = prepare(first, self.url)
+        finally:
+            first.dispose()
+        return server_engine(self.url, reading)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -105,16 +116,6 @@ class Refused(StoreError):
     def __init__(self, url: str, reason: str, again: bool) -> None:
         super().__init__(url, reason)
         self.again = again
-
-
-def _server(url: str, reading: bool) -> sa.Engine:
-    """postgresql:// is what users write; psycopg is what is installed with apportion[postgres]."""
-    made = sa.make_url(url)
-    if made.drivername in ("postgresql", "postgres"):
-        made = made.set(drivername="postgresql+psycopg")
-    if made.drivername != "postgresql+psycopg":
-        raise StoreError(url, "a run store is sqlite:///FILE or postgresql://...")
-    return sa.create_engine(made, execution_options={"postgresql_readonly": reading})
 
 
 def _is_taken(error: IntegrityError) -> bool:

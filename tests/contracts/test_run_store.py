@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import os
 import subprocess
@@ -15,7 +16,9 @@ import pytest
 import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError, UnknownNameError
+from apportion.db.runs import sql
 from apportion.db.runs.store import Run, RunStore, StoredTrial
+from apportion.search.cli.main import main
 from tests import postgres
 
 _NUMBERS = itertools.count()
@@ -342,6 +345,84 @@ def test_a_server_that_restarts_loses_no_trial_and_counts_none_twice(
     assert [t.candidate[0] for t in store.trials("r")] == list(range(number))
     assert counts(store)[0] == number
     store.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits that have an end have a near one."""
+    limits = importlib.import_module("apportion.db.runs.server")
+    monkeypatch.setattr(limits, "ANSWERED", 1.0)
+    monkeypatch.setattr(limits, "CONNECTED", 2)  # libpq's least
+    monkeypatch.setattr(sql, "PATIENCE", 3.0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_frozen_server_is_an_error_and_the_store_works_once_it_is_thawed(
+    server: postgres.PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = server.make_database("frozen")
+    store = RunStore(url)
+    store.add_job("j", {})
+    store.add_run(Run("r", "j", "ga", {}, 0, 10.0))
+    store.append("r", "p", 0, trial(0))
+    with server.frozen():
+        with pytest.raises(StoreError, match="did not answer within 1 s|timeout expired"):
+            store.trials("r")
+        with pytest.raises(StoreError, match="did not answer within 1 s|timeout expired"):
+            store.append("r", "p", 1, trial(1))
+        with pytest.raises(StoreError, match="timeout expired"):
+            RunStore(url)
+        assert main(["runs", "--store", url]) == 1
+        assert "timeout expired" in capsys.readouterr().err
+    store.append("r", "p", 1, trial(1))
+    assert [t.candidate for t in store.trials("r")] == [(0,), (1,)]
+    store.close()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_thawed_in_time_loses_no_trial_and_counts_none_twice(
+    server: postgres.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql, "PATIENCE", 120.0)
+    store = RunStore(server.make_database("thawed"))
+    store.add_job("j", {})
+    store.add_run(Run("r", "j", "ga", {}, 0, 10.0))
+    over = threading.Event()
+
+    def freeze() -> None:
+        for _ in range(2):
+            time.sleep(0.3)
+            with server.frozen():
+                time.sleep(2.5)  # longer than an answer may take
+        over.set()
+
+    freezing = threading.Thread(target=freeze)
+    freezing.start()
+    number = 0
+    with store.claim("j"):
+        while not over.is_set():
+            store.append("r", "p", number, trial(number))
+            number += 1
+    freezing.join()
+    assert [t.candidate[0] for t in store.trials("r")] == list(range(number))
+    assert counts(store)[0] == number > 10
+    store.close()
+
+
+def test_a_statement_that_waits_for_a_lock_ends_too(
+    server: postgres.PostgresServer,
+    impatient: None,  # noqa: ARG001
+) -> None:
+    store = RunStore(server.make_database("locked"))
+    store.add_job("j", {})
+    engine = sa.create_engine(store.url.replace("postgresql:", "postgresql+psycopg:"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("LOCK TABLE jobs")
+        with pytest.raises(StoreError, match="statement timeout|did not answer"):
+            store.add_job("k", {})
+    store.add_job("k", {})
+    store.close()
+    engine.dispose()
 
 
 def test_a_full_disk_is_an_error_and_what_was_committed_stays(tmp_path: Path) -> None:
