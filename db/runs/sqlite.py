@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from pathlib import Path
@@ -72,8 +73,28 @@ def write_ahead(engine: sa.Engine) -> None:
 
 
 def _open_to_read(file: Path) -> sqlite3.Connection:
+    """Raises sqlite3.Error. In a folder that takes no files SQLite cannot keep what readers and a
+    writer share. With nothing in the write-ahead log there is no writer, as it could not write
+    either, and the file is read as one that does not change."""
+    address = f"file:{quote(str(file.absolute()))}?mode=ro"
+    try:
+        return _looked_into(address)
+    except sqlite3.OperationalError:
+        log = file.with_name(file.name + "-wal")
+        if os.access(file.parent, os.W_OK) or (log.exists() and log.stat().st_size):
+            raise
+    return _looked_into(f"{address}&immutable=1")
+
+
+def _looked_into(address: str) -> sqlite3.Connection:
     # Threads: SQLAlchemy's pool hands a connection to one at a time.
-    return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True, check_same_thread=False)
+    connection = sqlite3.connect(address, uri=True, check_same_thread=False)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def _tune(connection: Any, _record: Any) -> None:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from apportion.compressors.errors import JobError, UnknownNameError
+from apportion.compressors.folders import expanded
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.workloads.files import is_url
@@ -108,7 +109,7 @@ def json_schema() -> dict[str, Any]:
 
 def resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy of a job's content with its paths made absolute, relative ones in `folder`."""
-    return map_paths(content, lambda _, value: str(folder / Path(value).expanduser()))
+    return map_paths(content, lambda _, value: str(folder / expanded(value)))
 
 
 def map_paths(

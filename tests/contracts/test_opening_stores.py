@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import sqlite3
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,57 @@ def test_a_tilde_at_the_beginning_is_the_home_folder(
     monkeypatch.setenv("HOME", str(tmp_path))
     RunStore("sqlite:///~/runs.sqlite").close()
     assert (tmp_path / "runs.sqlite").is_file()
+
+
+def _as_somebody_else(work: Callable[[], None]) -> str:
+    """What `work` prints in a process that may write nowhere; what it raises, where it does."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(theirs, 1)
+            if os.getuid() == 0:
+                os.setuid(12345)
+            work()
+        except BaseException as error:
+            os.write(1, repr(error).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with open(ours) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.parametrize("left", ["closed", "killed"])
+def test_a_store_on_a_read_only_mount_is_read(tmp_path: Path, left: str) -> None:
+    """`killed`: its last writer left its log, and what it shared with readers, in the folder."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name) / "mount"
+        folder.mkdir()
+        store = RunStore(sqlite_url(tmp_path / "runs.sqlite"))
+        store.add_job("j", {})
+        store.add_run(Run("r", "j", "ga", {}, 0, 10.0))
+        store.append("r", "p", 0, StoredTrial((1, 2), 1.0, 0.5, True, 0.1))
+        if left == "closed":
+            store.close()
+        for file in tmp_path.iterdir():
+            shutil.copy(file, folder)
+        store.close()
+        assert len(list(folder.iterdir())) == (1 if left == "closed" else 3)
+        before = _contents(folder)
+        for path in (folder.parent, folder):
+            path.chmod(0o555)
+
+        def read() -> None:
+            reader = RunStore(sqlite_url(folder / "runs.sqlite"), reading=True)
+            found = [t.candidate for t in reader.trials("r")]
+            os.write(1, f"{found} {reader.holder('j')}".encode())
+
+        try:
+            assert _as_somebody_else(read) == "[(1, 2)] None"
+            assert _contents(folder) == before
+        finally:
+            for path in (folder.parent, folder):
+                path.chmod(0o755)
