@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,6 +18,7 @@ from apportion.compressors.errors import StoreError, UnknownNameError, hidden
 from apportion.compressors.progress import Progress
 from apportion.db.runs.lease import Lease, Surroundings, Watch
 from apportion.db.runs.prepare import check, prepare
+from apportion.db.runs.records import Run, StoredTrial
 from apportion.db.runs.rows import (
     check_numbers,
     level_counts,
@@ -35,59 +35,6 @@ _LONGEST_ID = 1000  # characters: PostgreSQL's indices hold 2.7 kB
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
 
 _TRIAL = [column for column in TRIALS.c if column.name != "digest"]  # which version 2 lacks
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One algorithm x seed of a job. `state` is running, finished or failed; `spent` the seconds
-    that its sessions took. Of its trials: the number `told`, how many were `scored` for it, the
-    evaluations `asked`, and the `best` fitness at full fidelity (None before the first). Of the
-    algorithm: the seconds that it `thought` between scores (None before its end), and what it
-    `notes` of itself."""
-
-    id: str
-    job: str
-    algorithm: str
-    parameters: dict[str, Any]
-    seed: int
-    evaluations: float
-    state: str = "running"
-    created: float = 0.0
-    spent: float = 0.0
-    told: int = 0
-    scored: int = 0
-    asked: float = 0.0
-    best: float | None = None
-    thought: float | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        """As lists of runs show it."""
-        return {
-            "run": self.id,
-            "job": self.job,
-            "algorithm": self.algorithm,
-            "seed": self.seed,
-            "state": self.state,
-            "asked": self.asked,
-            "evaluations": self.evaluations,
-            "trials": self.told,
-            "scored": self.scored,
-            "best": self.best,
-            "seconds": self.spent,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTrial:
-    """A scored candidate. `fitness`: lower is better; `evaluated` is False where the score came
-    from another trial; `seconds` is what scoring took."""
-
-    candidate: tuple[int, ...]
-    fidelity: float
-    fitness: float
-    evaluated: bool
-    seconds: float
 
 
 class RunStore:
