@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
+from apportion.db.runs.rows import to_digest
 from apportion.db.runs.schema import RUNS, TRIALS
 from apportion.db.runs.store import Run, RunStore, StoredTrial
 
@@ -33,6 +34,7 @@ def fill(store: RunStore, trials: int, runs: int) -> None:
                 "number": i,
                 "problem": "p",
                 "candidate": key(number * each + i),
+                "digest": to_digest(key(number * each + i)),
                 "fidelity": 1.0,
             }
             | {"fitness": 1.0 / (1 + i), "evaluated": True, "seconds": 0.1}

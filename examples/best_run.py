@@ -4,8 +4,9 @@ examples/apportion.sqlite"""
 import math
 import sys
 
+from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
 
-store = RunStore(f"sqlite:///{sys.argv[1]}")
+store = RunStore(sqlite_url(sys.argv[1]), reading=True)
 finished = [run for run in store.runs() if run.state == "finished"]
 print(min(finished, key=lambda run: math.inf if run.best is None else run.best).id)

@@ -6,10 +6,11 @@ import glob
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,25 @@ class PostgresServer:
     def stop(self, mode: str = "fast") -> None:
         """`immediate` drops connections as a crash would."""
         self._do("pg_ctl", "stop", "-w", "-m", mode, "-D", str(self._folder / "data"))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """All its processes are stopped inside: it answers nothing, and breaks nothing off."""
+        postmaster = int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+        stopped = [postmaster]
+        os.kill(postmaster, signal.SIGSTOP)  # first: no new ones
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                number, fields = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+                if int(fields[1]) == postmaster:
+                    os.kill(number, signal.SIGSTOP)
+                    stopped.append(number)
+        try:
+            yield
+        finally:
+            for number in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGCONT)
 
     def make_database(self, name: str) -> str:
         self._do("createdb", "-h", str(self._folder), "-U", "tester", name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors.elimination.dispatch import Limits
+from apportion.compressors.machine import free_memory
 from apportion.compressors.progress import Progress
 
 Mapper = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
@@ -67,10 +67,9 @@ def precision(columns: int) -> torch.dtype:
 
 
 def default_memory(device: torch.device) -> int:
-    """A quarter of the machine's free memory, or half of the device's, in bytes."""
+    """A quarter of the memory that this process may still take, or half of the device's, in
+    bytes."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
-    try:
-        return max(1 << 28, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
-    except (ValueError, OSError):
-        return 1 << 30
+    free = free_memory()
+    return 1 << 30 if free is None else max(1 << 28, free // 4)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations
@@ -33,7 +32,7 @@ from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level
 from apportion.compressors.obs import CompressionOptions, fits
 from apportion.compressors.progress import Progress
-from apportion.db.files import write_atomically, write_json
+from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
@@ -275,7 +274,7 @@ class _Build:
         macs = self.found.macs[layer.name]
         record = LayerRecord.of(layer, macs, entries)
         metadata = {"build": self.key, "record": json.dumps(record.to_json())}
-        write_atomically(self._file(index), lambda path: save_file(tensors, path, metadata))
+        write_atomically(self._file(index), lambda path: save_tensors(tensors, path, metadata))
         self._done += 1
         if self.progress:
             self.progress("compress", self._done, len(self.found.layers))

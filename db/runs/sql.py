@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -16,26 +17,48 @@ from sqlalchemy.exc import (
 )
 
 from apportion.compressors.errors import StoreError
+from apportion.db.runs.sqlite import sqlite_engine, sqlite_file, write_ahead
 
 _T = TypeVar("_T")
 PATIENCE = 120.0
 """Seconds to wait for a server that was there before."""
+_UNIQUE_VIOLATION = "23505"
+
+Guard = tuple[sa.Update, StoreError]
+"""A statement that must change a row, and what is raised where it does not."""
 
 
 class SqlDatabase:
-    """All methods raise StoreError when the database refuses, or cannot be reached: at once when it
-    is opened, after `PATIENCE` later. `prepare` makes what must be there."""
+    """All methods raise StoreError when the database refuses, or cannot be reached or does not
+    answer (server.py says how long): at once when it is opened, after `PATIENCE` later. `prepare`
+    makes what must be there, and gives its `version`; for `reading` it only looks, and nothing can
+    be written."""
 
-    def __init__(self, url: str, prepare: Callable[[sa.Engine, str], None]) -> None:
+    def __init__(
+        self, url: str, prepare: Callable[[sa.Engine, str], int], reading: bool = False
+    ) -> None:
         self.url = url
+        file = sqlite_file(url)
         try:
-            self._engine = sa.create_engine(_with_driver(url))
-            if self._engine.dialect.name == "sqlite":
-                sa.event.listen(self._engine, "connect", _tune_sqlite)
-                sa.event.listen(self._engine, "begin", _begin_sqlite)
-            prepare(self._engine, url)
-        except (SQLAlchemyError, ImportError) as error:
+            if file is None:
+                self._engine = self._on_server(prepare, reading)
+            else:
+                self._engine = sqlite_engine(url, file, reading)
+                self.version = prepare(self._engine, url)
+                if not reading:
+                    write_ahead(self._engine)
+        except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
             raise StoreError(url, _reason(error)) from error
+
+    def _on_server(self, prepare: Callable[[sa.Engine, str], int], reading: bool) -> sa.Engine:
+        from apportion.db.runs.server import PREPARED, server_engine
+
+        first = server_engine(self.url, reading, None if reading else PREPARED)
+        try:
+            self.version = prepare(first, self.url)
+        finally:
+            first.dispose()
+        return server_engine(self.url, reading)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -47,22 +70,18 @@ class SqlDatabase:
 
         return self._patiently(read)
 
-    def write(self, *statements: sa.Executable) -> list[int]:
-        """All of them or none; the rows that each changed. Raises `Refused` for a row that is there
+    def write(self, *statements: sa.Executable, guard: Guard | None = None) -> list[int]:
+        """All of them or none; the rows that each changed. With a `guard`, none where its statement
+        changes no row: then its error is raised. Raises `Refused` for a row that is there
         already."""
 
         def commit() -> list[int]:
             with self._engine.begin() as connection:
+                if guard is not None and connection.execute(guard[0]).rowcount != 1:
+                    raise guard[1]
                 return [int(connection.execute(statement).rowcount) for statement in statements]
 
         return self._patiently(commit)
-
-    def now(self) -> float:
-        """Seconds since the epoch by one clock for all who use a server; this machine's for
-        SQLite."""
-        if self._engine.dialect.name != "postgresql":
-            return time.time()
-        return float(self.rows(sa.select(sa.extract("epoch", sa.func.clock_timestamp())))[0][0])
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         end = time.monotonic() + PATIENCE
@@ -71,7 +90,11 @@ class SqlDatabase:
             try:
                 return work()
             except IntegrityError as error:
-                raise Refused(self.url, _reason(error), again) from error
+                raise (
+                    Refused(self.url, _reason(error), again)
+                    if _is_taken(error)
+                    else StoreError(self.url, _reason(error))
+                ) from error
             except SQLAlchemyError as error:
                 if not self._is_away(error) or time.monotonic() > end:
                     raise StoreError(self.url, _reason(error)) from error
@@ -95,32 +118,15 @@ class Refused(StoreError):
         self.again = again
 
 
-def _with_driver(url: str) -> sa.URL:
-    """postgresql:// is what users write; psycopg is what is installed with apportion[postgres]."""
-    made = sa.make_url(url)
-    return (
-        made.set(drivername="postgresql+psycopg")
-        if made.drivername in ("postgresql", "postgres")
-        else made
-    )
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = (
-        None  # Python's sqlite3 would begin transactions on its own, and not before a table is made
-    )
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.execute("PRAGMA journal_mode=WAL")  # readers do not block the writer
-    cursor.execute(
-        "PRAGMA synchronous=NORMAL"
-    )  # a killed process loses nothing; a power cut at most the last commits
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    exclusive = connection.get_execution_options().get("exclusive")
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if exclusive else "BEGIN")
+def _is_taken(error: IntegrityError) -> bool:
+    """Whether a row with the same key is there already; other rules may be broken too."""
+    original = error.orig
+    if isinstance(original, sqlite3.IntegrityError):
+        return original.sqlite_errorcode in (
+            sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
+            sqlite3.SQLITE_CONSTRAINT_UNIQUE,
+        )
+    return getattr(original, "sqlstate", None) == _UNIQUE_VIOLATION
 
 
 def _reason(error: Exception) -> str:

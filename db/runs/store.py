@@ -8,93 +8,72 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError, UnknownNameError, hidden
-from apportion.db.runs.lease import Lease, holder
-from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS, prepare
-from apportion.db.runs.sql import Refused, SqlDatabase
+from apportion.compressors.progress import Progress
+from apportion.db.runs.lease import Lease, Surroundings, Watch
+from apportion.db.runs.prepare import check, prepare
+from apportion.db.runs.records import Run, StoredTrial
+from apportion.db.runs.rows import (
+    check_numbers,
+    level_counts,
+    to_candidate,
+    to_digest,
+    to_mapping,
+    to_text,
+)
+from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS
+from apportion.db.runs.sql import Guard, Refused, SqlDatabase
 
+_WITH_BEATS = 3  # the version of the tables from which leases beat
+_LONGEST_ID = 1000  # characters: PostgreSQL's indices hold 2.7 kB
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
 
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One algorithm x seed of a job. `state` is running, finished or failed; `spent` the seconds
-    that its sessions took. Of its trials: the number `told`, how many were `scored` for it, the
-    evaluations `asked`, and the `best` fitness at full fidelity (None before the first). Of the
-    algorithm: the seconds that it `thought` between scores (None before its end), and what it
-    `notes` of itself."""
-
-    id: str
-    job: str
-    algorithm: str
-    parameters: dict[str, Any]
-    seed: int
-    evaluations: float
-    state: str = "running"
-    created: float = 0.0
-    spent: float = 0.0
-    told: int = 0
-    scored: int = 0
-    asked: float = 0.0
-    best: float | None = None
-    thought: float | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def describe(self) -> dict[str, Any]:
-        """As lists of runs show it."""
-        return {
-            "run": self.id,
-            "job": self.job,
-            "algorithm": self.algorithm,
-            "seed": self.seed,
-            "state": self.state,
-            "asked": self.asked,
-            "evaluations": self.evaluations,
-            "trials": self.told,
-            "scored": self.scored,
-            "best": self.best,
-            "seconds": self.spent,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTrial:
-    """A scored candidate. `fitness`: lower is better; `evaluated` is False where the score came
-    from another trial; `seconds` is what scoring took."""
-
-    candidate: tuple[int, ...]
-    fidelity: float
-    fitness: float
-    evaluated: bool
-    seconds: float
+_TRIAL = [column for column in TRIALS.c if column.name != "digest"]  # which version 2 lacks
 
 
 class RunStore:
     """All methods raise StoreError when the database refuses or cannot be reached. Safe for several
-    processes at once; a server that restarts is waited for."""
+    processes at once; a server that restarts is waited for. One that is opened for `reading` is
+    neither made nor brought up to date, and takes nothing."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self._database = SqlDatabase(url, prepare)
+    def __init__(self, url: str, reading: bool = False) -> None:
+        self.url, self.reading = url, reading
+        self._database = SqlDatabase(url, check if reading else prepare, reading)
+        self._watch = Watch(self._database)
+        self._leases: dict[str, Lease] = {}
+        self._job_of: dict[str, str] = {}
 
     def close(self) -> None:
         self._database.close()
 
-    def claim(self, job: str) -> Lease:
+    @contextmanager
+    def claim(
+        self, job: str, progress: Progress | None = None, where: Surroundings | None = None
+    ) -> Iterator[Lease]:
         """A context inside which no other process can claim the job. Entering raises StoreError,
-        with who holds it."""
-        return Lease(self._database, job)
+        with who holds it; `progress` is told while that is being found out. Inside, what is written
+        of the job's runs raises StoreError once another process has taken over."""
+        with Lease(self._database, job, progress, where) as lease:
+            self._leases[job] = lease
+            try:
+                yield lease
+            finally:
+                del self._leases[job]
 
     def holder(self, job: str) -> str | None:
-        """Who works on the job at present; None: nobody."""
-        return holder(self._database, job)
+        """Who works on the job at present; None: nobody. One who died on another machine is found
+        out by looking again, for some time."""
+        return self._watch.holder(job) if self._database.version >= _WITH_BEATS else None
+
+    def _guard(self, run: str) -> Guard | None:
+        lease = self._leases.get(self._job_of.get(run, ""))
+        return None if lease is None else (lease.guard(), lease.lost())
 
     def add_job(self, job: str, spec: dict[str, Any], space: dict[str, Any] | None = None) -> None:
         """Remember a job by its id, with what its candidates stand for. Those of one that is there
@@ -109,14 +88,15 @@ class RunStore:
         rows = self._database.rows(sa.select(JOBS.c.spec).where(JOBS.c.id == job))
         if not rows:
             raise StoreError(self.url, f"no job {job!r}")
-        spec: dict[str, Any] = json.loads(rows[0].spec)
-        return spec
+        return to_mapping(rows[0].spec, self.url, f"job {job!r}, spec")
 
     def space(self, job: str) -> dict[str, Any] | None:
         """What the job's candidates stand for (Problem.describe); None of a job that was stored
         before that was kept."""
         rows = self._database.rows(sa.select(JOBS.c.space).where(JOBS.c.id == job))
-        return json.loads(rows[0].space) if rows and rows[0].space else None
+        if not rows or not rows[0].space:
+            return None
+        return to_mapping(rows[0].space, self.url, f"job {job!r}, space")
 
     def jobs(self) -> list[str]:
         """The ids of all jobs, oldest first."""
@@ -127,6 +107,13 @@ class RunStore:
 
     def add_run(self, run: Run) -> Run:
         """Add `run`, or return the one with its id that is there already."""
+        check_numbers(self.url, f"run {run.id!r}", evaluations=run.evaluations)
+        if not 0 <= run.seed < 2**63:
+            raise StoreError(self.url, f"run {run.id!r}: seed {run.seed}, valid are 0 to 2^63 - 1")
+        if len(run.id) > _LONGEST_ID:
+            raise StoreError(
+                self.url, f"a run's id has {len(run.id)} characters, {_LONGEST_ID} at most"
+            )
         row = {
             "id": run.id,
             "job": run.job,
@@ -144,19 +131,23 @@ class RunStore:
 
     def set_state(self, run: str, state: str, spent: float) -> None:
         """Set a run's state and add `spent` seconds to what its earlier sessions took."""
+        check_numbers(self.url, f"run {run!r}", spent=spent)
         values = {"state": state, "spent": RUNS.c.spent + spent}
-        self._database.write(RUNS.update().where(RUNS.c.id == run).values(**values))
+        change = RUNS.update().where(RUNS.c.id == run).values(**values)
+        self._database.write(change, guard=self._guard(run))
 
     def end(self, run: str, thought: float, notes: dict[str, Any]) -> None:
         """Keep what the algorithm of a finished run says of itself."""
+        check_numbers(self.url, f"run {run!r}", thought=thought)
         values = {"thought": thought, "notes": json.dumps(notes)}
-        self._database.write(RUNS.update().where(RUNS.c.id == run).values(**values))
+        change = RUNS.update().where(RUNS.c.id == run).values(**values)
+        self._database.write(change, guard=self._guard(run))
 
     def runs(self, job: str | None = None) -> list[Run]:
         """All runs, or a job's, oldest first."""
         query = sa.select(RUNS).order_by(RUNS.c.created, RUNS.c.id)
         return [
-            _run(row)
+            self._run(row)
             for row in self._database.rows(query if job is None else query.where(RUNS.c.job == job))
         ]
 
@@ -167,25 +158,45 @@ class RunStore:
             raise UnknownNameError(
                 "run", run, [known.id for known in self.runs()], hidden(self.url)
             )
-        return _run(rows[0])
+        return self._run(rows[0])
 
     def trials(self, run: str) -> list[StoredTrial]:
         """A run's trials in the order they were told."""
         rows = self._database.rows(
-            sa.select(TRIALS).where(TRIALS.c.run == run).order_by(TRIALS.c.number)
+            sa.select(*_TRIAL).where(TRIALS.c.run == run).order_by(TRIALS.c.number)
         )
         if [row.number for row in rows] != list(range(len(rows))):
             raise StoreError(self.url, f"run {run!r} has gaps in its trials; the store was altered")
-        return [_trial(row) for row in rows]
+        counts = self._counts(run)
+        return [
+            StoredTrial(
+                to_candidate(row.candidate, counts, self.url, f"run {run!r}, trial {row.number}"),
+                row.fidelity,
+                row.fitness,
+                bool(row.evaluated),
+                row.seconds,
+            )
+            for row in rows
+        ]
 
     def append(self, run: str, problem: str, number: int, trial: StoredTrial) -> None:
         """Append trial `number` (0, 1, ...) of `run`; committed when this returns. Raises
-        StoreError when the number is taken: another process works on the same run."""
+        StoreError when the number is taken: another process works on the same run; and for a score
+        that is NaN."""
+        check_numbers(
+            self.url,
+            f"run {run!r}, trial {number}",
+            fitness=trial.fitness,
+            fidelity=trial.fidelity,
+            seconds=trial.seconds,
+        )
+        text = to_text(trial.candidate)
         row = {
             "run": run,
             "number": number,
             "problem": problem,
-            "candidate": _key(trial.candidate),
+            "candidate": text,
+            "digest": to_digest(text),
             "fidelity": trial.fidelity,
             "fitness": trial.fitness,
             "evaluated": trial.evaluated,
@@ -203,6 +214,7 @@ class RunStore:
             self._database.write(
                 TRIALS.insert().values(**row),
                 RUNS.update().where(RUNS.c.id == run).values(**counts),
+                guard=self._guard(run),
             )
         except Refused as error:
             there = self._database.rows(
@@ -216,15 +228,15 @@ class RunStore:
     ) -> dict[tuple[tuple[int, ...], float], float]:
         """Fitness of those (candidate, fidelity) that any run has scored on the same problem."""
         wanted = {
-            (_key(candidate), fidelity): (candidate, fidelity) for candidate, fidelity in asked
+            (to_text(candidate), fidelity): (candidate, fidelity) for candidate, fidelity in asked
         }
-        keys = sorted({key for key, _ in wanted})
+        keys = sorted({to_digest(key) for key, _ in wanted})
         found: dict[tuple[tuple[int, ...], float], float] = {}
         for start in range(0, len(keys), _LOOKUP_CHUNK):
             chunk = keys[start : start + _LOOKUP_CHUNK]
             query = sa.select(TRIALS.c.candidate, TRIALS.c.fidelity, TRIALS.c.fitness)
             for row in self._database.rows(
-                query.where(TRIALS.c.problem == problem, TRIALS.c.candidate.in_(chunk))
+                query.where(TRIALS.c.problem == problem, TRIALS.c.digest.in_(chunk))
             ):
                 if (row.candidate, row.fidelity) in wanted:
                     found[wanted[row.candidate, row.fidelity]] = row.fitness
@@ -233,34 +245,30 @@ class RunStore:
     def selection(self, run: str) -> dict[tuple[int, ...], float]:
         """Candidate -> score on the selection images (lower is better), of those that the final
         pick of `run` is made among."""
-        rows = self._database.rows(sa.select(SELECTION).where(SELECTION.c.run == run))
-        return {_candidate(row.candidate): row.score for row in rows}
+        columns = SELECTION.c.candidate, SELECTION.c.score
+        rows = self._database.rows(sa.select(*columns).where(SELECTION.c.run == run))
+        counts, where = self._counts(run) if rows else None, f"run {run!r}, selection"
+        return {to_candidate(r.candidate, counts, self.url, where): r.score for r in rows}
 
     def add_selection(self, run: str, candidate: tuple[int, ...], score: float) -> None:
         """Keep a selection score; the one that is there already stays."""
-        row = {"run": run, "candidate": _key(candidate), "score": score}
+        check_numbers(self.url, f"run {run!r}, selection", score=score)
+        text = to_text(candidate)
+        row = {"run": run, "digest": to_digest(text), "candidate": text, "score": score}
         with suppress(Refused):  # it may be there already
-            self._database.write(SELECTION.insert().values(**row))
+            self._database.write(SELECTION.insert().values(**row), guard=self._guard(run))
 
+    def _counts(self, run: str) -> list[int] | None:
+        """How many levels each layer of the run's job has, where that is known."""
+        query = sa.select(JOBS.c.id).join(RUNS, RUNS.c.job == JOBS.c.id)
+        rows = self._database.rows(query.where(RUNS.c.id == run))
+        return level_counts(self.space(rows[0].id)) if rows else None
 
-def _key(candidate: tuple[int, ...]) -> str:
-    return ",".join(map(str, candidate))
-
-
-def _candidate(key: str) -> tuple[int, ...]:
-    return tuple(int(index) for index in key.split(","))
-
-
-def _trial(row: sa.Row[Any]) -> StoredTrial:
-    return StoredTrial(
-        _candidate(row.candidate), row.fidelity, row.fitness, bool(row.evaluated), row.seconds
-    )
-
-
-def _run(row: sa.Row[Any]) -> Run:
-    content = dict(row._mapping)
-    texts = {
-        "parameters": json.loads(content["parameters"]),
-        "notes": json.loads(content["notes"] or "{}"),
-    }
-    return Run(**content | texts)
+    def _run(self, row: sa.Row[Any]) -> Run:
+        content, where = dict(row._mapping), f"run {row.id!r}"
+        self._job_of[row.id] = row.job
+        read = {
+            "parameters": to_mapping(content["parameters"], self.url, f"{where}, parameters"),
+            "notes": to_mapping(content["notes"] or "{}", self.url, f"{where}, notes"),
+        }
+        return Run(**content | read)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apportion.compressors.folders import cache_folder
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.shipping import ShippedDatabase
 from apportion.evaluators.cluster.connection import import_ray
-from apportion.evaluators.workloads.files import cache_folder
 
 
 @dataclass(frozen=True)

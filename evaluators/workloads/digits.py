@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError
+from apportion.compressors.folders import cache_folder
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
 from apportion.db.files import write_atomically
 from apportion.evaluators.workloads.data import TensorSplit
 from apportion.evaluators.workloads.dataset import Splits
-from apportion.evaluators.workloads.files import cache_folder
 
 RECIPE = 1
 """Part of the cached file's name: raise it whenever training changes."""

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import IO
 
 import fsspec
 
-from apportion.compressors.errors import DataError, OutputError
+from apportion.compressors.errors import ApportionError, DataError
+from apportion.compressors.folders import cache_folder
 from apportion.db.files import write_atomically
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -39,7 +39,7 @@ def local_file(name: str | Path) -> Path:
         if not copy.is_file():
             with system.open(path, "rb") as source:
                 write_atomically(copy, lambda target: _pour(source, target))
-    except OutputError:
+    except ApportionError:
         raise
     except Exception as error:  # each of fsspec's file systems raises its own
         reason = str(error).strip().splitlines() or [repr(error)]
@@ -50,8 +50,3 @@ def local_file(name: str | Path) -> Path:
 def _pour(source: IO[bytes], target: Path) -> None:
     with target.open("wb") as file:
         shutil.copyfileobj(source, file, 1 << 20)
-
-
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/apportion, or ~/.cache/apportion."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apportion"

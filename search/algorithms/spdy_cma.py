@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cma
 import numpy as np
 
+from apportion.compressors.errors import ConfigurationError
 from apportion.search.algorithms.base import Algorithm, Trial
 from apportion.search.algorithms.registry import register
 from apportion.search.space.additive import approximate
 from apportion.search.space.moves import step
 from apportion.search.space.space import Candidate, SearchSpace
+
+try:
+    import cma
+except AttributeError as error:  # it takes its documentation apart, which python -OO leaves out
+    raise ConfigurationError(
+        "algorithm 'spdy-cma': the package cma cannot be loaded without docstrings; start Python "
+        "without -OO (PYTHONOPTIMIZE=2)"
+    ) from error
 
 
 @register("spdy-cma")

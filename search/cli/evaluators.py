@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.db.files import write_atomically, write_text
+from apportion.search.cli.failures import debug_option
 from apportion.search.cli.printing import show, table
 from apportion.search.cli.progress import TerminalProgress
 
@@ -88,7 +89,8 @@ def _part(
     sub: argparse.ArgumentParser = parts.add_parser(
         name, help=text, description=text, epilog=f"example: {example}"
     )
-    sub.set_defaults(run=run, all_or_nothing=True)
+    sub.set_defaults(name=name, run=run, all_or_nothing=True)
+    debug_option(sub)
     return sub
 
 

@@ -6,31 +6,53 @@ import argparse
 import importlib.metadata
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apportion.compressors.errors import ApportionError, ConfigurationError, StoreError, hidden
+from apportion.compressors.errors import ConfigurationError, StoreError, hidden
+from apportion.db.runs.sqlite import sqlite_file, sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.search.cli import evaluators, export, recipe, service, web
+from apportion.search.cli.failures import debug_option, tell
 from apportion.search.cli.printing import cell, show, table
 from apportion.search.cli.progress import TerminalProgress
+from apportion.search.cli.streams import OutputLostError, standard_streams
 
 _INTERRUPTED = 130
+_LISTING = {"help", "runs", "compare", "show", "schema", "status", "logs"}
+"""Commands that only print: their output's reader may leave before the end."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 1 after an error that stderr explains, 130 after
-    Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    """Run one command; returns the exit status: 0 when it is done, 1 after an error that stderr
+    explains, 130 after Ctrl-C."""
+    options = argparse.Namespace(name="help", debug=False, all_or_nothing=True)
+    try:
+        with standard_streams():
+            return _run(arguments, options)
+    except OutputLostError as error:
+        # `apportion runs | head`: who reads has seen enough.
+        if options.name in _LISTING and error.closed:
+            return 0
+        if sys.stderr is not None:
+            with suppress(OSError):
+                print(f"apportion: {error}; what was finished is kept", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: Sequence[str] | None, options: argparse.Namespace) -> int:
+    """`options` is filled in."""
+    _parser().parse_args(arguments, options)
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         options.run(options)
-    except ApportionError as error:
-        print(f"apportion: {error}", file=sys.stderr)
-        return 1
+    except OutputLostError:
+        raise
     except KeyboardInterrupt:
         kept = (
             "nothing was written"
@@ -39,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         print(f"apportion: interrupted; {kept}", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `apportion runs | head`
-        return 0
+    except Exception as error:
+        tell(error, options.debug)
+        return 1
     return 0
 
 
@@ -55,13 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=importlib.metadata.version("apportion")
     )
+    debug_option(parser, default=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(
         name: str, run: Callable[[argparse.Namespace], None], text: str, example: str
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text, epilog=f"example: {example}")
-        sub.set_defaults(run=run, all_or_nothing=False)
+        sub.set_defaults(name=name, run=run, all_or_nothing=False)
+        debug_option(sub)
         return sub
 
     build = command(
@@ -215,7 +239,7 @@ def _search(options: argparse.Namespace) -> None:
                 "workers replaced: "
                 + ", ".join(f"{count} {what}" for what, count in problem.events.items())
             )
-        store_option = "" if job.store == _default_store() else f" --store {shown}"
+        store_option = "" if job.store == _default_store() else f" --store {shlex.quote(shown)}"
         best = min(rows, key=lambda row: row["best"])["run"]
         verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
         print(f"runs are in {shown}; {verb} the best one with")
@@ -350,7 +374,7 @@ def _open_store(options: argparse.Namespace) -> RunStore:
             _default_store(),
             "no such file; `apportion search` makes it beside the job file, name it with --store",
         )
-    return RunStore(url)
+    return RunStore(url, reading=True)
 
 
 def _store_url(options: argparse.Namespace) -> str | None:
@@ -359,7 +383,8 @@ def _store_url(options: argparse.Namespace) -> str | None:
     url = options.store or os.environ.get("APPORTION_STORE")
     if url is None:
         return _default_store() if Path("apportion.sqlite").is_file() else None
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
+    file = sqlite_file(url)
+    if file is not None and not file.is_file():
         raise StoreError(
             url,
             "no such file; `apportion search` makes it beside the job file, name it with --store",
@@ -368,7 +393,7 @@ def _store_url(options: argparse.Namespace) -> str | None:
 
 
 def _default_store() -> str:
-    return f"sqlite:///{Path('apportion.sqlite').absolute()}"
+    return sqlite_url("apportion.sqlite")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from apportion.search.cli.printing import plain
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -29,12 +31,13 @@ class TerminalProgress:
         self._bars: Bars | None = None
         if sys.stderr.isatty():
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
             )
-            self._bars = Bars(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+            self._bars = Bars(*columns, TimeRemainingColumn(), console=console)
             self._bars.start()
         self._name = ""
         self._task: TaskID | None = None
@@ -42,6 +45,7 @@ class TerminalProgress:
         self._done = 0
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        what = plain(what)
         name = what.split(":")[0]
         # "compress layer1.0.conv1" and "compress layer1.0.conv2" are one task.
         name = name.split()[0] if name.startswith("compress") else name

@@ -91,7 +91,7 @@ def _report(options: argparse.Namespace, store: str | None) -> None:
         job, url = state.search, state.store  # a submitted job
     if url is None:
         raise ConfigurationError("there is no run store here; name it with --store")
-    opened = RunStore(url)
+    opened = RunStore(url, reading=True)
     if job not in opened.jobs():
         job = opened.run(job).job
     write_report(opened, job, options.out)

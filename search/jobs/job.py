@@ -244,8 +244,7 @@ class _Search(_Section):
     search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
     store: str | None = Field(
         None,
-        description="SQLAlchemy URL of the run store; default: apportion.sqlite beside the job "
-        "file.",
+        description="URL of the run store; default: apportion.sqlite beside the job file.",
     )
 
     @field_validator("budgets")

@@ -12,6 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from apportion.compressors.errors import JobError, UnknownNameError
+from apportion.compressors.folders import expanded
+from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.workloads.files import is_url
 from apportion.search.jobs.job import AnyJob, Job, TableJob
@@ -46,8 +48,14 @@ def read_content(path: str | Path) -> Any:
 
 
 def restore_job(spec: dict[str, Any]) -> AnyJob:
-    """A job as the run store keeps it."""
-    return _kind(spec).model_validate(spec)
+    """A job as the run store keeps it. Raises JobError for one that this version does not know."""
+    kind = _kind(spec)
+    try:
+        return kind.model_validate(spec)
+    except ValidationError as error:
+        raise explain(
+            kind, Path("the job in the run store (altered, or a newer version wrote it)"), error
+        ) from error
 
 
 def _kind(content: object) -> type[Job] | type[TableJob]:
@@ -68,7 +76,7 @@ def parse_job(content: object, path: str | Path = "job") -> AnyJob:
         raise JobError(path, "", "a job is a mapping with the keys " + ", ".join(kind.model_fields))
     folder = path.absolute().parent
     content = resolve_paths(content, folder)
-    content.setdefault("store", f"sqlite:///{folder / 'apportion.sqlite'}")
+    content.setdefault("store", sqlite_url(folder / "apportion.sqlite"))
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -101,7 +109,7 @@ def json_schema() -> dict[str, Any]:
 
 def resolve_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A copy of a job's content with its paths made absolute, relative ones in `folder`."""
-    return map_paths(content, lambda _, value: str(folder / Path(value).expanduser()))
+    return map_paths(content, lambda _, value: str(folder / expanded(value)))
 
 
 def map_paths(

@@ -15,6 +15,7 @@ from apportion.compressors.errors import ApportionError, ConfigurationError, Unk
 from apportion.compressors.levels import DENSE, parse_level
 from apportion.compressors.progress import Progress
 from apportion.db.layers.profile import Profile
+from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.costs.budgets import parse_budget
 from apportion.evaluators.workloads.files import is_url
@@ -132,7 +133,7 @@ def job_of(
         content["workload"]["weights"] = weights if named else str(Path(weights).absolute())
     out = out.absolute()
     content["database"]["path"] = str(out / "database")
-    content["store"] = f"sqlite:///{out / 'apportion.sqlite'}"
+    content["store"] = sqlite_url(out / "apportion.sqlite")
     if workers is not None:
         content["workers"] = {**content.get("workers", {}), **workers}
     return parse_model_job(content, f"{recipe._file}, job")

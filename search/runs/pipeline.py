@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -288,7 +287,7 @@ def run_search(
     for name, parameters in job.search.with_parameters():
         create(name, problem.space, np.random.default_rng(0), job.search.evaluations, parameters)
     store.add_job(problem.id, job.model_dump(mode="json"), problem.describe())
-    with store.claim(problem.id):
+    with store.claim(problem.id, progress):
         results = []
         for wanted in job_runs(problem):
             run = store.add_run(wanted)
@@ -371,8 +370,3 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
                     progress(f"check ranks, {precision}", done + 1, len(requests))
         found.append(scores)
     return float(spearmanr(found[0], found[1]).statistic)
-
-
-def default_store(job_file: Path) -> str:
-    """URL of the store that jobs in this file's folder use when they name none."""
-    return f"sqlite:///{job_file.absolute().parent / 'apportion.sqlite'}"

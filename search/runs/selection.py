@@ -21,14 +21,15 @@ def select(
     result: RunResult, count: int, pool: Pool, store: RunStore, progress: Progress | None = None
 ) -> RunResult:
     """The run with the candidate picked that has the lowest score in `pool` among `count` of its
-    best. Scores are kept in the store: stopped at any point, the same call goes on. Raises
-    EvaluationError, StoreError."""
+    best. Scores are kept in a store that is not opened for reading alone: stopped at any point,
+    the same call goes on. Raises EvaluationError, StoreError."""
     chosen = [trial.candidate for trial in shortlist(result, count)]
     scores = store.selection(result.run.id)
     missing = [candidate for candidate in chosen if candidate not in scores]
     for candidate, score in zip(missing, pool.evaluate([(c, 1.0) for c in missing]), strict=True):
         scores[candidate] = score.fitness
-        store.add_selection(result.run.id, candidate, score.fitness)
+        if not store.reading:
+            store.add_selection(result.run.id, candidate, score.fitness)
         if progress:
             progress(
                 f"pick {result.run.algorithm} seed {result.run.seed}", len(scores), len(chosen)

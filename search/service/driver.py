@@ -21,6 +21,7 @@ from typing import Any
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
 from apportion.db.files import finite, write_json
+from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.cluster.connection import import_ray
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
@@ -271,7 +272,7 @@ def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:
                 "name"
             )
         content = content | {"workers": workers, "database": database | {"path": str(path)}}
-    content.setdefault("store", f"sqlite:///{storage / 'runs.sqlite'}")
+    content.setdefault("store", sqlite_url(storage / "runs.sqlite"))
     return parse_job(content, folder.package / JOB)
 
 

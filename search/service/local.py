@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.folders import data_folder
 from apportion.db.files import write_json
 from apportion.db.runs.lease import is_alive
 from apportion.evaluators.cluster.connection import import_ray
@@ -27,7 +28,7 @@ _STARTS_WITHIN = 90.0
 def home() -> Path:
     """$XDG_DATA_HOME/apportion, or ~/.local/share/apportion: the storage of jobs that run on this
     machine."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "apportion"
+    return data_folder()
 
 
 def running(what: str = "address") -> str | None:

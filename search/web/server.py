@@ -107,7 +107,7 @@ class Jobs:
 
     def _opened(self, url: str) -> RunStore:
         if url not in self._open:
-            self._open[url] = RunStore(url)
+            self._open[url] = RunStore(url, reading=True)
         return self._open[url]
 
 

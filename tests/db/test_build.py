@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from apportion.compressors.calibration import over
@@ -26,6 +28,7 @@ from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels, parse_level
 from apportion.compressors.obs import CompressionOptions, compress_layer
+from apportion.db.files import save_tensors
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.search.jobs.job_file import load_model_job
@@ -85,6 +88,41 @@ def test_a_stopped_build_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     resumed = make(tmp_path / "stopped")
     assert sorted((tmp_path / "stopped" / "layers").iterdir())[0].stat().st_mtime_ns == first
     assert resumed.fingerprint == whole.fingerprint
+
+
+def test_databases_of_equal_content_are_equal_byte_by_byte(tmp_path: Path) -> None:
+    levels = ("dense", "unstr-0.50", "2:4", "w4a8")
+
+    def hashes(name: str) -> dict[str, str]:
+        make(tmp_path / name, levels=levels)
+        return {
+            str(file.relative_to(tmp_path / name)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in sorted((tmp_path / name).rglob("*"))
+            if file.is_file()
+        }
+
+    first = hashes("0")
+    assert len(first) == 5
+    for again in range(1, 7):  # with an order drawn anew for each file, one chance in 2^18
+        assert hashes(str(again)) == first
+
+
+def test_ordered_metadata_reads_back_whatever_its_letters(tmp_path: Path) -> None:
+    metadata = {
+        "record": 'büro 层 "\\\x01\x1f\x7f\n/\U0001f600',
+        "build": "x",
+        "a[b]": "",
+        "\x00": "z",
+    }
+    tensors = {"läyer/values": torch.arange(5.0), "b": torch.zeros(3, 2, dtype=torch.uint8)}
+    contents = set()
+    for order in (metadata, dict(reversed(metadata.items()))):
+        save_tensors(tensors, tmp_path / "f", order)
+        contents.add((tmp_path / "f").read_bytes())
+        with safe_open(tmp_path / "f", framework="pt") as opened:
+            assert opened.metadata() == metadata
+            assert all(torch.equal(opened.get_tensor(key), tensors[key]) for key in tensors)
+    assert len(contents) == 1
 
 
 def test_a_finished_build_is_opened(tmp_path: Path) -> None:
@@ -153,7 +191,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "save_file", full)
+    monkeypatch.setattr(build, "save_tensors", full)
     with pytest.raises(OutputError, match="No space left"):
         make(tmp_path / "d")
     assert [p.name for p in (tmp_path / "d").rglob("*") if p.is_file()] == ["build.json"]
