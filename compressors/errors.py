@@ -198,6 +198,14 @@ class EvaluationError(ApportionError):
         super().__init__(f"{what}; the last failure was:\n{traceback}")
 
 
+class AlgorithmError(ApportionError):
+    """An algorithm that raised, or asked for what it may not ask for. Carries `algorithm`."""
+
+    def __init__(self, algorithm: str, reason: str) -> None:
+        self.algorithm = algorithm
+        super().__init__(f"algorithm {algorithm!r}: {reason}")
+
+
 class TrainingError(ApportionError):
     """Training that several processes shared, and that failed on them."""
 
@@ -207,6 +215,12 @@ class TrainingError(ApportionError):
 
 class ConfigurationError(ApportionError):
     """Options that contradict each other or the machine they run on."""
+
+
+def first_line(error: BaseException) -> str:
+    """Another's error as part of one of our lines: its kind, and the first line of what it says."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:

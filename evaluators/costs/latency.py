@@ -7,7 +7,6 @@ sparsities of a table are interpolated."""
 from __future__ import annotations
 
 import csv
-import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from apportion.compressors.errors import ConfigurationError, DataError, LevelError
+from apportion.compressors.errors import ConfigurationError, DataError, LevelError, first_line
+from apportion.compressors.imports import imported
 from apportion.compressors.levels import DENSE, Level, Sparsity, parse_level
 
 WHOLE = "*"
@@ -94,14 +94,17 @@ def ask_latency(name: str, levels: Mapping[str, Sequence[Level]]) -> LatencyTabl
     """The table that a user's own function gives: `name` is module:function, called with (layer,
     level), both text, for seconds; with ("*", "dense") for those of the whole dense model. Raises
     ConfigurationError, DataError."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"latency.table {name!r} cannot be loaded: {error}") from error
+    function = imported(name, "latency.table")
+    if not callable(function):
+        raise ConfigurationError(f"latency.table {name!r} is no function")
 
     def ask(layer: str, level: Level) -> float:
-        return _seconds(f"{name}({layer!r}, {str(level)!r})", function(layer, str(level)))
+        call = f"{name}({layer!r}, {str(level)!r})"
+        try:
+            seconds = function(layer, str(level))
+        except Exception as error:
+            raise ConfigurationError(f"latency.table: {call} raised {first_line(error)}") from error
+        return _seconds(call, seconds)
 
     rows = {layer: {level: ask(layer, level) for level in own} for layer, own in levels.items()}
     return _checked(LatencyTable(rows, ask(WHOLE, DENSE), name))

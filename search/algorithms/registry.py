@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from apportion.compressors.errors import ConfigurationError, UnknownNameError, nearest
+from apportion.compressors.errors import (
+    AlgorithmError,
+    ApportionError,
+    ConfigurationError,
+    UnknownNameError,
+    first_line,
+    nearest,
+)
+from apportion.compressors.imports import imported
 from apportion.search.algorithms.base import Algorithm
 from apportion.search.space.space import SearchSpace
 
@@ -64,16 +72,13 @@ def resolve(name: str) -> type[Algorithm]:
         importlib.import_module(f"apportion.search.algorithms.{_BUILT_IN[name]}")
     if name in _REGISTRY:
         return _REGISTRY[name]
-    try:
-        if ":" in name:
-            module, _, attribute = name.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-        elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
-            found = next(iter(entries)).load()
-        else:
-            raise UnknownNameError("algorithm", name, names())
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"algorithm {name!r} cannot be loaded: {error}") from error
+    if ":" in name:
+        found = imported(name, "algorithm")
+    elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
+        entry = next(iter(entries))
+        found = imported(f"{entry.module}:{entry.attr}", f"algorithm {name!r},")
+    else:
+        raise UnknownNameError("algorithm", name, names())
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigurationError(
             f"algorithm {name!r} is not a subclass of apportion.search.algorithms.base.Algorithm"
@@ -88,11 +93,31 @@ def create(
     evaluations: float,
     parameters: dict[str, Any] | None = None,
 ) -> Algorithm:
-    """An algorithm with its parameters checked by name and type. Raises UnknownNameError,
-    ConfigurationError."""
+    """An algorithm with its parameters checked by name and type.
+
+    Args:
+        name: as a job names it.
+        space: what it sees of the problem.
+        rng: its own source of randomness.
+        evaluations: full evaluations that it may ask for.
+        parameters: its own ones, by name.
+
+    Returns:
+        The algorithm, which was asked nothing yet.
+
+    Raises:
+        UnknownNameError: no algorithm has this name.
+        ConfigurationError: the class cannot be loaded, or a parameter makes no sense.
+        AlgorithmError: the class raised something of its own.
+    """
     cls = resolve(name)
-    _check_parameters(name, cls, parameters or {})
-    return cls(space, rng, evaluations, **(parameters or {}))
+    try:
+        _check_parameters(name, cls, parameters or {})
+        return cls(space, rng, evaluations, **(parameters or {}))
+    except ApportionError:
+        raise
+    except Exception as error:
+        raise AlgorithmError(name, f"raised as it was made: {first_line(error)}") from error
 
 
 def _check_parameters(name: str, cls: type[Algorithm], parameters: dict[str, Any]) -> None:

@@ -72,7 +72,7 @@ def parse_job(content: object, path: str | Path = "job") -> AnyJob:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise explain(kind, path, error) from error
+        raise explain(kind, path, error) from _cause(error)
 
 
 def parse_model_job(content: object, path: str | Path = "job") -> Job:
@@ -143,6 +143,13 @@ def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> JobErr
         field,
         f"{message} (got {first['input']!r})" if first["type"] != "missing" else message,
     )
+
+
+def _cause(error: ValidationError) -> BaseException:
+    """What a check of ours raised, whose traceback leads into the code that a job names; pydantic's
+    own error where there is none."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return cause if isinstance(cause, BaseException) else error
 
 
 def _valid_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -258,7 +258,16 @@ def run_search(
             )
             expand = problem.decisions.expand
             results.append(
-                search(algorithm, problem.pool(), store, run, problem.key, progress, expand)
+                search(
+                    algorithm,
+                    problem.space,
+                    problem.pool(),
+                    store,
+                    run,
+                    problem.key,
+                    progress,
+                    expand,
+                )
             )
         return [pick(result, problem, store, progress) for result in results]
 
