@@ -154,6 +154,11 @@ class JobError(ApportionError):
         super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
 
 
+class DocumentError(ApportionError):
+    """Text that cannot be read as what it should be: its encoding, size, syntax or nesting. Whoever
+    knows the file's name and purpose adds them."""
+
+
 class ProfileError(ApportionError):
     """A profile that does not fit the database or file format. Carries `source`."""
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress
+from apportion.db.documents.section import Section
 from apportion.evaluators.workloads.files import local_file
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -29,17 +30,13 @@ _Location = Annotated[
 """A file or a URL; a Path would make one slash of a URL's two."""
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DigitsData(_Config):
+class DigitsData(Section):
     """The 1,797 handwritten 8 x 8 digits that ship with scikit-learn."""
 
     kind: Literal["digits"]
 
 
-class NpzData(_Config):
+class NpzData(Section):
     """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer
     [N]."""
 
@@ -55,7 +52,7 @@ class NpzData(_Config):
     std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
 
 
-class ImageFolderData(_Config):
+class ImageFolderData(Section):
     """Folders with one folder of images per class (torchvision's ImageFolder)."""
 
     kind: Literal["imagefolder"]
@@ -70,7 +67,7 @@ class ImageFolderData(_Config):
     std: tuple[_Std, _Std, _Std] = _IMAGENET_STD
 
 
-class Cifar10Data(_Config):
+class Cifar10Data(Section):
     """CIFAR-10 as torchvision reads it: calibration and re-tuning from its training images, test
     from its test images."""
 

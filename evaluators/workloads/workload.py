@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from apportion.compressors.errors import ApportionError, DataError, ModelError
 from apportion.compressors.progress import Progress
+from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.workloads.data import (
     DataConfig,
     DigitsData,
@@ -31,10 +32,8 @@ _FEW = 512
 """... and at least: with fewer, chance would pick."""
 
 
-class WorkloadConfig(BaseModel):
+class WorkloadConfig(Section):
     """The job file's `workload`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(
         None,
@@ -56,7 +55,7 @@ class WorkloadConfig(BaseModel):
         ge=1,
         description="Random calibration images; default: 1,024, or all where there are fewer.",
     )
-    seed: int = Field(0, ge=0, description="Of the choice of calibration images.")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="Of the choice of calibration images.")
     batch_size: int = Field(128, ge=1)
 
     @property

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
-import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +16,10 @@ from apportion.compressors.errors import (
     ConfigurationError,
     UnknownNameError,
     first_line,
-    nearest,
 )
 from apportion.compressors.imports import imported
 from apportion.search.algorithms.base import Algorithm
+from apportion.search.algorithms.parameters import check_parameters
 from apportion.search.space.space import SearchSpace
 
 _BUILT_IN = {
@@ -112,50 +109,9 @@ def create(
     """
     cls = resolve(name)
     try:
-        _check_parameters(name, cls, parameters or {})
+        check_parameters(name, cls, parameters or {})
         return cls(space, rng, evaluations, **(parameters or {}))
     except ApportionError:
         raise
     except Exception as error:
         raise AlgorithmError(name, f"raised as it was made: {first_line(error)}") from error
-
-
-def _check_parameters(name: str, cls: type[Algorithm], parameters: dict[str, Any]) -> None:
-    signature = inspect.signature(cls.__init__).parameters
-    hints = typing.get_type_hints(cls.__init__)
-    valid = [key for key, value in signature.items() if value.kind is value.KEYWORD_ONLY]
-    for key, value in parameters.items():
-        if key not in valid:
-            close = nearest(key, valid)
-            hint = f"; did you mean {close!r}?" if close else ""
-            raise ConfigurationError(
-                f"algorithm {name!r} has no parameter {key!r}{hint} (valid: "
-                f"{', '.join(sorted(valid))})"
-            )
-        wanted = hints.get(key, object)
-        if not _fits(value, wanted):
-            wanted_name = (
-                str(wanted)
-                if typing.get_origin(wanted)
-                else getattr(wanted, "__name__", str(wanted))
-            )
-            raise ConfigurationError(
-                f"algorithm {name!r}: parameter {key!r} must be {wanted_name}, got {value!r}"
-            )
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    origin = typing.get_origin(wanted)
-    if origin is typing.Literal:
-        return value in typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(wanted))
-    if origin is list:
-        return isinstance(value, list) and all(
-            _fits(item, typing.get_args(wanted)[0]) for item in value
-        )
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, wanted)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from apportion.compressors.errors import JobError, UnknownNameError
+from apportion.compressors.errors import DocumentError, JobError, UnknownNameError
+from apportion.db.documents.text import read_text
+from apportion.db.documents.yaml_reader import MOST, yaml_content
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.workloads.files import is_url
 from apportion.search.jobs.job import AnyJob, Job, TableJob
@@ -27,6 +28,8 @@ _PATHS = (
     ("database", "path"),
     ("latency", "table"),
 )
+_TEXTS = (("layers", "skip", "*"), ("layers", "tie", "*", "*"))
+"""Where layers are named, which may be called 0 or 1.10."""
 
 
 def load_job(path: str | Path) -> AnyJob:
@@ -38,11 +41,9 @@ def read_content(path: str | Path) -> Any:
     """What a job file says, not checked yet. Raises JobError."""
     path = Path(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(path, "", error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(path, "", f"not readable as YAML: {error}") from error
+        return yaml_content(read_text(path, MOST), _TEXTS)
+    except DocumentError as error:
+        raise JobError(path, "", str(error)) from error
 
 
 def restore_job(spec: dict[str, Any]) -> AnyJob:
