@@ -86,7 +86,7 @@ class DataError(ApportionError):
 
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
-        super().__init__(f"{source}: {reason}")
+        super().__init__(f"{shown(source)}: {reason}")
 
 
 class LayerError(ApportionError):
@@ -102,7 +102,7 @@ class DatabaseError(ApportionError):
 
     def __init__(self, path: object, reason: str) -> None:
         self.path = str(path)
-        super().__init__(f"layer database {path}: {reason}")
+        super().__init__(f"layer database {shown(path)}: {reason}")
 
 
 class DatabaseUnfinishedError(DatabaseError):
@@ -145,13 +145,21 @@ class SpaceError(ApportionError):
     """A search space whose parts do not fit together, or a candidate that is not in it."""
 
 
+def shown(path: object, most: int = 200) -> str:
+    """A path as messages name it: without its middle where it is longer than a screen's line."""
+    text = str(path)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 class JobError(ApportionError):
     """A job file that cannot be read. Carries `path` and `field` (dotted; empty for the file as a
     whole)."""
 
     def __init__(self, path: object, field: str, reason: str) -> None:
         self.path, self.field = str(path), field
-        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+        super().__init__(
+            f"{shown(path)}: {field}: {reason}" if field else f"{shown(path)}: {reason}"
+        )
 
 
 class DocumentError(ApportionError):
@@ -164,7 +172,7 @@ class ProfileError(ApportionError):
 
     def __init__(self, source: object, reason: str) -> None:
         self.source = str(source)
-        super().__init__(f"profile {source}: {reason}")
+        super().__init__(f"profile {shown(source)}: {reason}")
 
 
 def hidden(url: str) -> str:
@@ -186,7 +194,7 @@ class OutputError(ApportionError):
 
     def __init__(self, path: object, reason: str) -> None:
         self.path = str(path)
-        super().__init__(f"cannot write {path}: {reason}")
+        super().__init__(f"cannot write {shown(path)}: {reason}")
 
 
 class EvaluationError(ApportionError):

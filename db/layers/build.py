@@ -4,11 +4,8 @@ layer, resumable."""
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
-from apportion.compressors.errors import (
-    ConfigurationError,
-    DatabaseBusyError,
-    DatabaseError,
-    DatabaseMismatchError,
-    OutputError,
-)
+from apportion.compressors.errors import ConfigurationError, DatabaseError
 from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.layers import LayerSpec, count_macs, find_layers
 from apportion.compressors.levels import DENSE, Level
@@ -32,6 +23,7 @@ from apportion.compressors.obs import CompressionOptions, fits
 from apportion.compressors.progress import Progress
 from apportion.db.files import write_atomically, write_json
 from apportion.db.layers import codec, format
+from apportion.db.layers.claim import claimed
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
@@ -113,54 +105,13 @@ def build_database(
                 f"({layer.name!r} lacks it)"
             )
     plan = wanted.to_json(layers)
-    _claim(path, plan)
-    with _locked(path):
+    with claimed(path, plan):
         if not (path / format.MANIFEST).is_file():
             _build_layers(
                 path, wanted, format.digest(plan), model, layers, batches, progress, executor
             )
             _finish(path, plan, layers)
     return LayerDatabase.open(path, model_fingerprint)
-
-
-def _claim(path: Path, plan: dict[str, Any]) -> None:
-    """Make sure that `path` is this plan's folder: new, or begun by the same plan."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        begun = path / format.BUILD
-        if not begun.is_file():
-            if any(path.iterdir()):
-                raise DatabaseError(
-                    path, "the folder holds other files; choose an empty or a new folder"
-                )
-            write_json(begun, plan)
-            return
-        found = json.loads(begun.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise DatabaseError(path, f"{format.BUILD} cannot be read: {error}") from error
-    if found != plan:
-        differing = ", ".join(key for key in plan if found.get(key) != plan[key])
-        raise DatabaseMismatchError(
-            path,
-            f"the folder holds a database with other {differing}; choose another folder, or remove "
-            "this one",
-        )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep a second build out of the folder. The lock goes with the process, however that ends."""
-    handle = os.open(path / format.BUILD, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatabaseBusyError(path, "another process is building it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def _build_layers(
