@@ -5,7 +5,7 @@ process, medians over the repeats.
     python benchmarks/exactobs.py [--columns 144 576 1152 2304 4608] [--kinds unstr 2:4 w4 block4]
         [--repeats 3] [--device cpu]
     python benchmarks/exactobs.py --layer 512x4608 [--levels unstr-0.10..0.99]
-        one whole layer: time and memory
+        (one whole layer: time and memory)
 
 Rows of random weights and a correlated random Hessian, float32. `rate` is what the compiled form's
 matrix products do of what torch's matrix product alone does here (over 100 % where that leaves out

@@ -18,7 +18,7 @@ import torch
 from apportion.compressors.levels import parse_level
 from apportion.search.cli.progress import TerminalProgress
 from apportion.search.export.exporting import export, score_profile
-from apportion.search.export.formats import FORMATS
+from apportion.search.export.registry import names
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare
 
@@ -75,9 +75,7 @@ def main() -> None:
                     for layer, level in wanted.items()
                 }
                 chosen = score_profile(profile, problem, name)
-                content = export(
-                    chosen, problem, Path(folder) / name, progress, list(FORMATS)
-                ).content
+                content = export(chosen, problem, Path(folder) / name, progress, names()).content
                 print(f"{name:12} {'retuned':12} {content['accuracy']['retuned']:8.2f}")
                 for file, one in content["exports"].items():
                     bits = 8 * one["bytes"] / weights

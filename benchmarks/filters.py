@@ -3,7 +3,7 @@ every layer but the last loses the same share of its filters, alternating in one
 Random weights: they cost what others cost.
 
     python benchmarks/filters.py [--models torchvision:mobilenet_v2 ...] [--share 0.5] [--batch 4]
-    [--threads 1] [--rounds 15]
+        [--threads 1] [--rounds 15]
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from exactobs import seconds
 from torch import nn
 
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.naming import matrices
 from apportion.evaluators.costs.runtimes import open_runtime
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.workloads.models import build_model
@@ -26,7 +26,7 @@ def without_filters(model: nn.Module, share: float) -> tuple[nn.Module, list[str
     """A copy whose layers but the last have `share` of their filters, the smallest ones, at zero;
     and those layers."""
     made = copy.deepcopy(model)
-    names = [layer.name for layer in find_layers(made)][:-1]
+    names = list(matrices(made))[:-1]
     for name in names:
         weight = made.get_submodule(name).weight
         assert isinstance(weight, nn.Parameter)

@@ -3,7 +3,7 @@ every fitness x batch-norm mode, and of the additive layer error, with the accur
 on test images that none of them saw.
 
     python benchmarks/fitness_validity.py --data PATH/TO/DATA [--work FOLDER] [--profiles 200]
-                                          [--budgets 0.5 0.33 0.25 0.167 0.125]
+        [--budgets 0.5 0.33 0.25 0.167 0.125]
 
 The ResNet-20 and database of benchmarks/resnet20.py. Profiles are what searches look at: the
 additive optimum after one to eight paired level steps, and random ones that spend the budget, half
@@ -19,7 +19,6 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ import torch
 from resnet20 import job
 from scipy.stats import spearmanr
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct
 from apportion.evaluators.scoring.batchnorm import MODES
 from apportion.evaluators.scoring.fitness import CRITERIA
@@ -48,7 +48,7 @@ class Scorers:
         }
 
     def __call__(self, candidate: Candidate) -> dict[str, float]:
-        found = {}
+        found: dict[str, float] = {}
         for mode, scorer in self._scorers.items():
             totals = dict.fromkeys(CRITERIA, 0.0)
             with torch.inference_mode(), scorer._corrected(candidate):
@@ -67,9 +67,8 @@ def retuned_accuracy(problem: ModelProblem, candidate: Candidate) -> float:
     model = copy.deepcopy(problem.workload.model)
     problem.database.stitch(model, problem.profile(candidate))
     train = problem.workload.train
-    correct(
-        "batchnorm", model, lambda: (x for x, _ in train.batches(problem.workload.batch_size)), {}
-    )
+    size = problem.workload.batch_size
+    correct("batchnorm", model, FullPass(lambda: (x for x, _ in train.batches(size))), {})
     return test_accuracy(model, problem.workload.test, problem.workload.batch_size)
 
 
@@ -87,7 +86,7 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     file = options.work / "validity.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     there = {(row["budget"], row["number"]) for row in rows}
-    given = SimpleNamespace(
+    given = argparse.Namespace(
         **vars(options), errors="layer", evaluations=1, seeds=[0], threads=torch.get_num_threads()
     )
     problems = {budget: prepare(job(given, budget)) for budget in options.budgets}

@@ -3,9 +3,8 @@ additive optimum's, after re-tuning, on test images: accuracy, agreement and KL 
 model, each with a 95 % interval of the difference from a paired bootstrap over the images.
 
     python benchmarks/generalisation.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125]
-    [--algorithms surrogate]
-        [--seeds 0] [--evaluations 300] [--errors loss] [--searches loss/batch/calib/1024
-        kl/batch/train/4096 ...] [--target 0.3499]
+        [--algorithms surrogate] [--seeds 0] [--evaluations 300] [--errors loss]
+        [--searches loss/batch/calib/1024 kl/batch/train/4096 ...] [--target 0.3499]
 
 Beside them how each search went: its fitness after 50, 100, ... evaluations, and after how many it
 passed `target`.
@@ -28,6 +27,7 @@ import torch.nn.functional as F
 from resnet20 import job
 from torch import Tensor
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct
 from apportion.db.runs.store import RunStore
 from apportion.search.algorithms.registry import create
@@ -65,7 +65,7 @@ class Judge:
         correct(
             "batchnorm",
             model,
-            lambda: (x for x, _ in workload.train.batches(workload.batch_size)),
+            FullPass(lambda: (x for x, _ in workload.train.batches(workload.batch_size))),
             {},
         )
         outputs = self._outputs(model)

@@ -2,8 +2,8 @@
 as stitched and after batch-norm re-tuning, ExactOBS beside the data-free baseline, and beside the
 published reference where it has the row.
 
-    python benchmarks/kinds.py --data PATH/TO/DATA [--work FOLDER] [--rounds 0] [--corrections
-    batchnorm]
+    python benchmarks/kinds.py --data PATH/TO/DATA [--work FOLDER] [--rounds 0]
+        [--corrections batchnorm]
 
 PATH/TO/DATA holds cifar10/*.npz, models/resnet20_cifar10.safetensors and reference.json. --rounds N
 builds on N augmented rounds of the calibration images instead of the plain ones; --corrections adds
@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct, record
 from apportion.compressors.levels import parse_level
 from apportion.search.cli.progress import TerminalProgress
@@ -83,7 +84,8 @@ def main() -> None:
     def batches() -> Any:
         return (inputs for inputs, _ in workload.train.batches(workload.batch_size))
 
-    recorded = record(workload.model, batches())
+    data = FullPass(batches)
+    recorded = record(workload.model, data)
 
     def accuracies(level: str) -> list[float]:
         levels = database.levels()
@@ -95,7 +97,7 @@ def main() -> None:
             model = copy.deepcopy(workload.model)
             database.stitch(model, profile)
             if correction:
-                correct(correction, model, batches, recorded)
+                correct(correction, model, data, recorded)
             found.append(test_accuracy(model, workload.test, workload.batch_size))
         return found
 

@@ -3,7 +3,7 @@ from the uniform profile to the optimum each closes from a cold start, whether i
 search, and what asking and telling costs.
 
     python benchmarks/league.py --timings PATH/TO/timings [--evaluations 2000] [--seeds 10]
-    [--algorithms ...]
+        [--algorithms ...]
 """
 
 from __future__ import annotations

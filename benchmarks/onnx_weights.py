@@ -3,8 +3,8 @@ point 128: whole models at w8a8 in ONNX Runtime against the same files with int8
 which processors with AVX2 and without VNNI get wrong. Alternating in one process; medians, and
 their ratio. Random weights: they cost what others cost.
 
-    python benchmarks/onnx_weights.py [--models torchvision:resnet18 ...] [--batch 4] [--threads 1]
-    [--rounds 30]
+    python benchmarks/onnx_weights.py [--models torchvision:resnet18 ...] [--batch 4]
+        [--threads 1] [--rounds 30]
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import GridOptions, fit_grid
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.naming import matrices
 from apportion.evaluators.rewriting import onnx_model
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.processor import instructions
@@ -33,13 +33,11 @@ _INPUT = ActivationGrid(8, 2.0**-6, 0)
 def quantized(model: nn.Module) -> dict[str, Quantized]:
     """Every layer at w8a8, on symmetric grids."""
     what = {}
-    for layer in find_layers(model):
-        weight = model.get_submodule(layer.name).weight
-        assert isinstance(weight, nn.Parameter)
+    for name, weight in matrices(model).items():
         flat = weight.detach().flatten(1)
         grid = fit_grid(flat, 8, GridOptions(symmetric=True, fit="minmax"))
         weight.data = grid.values(grid.codes(flat)).reshape(weight.shape)
-        what[layer.name] = Quantized(grid, _INPUT)
+        what[name] = Quantized(grid, _INPUT)
     return what
 
 

@@ -1,8 +1,8 @@
 """The Ray pool: 2 workers against 1 on a real workload, and its own overhead with 1 to 64 workers
 that sleep.
 
-    python benchmarks/pool.py [--workers 1 2 8 32 64] [--seconds 0.2] [--rounds 3] [--candidates 24]
-    [--skip-real]
+    python benchmarks/pool.py [--workers 1 2 8 32 64] [--seconds 0.2] [--rounds 3]
+        [--candidates 24] [--skip-real]
 
 Real: the digits network, scored by one and by two workers of one thread each, alternating.
 Sleeping: workers on fractional CPUs; efficiency is the sleep of all requests over workers x wall
@@ -11,6 +11,7 @@ time, for batches of four requests a worker."""
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import tempfile
 import time
@@ -32,9 +33,12 @@ class Sleeper:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
         time.sleep(self._seconds * fidelity)
-        return float(sum(candidate))
+        found = float(sum(candidate))
+        return found if found <= bound else math.inf
 
 
 class Weighed(StitchedScorer):

@@ -2,9 +2,8 @@
 re-tuned, after global AdaPrune and after fine-tuning with its masks held, and how small the packed
 model is.
 
-    python benchmarks/recovery.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125] [--lintune
-    '{}'] [--adaprune '{}']
-        [--finetune '{}']
+    python benchmarks/recovery.py --data PATH/TO/DATA [--work FOLDER] [--budget 0.125]
+        [--lintune '{}'] [--adaprune '{}'] [--finetune '{}']
 
 The ResNet-20 and database of benchmarks/resnet20.py. The steps take their settings as JSON
 (docs/JOBS.md); null leaves one out."""

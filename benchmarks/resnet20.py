@@ -3,7 +3,7 @@ gave on the same model and images: layer errors, and the profiles of dp (measure
 losses) and spdy at several FLOPs budgets.
 
     python benchmarks/resnet20.py --data PATH/TO/DATA [--work FOLDER] [--speedups 2 4 8]
-    [--evaluations 400] [--seeds 0]
+        [--evaluations 400] [--seeds 0]
 
 PATH/TO/DATA holds cifar10/*.npz, models/resnet20_cifar10.safetensors and reference.json. Everything
 is resumable: run it again."""
@@ -68,16 +68,19 @@ def job(options: argparse.Namespace, budget: float, algorithm: str = "dp") -> Jo
 def layer_errors(options: argparse.Namespace, reference: dict[str, Any]) -> None:
     """Errors of the reference's three layers, from one elimination each, on the calibration
     images."""
+    from apportion.compressors.calibration import FullPass
     from apportion.compressors.hessian import collect_hessians
-    from apportion.compressors.layers import find_layers
+    from apportion.compressors.kinds.find import find_layers
     from apportion.compressors.obs import compress_layer
     from apportion.evaluators.workloads.workload import load_workload
 
     workload = load_workload(job(options, 0.5).workload)
     wanted = reference["layer_errors"]["layers"]
-    layers = [layer for layer in find_layers(workload.model) if layer.name in wanted]
-    batches = (inputs for inputs, _ in workload.calibration.batches(workload.batch_size))
-    hessians = collect_hessians(workload.model, layers, batches)
+    data = FullPass(
+        lambda: (inputs for inputs, _ in workload.calibration.batches(workload.batch_size))
+    )
+    layers = [own for own in find_layers(workload.model, data).layers if own.name in wanted]
+    hessians = collect_hessians(workload.model, layers, data)
     modules = dict(workload.model.named_modules())
     print(f"{'layer':16} {'level':16} {'ours':>12} {'reference':>12} {'relative':>10}")
     for layer in layers:

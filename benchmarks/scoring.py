@@ -3,8 +3,7 @@ for, against (a) plain forward passes of the dense model over the same calibrati
 reference's way: swap the weights of all layers, run all of the model.
 
     python benchmarks/scoring.py --data PATH/TO/DATA [--work FOLDER] [--device cpu] [--threads 2]
-    [--rounds 5] [--candidates 24]
-                                 [--streams full swaps ...]
+        [--rounds 5] [--candidates 24] [--streams full swaps ...]
 
 The ResNet-20 with 1,024 images and the 45-level database of benchmarks/resnet20.py (built where it
 is not there). Streams: full, every layer differs from the candidate before; swaps, two layers
@@ -19,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -131,7 +129,7 @@ def main() -> None:
     parser.add_argument("--streams", nargs="+", help="these alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    given = SimpleNamespace(**vars(options), errors="layer", evaluations=10, seeds=[0])
+    given = argparse.Namespace(**vars(options), errors="layer", evaluations=10, seeds=[0])
     problem: Any = prepare(job(given, 0.25))
     workload, database, device = problem.workload, problem.database, options.device
     ours = StitchedScorer(workload, database, "loss", "batch", device=device)

@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import LayerError
 from apportion.compressors.grids import GridOptions, fit_grid
-from apportion.compressors.layers import LayerSpec, hooked
+from apportion.compressors.kinds.feeding import first_tensor, with_first
+from apportion.compressors.layers import LayerSpec, hooked, layer_modules
 
 _BINS = 4096
 _SAFETY = 1 + 1e-6
@@ -56,13 +59,16 @@ class _StraightThrough(torch.autograd.Function):
 
 
 class InputQuantizer:
-    """A forward pre-hook that puts a layer's input on `grid`; None lets it through."""
+    """A forward pre-hook that puts a layer's input on `grid`, given by keyword or not; None lets it
+    through."""
 
     def __init__(self, grid: ActivationGrid | None) -> None:
         self.grid = grid
 
-    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        return None if self.grid is None else (self.grid(inputs[0]), *inputs[1:])
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        return None if self.grid is None else with_first(args, kwargs, self.grid)
 
 
 def quantize_input(module: nn.Module, grid: ActivationGrid | None) -> None:
@@ -73,35 +79,27 @@ def quantize_input(module: nn.Module, grid: ActivationGrid | None) -> None:
             hook.grid = grid
             return
     if grid is not None:
-        module.register_forward_pre_hook(InputQuantizer(grid))
+        module.register_forward_pre_hook(InputQuantizer(grid), with_kwargs=True)
 
 
 def calibrate_activations(
-    model: nn.Module, layers: Iterable[LayerSpec], batches: Iterable[Tensor], bits: Iterable[int]
+    model: nn.Module, layers: Iterable[LayerSpec], calibration: Calibration, bits: Iterable[int]
 ) -> dict[str, dict[int, ActivationGrid]]:
     """Layer name -> bits -> the asymmetric grid per tensor with the least sum |x - x^|^2.4 over all
-    inputs that `batches` bring to the layer, in one pass, from a histogram of 4,096 bins. Raises
-    LayerError where an input is not finite."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    seen = {layer.name: _Histogram(layer.name) for layer in layers}
-    with torch.no_grad(), hooked() as handles:
-        for layer in layers:
-            for name in dict.fromkeys((layer.name, *layer.aliases)):
-                if name == layer.name or modules[name] is not modules[layer.name]:
-                    handles.append(
-                        modules[name].register_forward_pre_hook(_Watch(seen[layer.name]))
-                    )
-        for inputs in batches:
-            model(inputs)
+    inputs that the data bring to the layer, in one pass, from a histogram of 4,096 bins; of the
+    layers alone whose inputs are a module's. Raises LayerError where an input is not finite."""
+    own = [layer for layer in layers if layer.by_module]
+    seen = {layer.name: _Histogram(layer.name) for layer in own}
+    with hooked() as handles:
+        for layer, module in layer_modules(model, own):
+            watch = partial(_watch, seen[layer.name])
+            handles.append(module.register_forward_pre_hook(watch, with_kwargs=True))
+        calibration.run(model)
     return {name: histogram.grids(bits) for name, histogram in seen.items()}
 
 
-class _Watch:
-    def __init__(self, histogram: _Histogram) -> None:
-        self._histogram = histogram
-
-    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._histogram.add(inputs[0].detach())
+def _watch(histogram: _Histogram, _module: nn.Module, args: Any, kwargs: Any) -> None:
+    histogram.add(first_tensor(args, kwargs).detach())
 
 
 class _Histogram:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import UnknownNameError
 from apportion.compressors.layers import hooked
 
@@ -56,24 +57,21 @@ def needs_dense(names: Iterable[str]) -> bool:
 
 
 def correct(
-    name: str,
-    model: nn.Module,
-    batches: Callable[[], Iterable[Tensor]],
-    dense: Mapping[str, Recorded],
+    name: str, model: nn.Module, calibration: Calibration, dense: Mapping[str, Recorded]
 ) -> None:
-    """Apply one correction in place. `batches()` gives the inputs anew; `dense` is what `record`
-    gave for the dense model on the same batches."""
+    """Apply one correction in place. `dense` is what `record` gave for the dense model on the same
+    data."""
     check_correction(name)
     if name == "batchnorm":
-        retune_batchnorm(model, batches())
+        retune_batchnorm(model, calibration)
     else:
-        _match(model, batches(), dense, variance=name == "statistics")
+        _match(model, calibration, dense, variance=name == "statistics")
 
 
-def retune_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every batch-norm layer by their plain average over
-    `batches` (inputs), as they are with the model's weights now. Other modules stay in the mode
-    they are in; flags and momenta are put back. A model without batch-norm is left alone."""
+def retune_batchnorm(model: nn.Module, calibration: Calibration) -> None:
+    """Replace the running statistics of every batch-norm layer by their plain average over the
+    batches, as they are with the model's weights now. Other modules stay in the mode they are in;
+    flags and momenta are put back. A model without batch-norm is left alone."""
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return
@@ -83,24 +81,21 @@ def retune_batchnorm(model: nn.Module, batches: Iterable[Tensor]) -> None:
             module.reset_running_stats()
             module.training = True
             module.momentum = None  # cumulative average
-        with torch.no_grad():
-            for inputs in batches:
-                model(inputs)
+        calibration.run(model)
     finally:
         for module, (training, momentum) in zip(layers, before, strict=True):
             module.training, module.momentum = training, momentum
 
 
-def record(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Recorded]:
+def record(model: nn.Module, calibration: Calibration) -> dict[str, Recorded]:
     """Moments of the outputs of all modules that a correction may change, by name. The model runs
     as it is."""
     sums = {name: _Sums(module) for name, module in targets(model, variance=False).items()}
-    with torch.no_grad(), hooked() as handles:
+    with hooked() as handles:
         modules = dict(model.named_modules())
         for name, total in sums.items():
             handles.append(modules[name].register_forward_hook(total.watch))
-        for inputs in batches:
-            model(inputs)
+        calibration.run(model)
     return {
         name: Recorded(total.moments(), tuple(total.batches))
         for name, total in sums.items()
@@ -138,7 +133,7 @@ def restore_state(model: nn.Module) -> Iterator[None]:
 
 
 def _match(
-    model: nn.Module, batches: Iterable[Tensor], dense: Mapping[str, Recorded], variance: bool
+    model: nn.Module, calibration: Calibration, dense: Mapping[str, Recorded], variance: bool
 ) -> None:
     """One pass: every module's outputs are brought to the dense model's moments on the same batch
     as they come, so that those behind it see about what they will see; then the change over all
@@ -152,8 +147,7 @@ def _match(
             handles.append(
                 module.register_forward_hook(_on_the_way(sums[name], dense[name], variance))
             )
-        for inputs in batches:
-            model(inputs)
+        calibration.run(model)
         for name, module in modules.items():
             if sums[name].count:
                 stretch, shift = _change(sums[name].moments(), dense[name].whole, variance)

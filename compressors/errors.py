@@ -230,6 +230,15 @@ class ConfigurationError(ApportionError):
     """Options that contradict each other or the machine they run on."""
 
 
+class CodeError(ConfigurationError):
+    """Code that a job names and that cannot be loaded, or may not be. Carries `what` it is and its
+    `name`."""
+
+    def __init__(self, what: str, name: str, reason: str) -> None:
+        self.what, self.name = what, name
+        super().__init__(f"{what} {name!r}: {reason}")
+
+
 def first_line(error: BaseException) -> str:
     """Another's error as part of one of our lines: its kind, and the first line of what it says."""
     text = str(error).strip()

@@ -1,61 +1,49 @@
 """Layer Hessians, H = 2 X X^T / N (Frantar & Alistarh 2022, section 3), streamed over calibration
-batches."""
+data."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
+from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import LayerError
-from apportion.compressors.layers import LayerSpec, hooked
+from apportion.compressors.kinds.collect import CHUNK_VALUES, Collector
+from apportion.compressors.kinds.feeding import first_tensor, module_columns
+from apportion.compressors.kinds.watch import unfused
+from apportion.compressors.layers import LayerSpec, hooked, layer_modules
 from apportion.compressors.progress import Progress
 
 log = logging.getLogger(__name__)
-_CHUNK_VALUES = 1 << 25
-"""Unfolded inputs held at once, in values: a batch is cut into chunks of samples below it."""
 
 
 def collect_hessians(
     model: nn.Module,
     layers: Sequence[LayerSpec],
-    batches: Iterable[Tensor],
+    calibration: Calibration,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Layer name -> H [groups, d, d], float64, on the model's device; columns as in
-    `layers.to_matrix`. X are the layer's unfolded inputs, N the number of samples. The model runs
-    as it is (eval mode is the caller's). Raises LayerError where an H is not finite."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    sums = {
-        layer.name: torch.zeros(layer.groups, layer.columns, layer.columns, dtype=torch.float64)
-        for layer in layers
-    }
-    samples = 0
+    """Layer name -> H, float64, on the model's device: [groups, d, d] with columns as in
+    `layers.to_matrix`; of a table, whose rows are looked up, [rows, 1]. X are what the layer's
+    weight is multiplied with, N the number of samples. The model runs as it is (eval mode is the
+    caller's). Raises LayerError where an H is not finite."""
+    sums = {own.name: torch.zeros(own.hessian_shape, dtype=torch.float64) for own in layers}
+    traced = not all(layer.by_module for layer in layers)
 
-    def add(layer: LayerSpec, module: nn.Module, x: Tensor) -> None:
-        if sums[layer.name].device != x.device:
-            sums[layer.name] = sums[layer.name].to(x.device)
-        _accumulate(sums[layer.name], layer, module, x.detach())
+    def inside(batch: Any) -> Collector:
+        return Collector(model, batch, layers, sums)
 
-    listed = list(batches) if progress else batches
-    with torch.no_grad(), hooked() as handles:
-        for layer in layers:
-            seen: set[int] = set()
-            for name in (layer.name, *layer.aliases):
-                if id(modules[name]) not in seen:
-                    seen.add(id(modules[name]))
-                    handles.append(modules[name].register_forward_pre_hook(_bind(add, layer)))
-        for done, inputs in enumerate(listed):
-            if progress:
-                progress("collect Hessians", done, len(listed))  # type: ignore[arg-type]
-            model(inputs)
-            samples += len(inputs)
-    if progress:
-        progress("collect Hessians", 1, 1)
+    with hooked() as handles, unfused(model) if traced else nullcontext():
+        if not traced:
+            _watch_modules(model, layers, sums, handles)
+        samples = calibration.run(model, inside if traced else None, progress, "collect Hessians")
     for name, total in sums.items():
         total.mul_(2.0 / max(1, samples))
         if not torch.isfinite(total).all():
@@ -65,6 +53,25 @@ def collect_hessians(
                 "infinity",
             )
     return sums
+
+
+def _watch_modules(
+    model: nn.Module,
+    layers: Sequence[LayerSpec],
+    sums: dict[str, Tensor],
+    handles: list[RemovableHandle],
+) -> None:
+    """Hooks on the layers' own modules: several times as fast as a traced pass."""
+
+    def add(layer: LayerSpec, module: nn.Module, args: Any, kwargs: Any) -> None:
+        x = first_tensor(args, kwargs).detach()
+        if sums[layer.name].device != x.device:
+            sums[layer.name] = sums[layer.name].to(x.device)
+        _accumulate(sums[layer.name], layer, module, x)
+
+    for layer, module in layer_modules(model, layers):
+        hook = partial(add, layer)
+        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
 def inverse(hessian: Tensor, damping: float, layer: str = "") -> tuple[Tensor, Tensor]:
@@ -91,50 +98,9 @@ def inverse(hessian: Tensor, damping: float, layer: str = "") -> tuple[Tensor, T
     return torch.cholesky_inverse(factor), alive
 
 
-def unfold(layer: LayerSpec, module: nn.Module, x: Tensor) -> Tensor:
-    """The layer's input as [groups, positions, d]: every row is what one output position multiplies
-    with."""
-    if layer.kind == "linear":
-        return x.reshape(1, -1, layer.columns)
-    conv: Any = module
-    if conv.padding_mode != "zeros":
-        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
-        padding: Any = (0,) * (x.dim() - 2)
-    elif conv.padding == "same":
-        x = F.pad(x, conv._reversed_padding_repeated_twice)
-        padding = (0,) * (x.dim() - 2)
-    else:
-        padding = (0,) * (x.dim() - 2) if conv.padding == "valid" else conv.padding
-    kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
-    if layer.kind == "conv1d":
-        x = x.unsqueeze(2)
-        kernel, stride, dilation, padding = (
-            (1, *kernel),
-            (1, *stride),
-            (1, *dilation),
-            (0, *padding),
-        )
-    columns = F.unfold(
-        x, kernel, dilation, padding, stride
-    )  # [n, channels * kernel, positions], kernel fastest
-    n, positions = len(x), columns.shape[-1]
-    size = kernel[0] * kernel[1]
-    columns = columns.reshape(
-        n, layer.groups, -1, size, positions
-    )  # [n, g, channels of the group, kernel, positions]
-    return columns.permute(1, 0, 4, 3, 2).reshape(layer.groups, n * positions, layer.columns)
-
-
 def _accumulate(total: Tensor, layer: LayerSpec, module: nn.Module, x: Tensor) -> None:
     per_sample = x[:1].numel() * max(1, layer.columns * layer.groups // max(1, x.shape[1]))
-    step = max(1, _CHUNK_VALUES // max(1, per_sample))
+    step = max(1, CHUNK_VALUES // max(1, per_sample))
     for start in range(0, len(x), step):
-        columns = unfold(layer, module, x[start : start + step]).double()
+        columns = module_columns(module, x[start : start + step], layer.columns).double()
         torch.baddbmm(total, columns.transpose(1, 2), columns, out=total)
-
-
-def _bind(add: Any, layer: LayerSpec) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        add(layer, module, inputs[0])
-
-    return hook

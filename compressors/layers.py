@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from apportion.compressors.errors import ModelError
-
-_KINDS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Linear: "linear"}
+from apportion.compressors.place import Place, module_weight
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One compressible module. As a matrix its weight has `rows` rows of `columns` weights, ordered
-    kernel position x input channel (channel last), so that blocks and N:M patterns run along input
-    channels. The rows of group g (of `groups`, in equal shares) multiply the inputs of that group.
-    `aliases` are other modules with the very same weight tensor."""
+    """One weight that can be compressed: a matrix that a product multiplies with its inputs.
+
+    name: its module's, with a suffix where a module has several weights.
+    kind: conv1d, conv_transpose2d, linear, embedding, ...
+    shape: (rows, channels, *kernel), as which databases keep it. As a matrix it has `rows` rows of
+        `columns` weights, ordered kernel position x input channel (channel last), so that blocks
+        and N:M patterns run along input channels.
+    groups: the rows of group g (of `groups`, in equal shares) multiply the inputs of that group.
+    aliases: other names of the very same weight.
+    place: where it stands in the model; None: it is the whole `weight` of the module `name`.
+    by_module: whether what its modules are given is what it is multiplied with (padded, if the
+        module says so), so that a hook on them sees it, and can quantize it.
+    """
 
     name: str
     kind: str
@@ -30,40 +35,28 @@ class LayerSpec:
     rows: int
     columns: int
     aliases: tuple[str, ...] = ()
+    place: Place | None = None
+    by_module: bool = True
 
+    @property
+    def where(self) -> Place:
+        return self.place or module_weight((self.name, *self.aliases), self.shape)
 
-def find_layers(model: nn.Module) -> list[LayerSpec]:
-    """All Conv1d, Conv2d and Linear modules in the order of `named_modules()`; tied weights once,
-    under the first name. Raises ModelError when there are none."""
-    found: dict[int, LayerSpec] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        kind = next((kind for base, kind in _KINDS.items() if isinstance(module, base)), None)
-        if kind is None:
-            continue
-        weight = module.weight
-        if not isinstance(weight, Tensor):
-            continue
-        known = found.get(id(weight))
-        if known is not None:
-            found[id(weight)] = LayerSpec(
-                known.name,
-                known.kind,
-                known.shape,
-                known.groups,
-                known.rows,
-                known.columns,
-                (*known.aliases, name),
-            )
-            continue
-        rows, columns = weight.shape[0], weight[0].numel()
-        found[id(weight)] = LayerSpec(
-            name, kind, tuple(weight.shape), getattr(module, "groups", 1), rows, columns
-        )
-    if not found:
-        raise ModelError(
-            "the model has no Conv1d, Conv2d or Linear module, so there is nothing to compress"
-        )
-    return list(found.values())
+    @property
+    def is_table(self) -> bool:
+        """Whether rows of the weight are looked up: its Hessian is diagonal."""
+        return self.kind == "embedding"
+
+    @property
+    def is_module_weight(self) -> bool:
+        """Whether it is a convolution's or linear module's weight as it stands, so that the module
+        can be run in a smaller shape."""
+        own = module_weight((self.name, *self.aliases), self.shape)
+        return self.by_module and self.where == own and self.kind in ("conv1d", "conv2d", "linear")
+
+    @property
+    def hessian_shape(self) -> tuple[int, ...]:
+        return (self.rows, 1) if self.is_table else (self.groups, self.columns, self.columns)
 
 
 def to_matrix(weight: Tensor, spec: LayerSpec) -> Tensor:
@@ -77,32 +70,15 @@ def from_matrix(matrix: Tensor, spec: LayerSpec) -> Tensor:
     return matrix.reshape(spec.shape[0], *kernel, spec.shape[1]).movedim(-1, 1).contiguous()
 
 
-def count_macs(model: nn.Module, layers: Sequence[LayerSpec], example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates per sample of every layer's matrix product, measured by one pass of
-    `example` [n, ...]. A layer that is called several times counts every call. Raises ModelError
-    naming a layer that the pass did not call."""
-    counts = dict.fromkeys((layer.name for layer in layers), 0)
-    specs = {layer.name: layer for layer in layers}
-
-    def count(name: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Tensor) -> None:
-        spec = specs[name]
-        positions = output.numel() // (output.shape[0] * spec.rows)
-        counts[name] += positions * spec.rows * spec.columns
-
+def layer_modules(
+    model: nn.Module, layers: Iterable[LayerSpec]
+) -> Iterator[tuple[LayerSpec, nn.Module]]:
+    """Each layer with each module that has its weight: several, where weights are tied."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    with torch.no_grad(), hooked() as handles:
-        for layer in layers:
-            for name in (layer.name, *layer.aliases):
-                if name != layer.name and modules[name] is modules[layer.name]:
-                    continue  # the same module under two names fires one hook per call
-                hook = _bind(count, layer.name)
-                handles.append(modules[name].register_forward_hook(hook))
-        model(example)
-    if idle := [name for name, macs in counts.items() if not macs]:
-        raise ModelError(
-            f"layer {idle[0]!r} is never called when the model runs; remove it from the model"
-        )
-    return counts
+    for layer in layers:
+        own = (modules[name] for name in (layer.name, *layer.aliases))
+        for module in dict.fromkeys(own):
+            yield layer, module
 
 
 @contextmanager
@@ -114,10 +90,3 @@ def hooked() -> Iterator[list[RemovableHandle]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _bind(function: Any, name: str) -> Any:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        function(name, module, inputs, output)
-
-    return hook

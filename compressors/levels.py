@@ -15,6 +15,7 @@ step is the upper end itself."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Sparsity:
             return f"{head}{self.n}:{self.m}"
         name = f"block{self.block}" if self.kind == "block" else self.kind
         return f"{head}{name}-{format_fraction(self.fraction)}"
+
+    def removed(self, count: int) -> int:
+        """How many of `count` weights, blocks or filters go. Rounded up, as the published code
+        does; round() takes off what the fraction's binary form adds."""
+        return math.ceil(round(count * self.fraction, 6))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from apportion.compressors.grids import Grid, GridOptions, fit_grid
 from apportion.compressors.hessian import inverse
 from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
 from apportion.compressors.levels import Level, Quantization, Sparsity
+from apportion.compressors.lookup import TableProblem
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
 
@@ -67,22 +67,20 @@ class CompressedLayer:
 
 
 def fits(spec: LayerSpec, level: Level) -> bool:
-    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide. A
-    filter level leaves at least one filter, and a layer that can be run as such: among grouped
-    convolutions that is true of depthwise ones alone."""
+    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide.
+    Inputs can be quantized where they are a module's. A filter level leaves at least one filter,
+    and a module that can be run as such: among grouped convolutions that is true of depthwise ones
+    alone."""
     sparsity = level.sparsity
+    if level.activation_bits and not spec.by_module:
+        return False
     if sparsity is not None and sparsity.kind == "filter":
-        return spec.groups in (1, spec.rows) and _removed(spec.rows, sparsity) < spec.rows
+        shaped = spec.is_module_weight and spec.groups in (1, spec.rows)
+        return shaped and sparsity.removed(spec.rows) < spec.rows
     return (
         sparsity is None
         or spec.columns % {"block": sparsity.block, "nm": sparsity.m}.get(sparsity.kind, 1) == 0
     )
-
-
-def _removed(count: int, sparsity: Sparsity) -> int:
-    """How many of `count` weights, blocks or filters the level removes. Rounded up, as the
-    published code does; round() takes off what the fraction's binary form adds."""
-    return math.ceil(round(count * sparsity.fraction, 6))
 
 
 def compress_layer(
@@ -96,7 +94,7 @@ def compress_layer(
     mapper: Mapper | None = None,
 ) -> Iterator[CompressedLayer]:
     """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order.
-    hessian: [groups, d, d] as `hessian.collect_hessians` gives it; its device does the work.
+    hessian: as `hessian.collect_hessians` gives it; its device does the work.
     `activations`: bits -> grid, for levels that quantize inputs. A `mapper` runs the tasks that the
     layer is cut into (by default one after the other, here). Raises LayerError for values that are
     not finite, LevelError."""
@@ -116,7 +114,11 @@ def compress_layer(
     limits = Limits(options.memory or default_memory(hessian.device), torch.get_num_threads())
     work = Work(limits, mapper, progress, f"compress {spec.name}")
     fitting = [level for level in levels if fits(spec, level)]
-    problem = _Problem(matrix, hessian.double(), spec, fitting, options, work)
+    problem = (
+        TableProblem(matrix, hessian.double(), options.grid)
+        if spec.is_table
+        else _Problem(matrix, hessian.double(), spec, fitting, options, work)
+    )
     whole = 0.0
     for level in fitting:
         with torch_threads(1):  # the bits of a database do not depend on how many threads made it
@@ -135,6 +137,8 @@ def compress_layer(
 def layer_error(difference: Tensor, hessian: Tensor) -> float:
     """1/2 tr(dW H dW^T) over all groups; difference [rows, d], hessian [groups, d, d], float64. For
     H = 2 X X^T / N it is the mean over samples of the squared change of the layer's output."""
+    if hessian.dim() == 2:  # a table's
+        return 0.5 * float((hessian * difference**2).sum())
     groups = hessian.shape[0]
     split = difference.reshape(groups, -1, difference.shape[1])
     return 0.5 * float(((split @ hessian) * split).sum())
@@ -199,7 +203,7 @@ class _Problem:
         return grid.values(grid.codes(compressed)) * ~fixed, grid
 
     def _count(self, sparsity: Sparsity) -> int:
-        return _removed(self.matrix.numel() // (sparsity.block or 1), sparsity)
+        return sparsity.removed(self.matrix.numel() // (sparsity.block or 1))
 
     def _sparse(self, sparsity: Sparsity) -> Tensor:
         """The weights [rows, d] with the pattern of `sparsity`."""
@@ -231,7 +235,7 @@ class _Problem:
         changed = grouped if sparsity.magnitude else grouped @ self.hessian
         rises = (changed * grouped).sum(2).flatten()
         kept = self.matrix.clone()
-        kept[rises.argsort(stable=True)[: _removed(len(kept), sparsity)]] = 0
+        kept[rises.argsort(stable=True)[: sparsity.removed(len(kept))]] = 0
         return kept
 
     def _quantize(self, matrix: Tensor, grid: Grid, fixed: Tensor) -> Tensor:

@@ -51,7 +51,18 @@ def eliminate_blocks(
 
 
 def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits = Limits()) -> Tensor:
-    """As `textbook.prune_n_of_m`: weights [rows, d]."""
+    """As `textbook.prune_n_of_m`.
+
+    Args:
+        weight: [rows, d].
+        hinv: H^-1, [d, d].
+        n: weights that stay in every group.
+        m: consecutive columns that are a group; a divisor of d.
+        limits: of memory and threads.
+
+    Returns:
+        Weights, [rows, d], on the device of `weight`.
+    """
     if kernel := _kernel("n_of_m", weight):
         with _threads(hinv, limits) as threads:
             return torch.from_numpy(kernel(*_arrays(weight, hinv), n, m, threads))
@@ -61,8 +72,18 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits = 
 def quantize(
     weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor, limits: Limits = Limits()
 ) -> Tensor:
-    """As `textbook.quantize`: weights [rows, d], all on the grid; those that are `fixed` [rows, d]
-    are zero and stay it."""
+    """As `textbook.quantize`.
+
+    Args:
+        weight: [rows, d].
+        hinv: H^-1, [d, d].
+        grid: of each row, or of all.
+        fixed: bool [rows, d], weights that are zero and stay it.
+        limits: of memory and threads.
+
+    Returns:
+        Weights, [rows, d], all on the grid, on the device of `weight`.
+    """
     if kernel := _kernel("quantize", weight):
         scale, zero = (
             t.to(weight.dtype).expand(len(weight), 1).squeeze(1).contiguous().numpy()
@@ -85,9 +106,20 @@ def quantize(
 def reconstruct(
     weight: Tensor, hinv: Tensor, order: Tensor, counts: Tensor, limits: Limits = Limits()
 ) -> Tensor | None:
-    """Weights, float32 [levels, rows, d], after the first counts[r, l] of the columns order[r] of
-    row r are gone and the others made up for them. NaN where the precision does not do. None where
-    the compiled form is not to be had."""
+    """The weights between an elimination's removals, from its order alone.
+
+    Args:
+        weight: [rows, d].
+        hinv: H^-1, [d, d].
+        order: int64 [rows, d], columns in the order in which they go.
+        counts: int64 [rows, levels], how many of them are gone at each level.
+        limits: of memory and threads.
+
+    Returns:
+        Weights, float32 [levels, rows, d], the columns that are left having made up for those that
+        are gone; NaN where the precision does not do. None where the compiled form is not to be
+        had.
+    """
     if kernel := _kernel("reconstruct", weight):
         with _threads(hinv, limits) as threads:
             return torch.from_numpy(kernel(*_arrays(weight, hinv, order, counts), threads))

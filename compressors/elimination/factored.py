@@ -77,6 +77,7 @@ class Rows:
 
     @property
     def gone(self) -> Tensor:
+        """Positions that were removed, or that no row has; bool [rows, m]."""
         return self.penalty > 0
 
     def remove(self, p: Tensor, change: Tensor, acting: Tensor | None = None) -> Tensor:

@@ -36,6 +36,8 @@ def _unstructured(space: Any, weight: Any, hinv: Any, order: Any, losses: Any) -
 
 @compiled(removal, panels, tile)
 def unstructured(weight: Any, hinv: Any, threads: int) -> tuple[Any, Any]:
+    """Order int64 [rows, d] and losses [rows, d] of an elimination down to nothing; weight
+    [rows, d], hinv [d, d]."""
     order, losses = np.empty(weight.shape, np.int64), np.empty(weight.shape, weight.dtype)
     for t in prange(threads):
         space = removal.room(weight, 0)
@@ -76,6 +78,18 @@ def _n_of_m(space: Any, weight: Any, hinv: Any, n: int, group: int, result: Any)
 
 @compiled(removal, panels, tile)
 def n_of_m(weight: Any, hinv: Any, n: int, m: int, threads: int) -> Any:
+    """Weights [rows, d] that keep n of every m consecutive columns.
+
+    Args:
+        weight: [rows, d].
+        hinv: H^-1, [d, d].
+        n: weights that stay in every group.
+        m: columns of a group; a divisor of d.
+        threads: of the CPU.
+
+    Returns:
+        An array like `weight`.
+    """
     result = np.zeros_like(weight)
     for t in prange(threads):
         space = removal.room(weight, 0)
@@ -130,6 +144,20 @@ def _quantize(
 def quantize(
     weight: Any, fixed: Any, hinv: Any, scales: Any, zeros: Any, highest: Any, threads: int
 ) -> Any:
+    """Weights on their rows' grids, in the order of least loss.
+
+    Args:
+        weight: [rows, d].
+        fixed: bool [rows, d], weights that are zero and stay it.
+        hinv: H^-1, [d, d].
+        scales: [rows], steps of the grids.
+        zeros: [rows], codes of zero.
+        highest: the highest code.
+        threads: of the CPU.
+
+    Returns:
+        An array like `weight`.
+    """
     result = np.empty_like(weight)
     for t in prange(threads):
         space = removal.room(weight, 0)
@@ -194,6 +222,8 @@ def _blocks(space: Any, weight: Any, hinv: Any, size: int, order: Any, losses: A
 
 @compiled(removal, panels, tile)
 def blocks(weight: Any, hinv: Any, size: int, threads: int) -> tuple[Any, Any]:
+    """Order int64 [rows, d / size] and losses of an elimination by blocks of `size` consecutive
+    columns; weight [rows, d], hinv [d, d]."""
     rows, d = weight.shape
     order, losses = np.empty((rows, d // size), np.int64), np.empty((rows, d // size), weight.dtype)
     for t in prange(threads):

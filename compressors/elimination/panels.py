@@ -45,7 +45,16 @@ def size(m: int, like: Any) -> int:
 
 @njit
 def fold(own: Any, u: Any, k: int, first: int, last: int, m: int) -> None:
-    """B -= U^T U in columns `first` to `last`, which begin tiles."""
+    """B -= U^T U in some columns.
+
+    Args:
+        own: B [m, m] in its panels; changed in place.
+        u: U, [k, m], row behind row.
+        k: rows of U.
+        first: column where to begin, the first of a tile.
+        last: column before which to end, the first of a tile or m.
+        m: columns of B.
+    """
     width = BYTES // own.itemsize
     for j in range(first, last, width):
         start = place(0, j, m, width)
@@ -55,8 +64,16 @@ def fold(own: Any, u: Any, k: int, first: int, last: int, m: int) -> None:
 
 @njit
 def subtract(u: Any, k: int, p: int, first: int, factor: Any, m: int) -> None:
-    """Row k of U, which holds row p of B, becomes that of B - U^T U over the k rows before it; from
-    place `first` on, which begins a tile. `factor` is room for k values."""
+    """Row k of U, which holds row p of B, becomes that of B - U^T U over the k rows before it.
+
+    Args:
+        u: U, [k + 1, m], row behind row; its last row is changed in place.
+        k: rows before it.
+        p: the row of B.
+        first: place where to begin, the first of a tile.
+        factor: room for k values.
+        m: columns of B.
+    """
     if k == 0:
         return
     for s in range(k):

@@ -65,8 +65,19 @@ def _reconstruct(
 
 @compiled(panels, tile)
 def reconstruct(weight: Any, hinv: Any, order: Any, counts: Any, threads: int) -> Any:
-    """float32 [levels, rows, d]: row r of `weight` [rows, d] after the first counts[r, l] of the
-    columns order[r] are gone. NaN where the type's precision does not do."""
+    """The weights between an elimination's removals, by one Cholesky factorisation of H^-1 in the
+    order of the removals.
+
+    Args:
+        weight: [rows, d].
+        hinv: H^-1, [d, d].
+        order: int64 [rows, d], columns in the order in which they go.
+        counts: int64 [rows, levels], how many of them are gone at each level.
+        threads: of the CPU.
+
+    Returns:
+        float32 [levels, rows, d]; NaN where the type's precision does not do.
+    """
     rows, d = weight.shape
     result = np.zeros((counts.shape[1], rows, d), np.float32)
     m = whole(d, weight)

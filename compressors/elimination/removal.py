@@ -65,8 +65,19 @@ def begin(weight: Any, hinv: Any) -> Any:
 def remove(
     p: int, step: int, change: float, m: int, owned: bool, shared: Any, space: Any, state: Any
 ) -> None:
-    """Remove position p, as removal number `step` since the last refresh: its weight goes down by
-    `change`, and the weights that are left make up for it (paper, eq. 3 and lemma 1)."""
+    """Remove one position; the weights that are left make up for it (Frantar & Alistarh 2022,
+    eq. 3 and lemma 1).
+
+    Args:
+        p: the position.
+        step: number of removals since the last refresh.
+        change: by how much its weight goes down.
+        m: positions that are left.
+        owned: whether the row has a B of its own by now.
+        shared: H^-1 [d, d] of all rows, where it has none.
+        space: the row's own B, U, and room for factors; see `room`.
+        state: weights, diagonal of B, penalties and columns of the positions; see `begin`.
+    """
     own, u, factor = space
     w, diagonal, penalty, _ = state
     at = step * m
@@ -100,8 +111,19 @@ def _gather(to: Any, source: Any, places: Any) -> None:
 
 @njit
 def refresh(steps: int, m: int, owned: bool, shared: Any, space: Any, state: Any) -> int:
-    """Fold the rows of U into B, and drop what is gone. Returns the number of places that are
-    left."""
+    """Fold the rows of U into B, and drop what is gone.
+
+    Args:
+        steps: rows of U.
+        m: positions so far.
+        owned: whether the row has a B of its own by now.
+        shared: H^-1 [d, d] of all rows, where it has none.
+        space: the row's own B, U, and room for factors; see `room`.
+        state: weights, diagonal of B, penalties and columns of the positions; see `begin`.
+
+    Returns:
+        The number of positions that are left.
+    """
     own, u, _ = space
     w, diagonal, penalty, column = state
     alive = 0

@@ -51,6 +51,7 @@ class Work:
         return max(8, int(_TASK_FLOPS / max(1, group.weight.shape[1] ** 3)))
 
     def map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """`function(*task)` of each task, in order, by the mapper where there is one."""
         results = (
             self.mapper(function, tasks) if self.mapper else (function(*task) for task in tasks)
         )

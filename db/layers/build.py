@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
+from apportion.compressors.activations import ActivationGrid, calibrate_activations
+from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import ConfigurationError, DatabaseError
 from apportion.compressors.hessian import collect_hessians
-from apportion.compressors.layers import LayerSpec, count_macs, find_layers
+from apportion.compressors.kinds.uses import Found
+from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level
 from apportion.compressors.obs import CompressionOptions, fits
 from apportion.compressors.progress import Progress
 from apportion.db.files import write_atomically, write_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.claim import claimed
-from apportion.db.layers.database import LayerDatabase
+from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
 
@@ -71,7 +74,8 @@ class BuildPlan:
 def build_database(
     path: str | Path,
     model: nn.Module,
-    batches: Callable[[], Iterable[Tensor]],
+    found: Found,
+    calibration: Calibration,
     levels: Sequence[Level],
     *,
     model_fingerprint: str,
@@ -83,14 +87,29 @@ def build_database(
 ) -> LayerDatabase:
     """Compress every layer of `model` to every level that fits it and write the database at `path`.
 
-    `batches()` gives the calibration inputs anew at each call; `exceptions` layers that get other
-    levels; `executor()` is where the work is done. A build that was stopped goes on with the first
-    layer that is not on disk; a finished database of the same plan is opened as it is. Raises
-    DatabaseMismatchError when the folder holds a database of another plan, DatabaseError when it
-    holds something else or another process builds there, LayerError, OutputError. Whatever is
-    raised, finished layers stay and no partial file does."""
+    A build that was stopped goes on with the first layer that is not on disk; a finished database
+    of the same plan is opened as it is.
+
+    Args:
+        path: the database's folder.
+        model: in eval mode.
+        found: its layers, as `find_layers` gives them.
+        calibration: the data.
+        levels: of every layer; `dense` among them.
+        model_fingerprint: of the model, kept in the database.
+        calibration_fingerprint: of the data, kept in the database.
+        exceptions: layers that get other levels.
+        options: of the compressor.
+        progress: is told what is done.
+        executor: makes what does the work.
+
+    Raises:
+        DatabaseMismatchError: the folder holds a database of another plan.
+        DatabaseError: it holds something else, or another process builds there.
+        LayerError, OutputError: whatever is raised, finished layers stay and no partial file does.
+    """
     path = Path(path)
-    layers = find_layers(model)
+    layers = found.layers
     wanted = BuildPlan(
         model_fingerprint,
         calibration_fingerprint,
@@ -107,127 +126,100 @@ def build_database(
     plan = wanted.to_json(layers)
     with claimed(path, plan):
         if not (path / format.MANIFEST).is_file():
-            _build_layers(
-                path, wanted, format.digest(plan), model, layers, batches, progress, executor
+            _Build(path, wanted, format.digest(plan), model, found, calibration, progress).run(
+                executor
             )
-            _finish(path, plan, layers)
+            _finish(path, plan, found)
     return LayerDatabase.open(path, model_fingerprint)
 
 
-def _build_layers(
-    path: Path,
-    plan: BuildPlan,
-    key: str,
-    model: nn.Module,
-    layers: Sequence[LayerSpec],
-    batches: Callable[[], Iterable[Tensor]],
-    progress: Progress | None,
-    executor: Callable[[], Executor],
-) -> None:
-    missing = [
-        i
-        for i, layer in enumerate(layers)
-        if _read_record(path / format.layer_file(i, layer.name), key) is None
-    ]
-    if not missing:
-        return
-    macs = count_macs(model, layers, next(iter(batches()))[:1])
-    levels = {layer.name: plan.of(layer) for layer in layers}
-    bits = sorted(
-        {level.activation_bits for own in levels.values() for level in own if level.activation_bits}
-    )
-    grids = (
-        calibrate_activations(model, [layers[i] for i in missing], batches(), bits) if bits else {}
-    )
-    modules = dict(model.named_modules())
-    done = len(layers) - len(missing)
-    workers = executor()
+@dataclass
+class _Build:
+    """A build under way; `key` marks the files that are this plan's."""
 
-    def task(index: int, hessian: Tensor, own: Sequence[Level]) -> LayerTask:
-        layer = layers[index]
-        weight = modules[layer.name].weight.detach()
-        return LayerTask(
-            index, layer, weight, hessian, tuple(own), plan.options, grids.get(layer.name, {})
-        )
+    path: Path
+    plan: BuildPlan
+    key: str
+    model: nn.Module
+    found: Found
+    calibration: Calibration
+    progress: Progress | None
 
-    def written(found: Iterable[tuple[int, Encoded]]) -> None:
-        nonlocal done
-        for index, (tensors, entries) in found:
-            layer = layers[index]
-            record = LayerRecord(
-                layer.name,
-                layer.kind,
-                layer.shape,
-                layer.groups,
-                macs[layer.name],
-                layer.aliases,
-                entries,
-            )
-            metadata = {"build": key, "record": json.dumps(record.to_json())}
-            file = path / format.layer_file(index, layer.name)
-            write_atomically(
-                file,
-                lambda temporary: save_file(tensors, temporary, metadata=metadata),  # noqa: B023
-            )
-            done += 1
-            if progress:
-                progress("compress", done, len(layers))
-
-    try:
-        if plan.options.sequential:
-            for index in missing:
-                written(
-                    [
-                        (
-                            index,
-                            _after_the_others(
-                                path, index, model, layers, levels, batches, task, workers, progress
-                            ),
-                        )
-                    ]
-                )
+    def run(self, executor: Callable[[], Executor]) -> None:
+        """Make the layers that are not there."""
+        layers = self.found.layers
+        missing = [i for i in range(len(layers)) if _read_record(self._file(i), self.key) is None]
+        if not missing:
             return
-        for group in _groups([(i, layers[i]) for i in missing]):
-            hessians = collect_hessians(model, [layer for _, layer in group], batches(), progress)
-            tasks = [
-                task(index, hessians.pop(layer.name), levels[layer.name]) for index, layer in group
-            ]
-            written((made.index, encoded) for made, encoded in workers.run(tasks, progress))
-    finally:
-        workers.close()
-
-
-def _after_the_others(
-    path: Path,
-    index: int,
-    model: nn.Module,
-    layers: Sequence[LayerSpec],
-    levels: Mapping[str, Sequence[Level]],
-    batches: Callable[[], Iterable[Tensor]],
-    task: Callable[[int, Tensor, Sequence[Level]], LayerTask],
-    workers: Executor,
-    progress: Progress | None,
-) -> Encoded:
-    """A layer whose Hessians are those of a model in which every earlier layer is at the level
-    already that is being made (or dense, where it lacks that)."""
-    tensors: dict[str, Tensor] = {}
-    entries: list[Entry] = []
-    for level in levels[layers[index].name]:
-        before = copy.deepcopy(model)
-        modules = dict(before.named_modules())
-        for i, layer in enumerate(layers[:index]):
-            made = _read_entry(path / format.layer_file(i, layer.name), layer, level)
-            if made is not None:
-                weight, activation = made
-                modules[layer.name].weight.data.copy_(weight)
-                quantize_input(modules[layer.name], activation)
-        hessians = collect_hessians(before, [layers[index]], batches(), progress)
-        ((_, (more, (entry,))),) = workers.run(
-            [task(index, hessians[layers[index].name], [level])], progress
+        self._levels = [self.plan.of(layer) for layer in layers]
+        bits = {lv.activation_bits for own in self._levels for lv in own if lv.activation_bits}
+        wanted = [layers[i] for i in missing]
+        self._grids = (
+            calibrate_activations(self.model, wanted, self.calibration, sorted(bits))
+            if bits
+            else {}
         )
-        tensors |= more
-        entries.append(entry)
-    return tensors, tuple(entries)
+        self._done = len(layers) - len(missing)
+        self._workers = executor()
+        try:
+            if self.plan.options.sequential:
+                for index in missing:
+                    self._write(index, self._after_the_others(index))
+            else:
+                for group in _groups([(i, layers[i]) for i in missing]):
+                    self._together(group)
+        finally:
+            self._workers.close()
+
+    def _together(self, group: Sequence[tuple[int, LayerSpec]]) -> None:
+        """Layers whose Hessians one pass collects."""
+        own = [layer for _, layer in group]
+        hessians = collect_hessians(self.model, own, self.calibration, self.progress)
+        tasks = [
+            self._task(index, hessians.pop(layer.name), self._levels[index])
+            for index, layer in group
+        ]
+        for task, encoded in self._workers.run(tasks, self.progress):
+            self._write(task.index, encoded)
+
+    def _after_the_others(self, index: int) -> Encoded:
+        """A layer whose Hessians are those of a model in which every earlier layer is at the level
+        already that is being made (or dense, where it lacks that)."""
+        layers = self.found.layers
+        tensors: dict[str, Tensor] = {}
+        entries: list[Entry] = []
+        for level in self._levels[index]:
+            before = copy.deepcopy(self.model)
+            modules = dict(before.named_modules(remove_duplicate=False))
+            for i, layer in enumerate(layers[:index]):
+                made = _read_entry(self._file(i), layer, level)
+                if made is not None:
+                    place_level(before, modules, layer, *made)
+            hessians = collect_hessians(before, [layers[index]], self.calibration, self.progress)
+            task = self._task(index, hessians[layers[index].name], [level])
+            ((_, (more, (entry,))),) = self._workers.run([task], self.progress)
+            tensors |= more
+            entries.append(entry)
+        return tensors, tuple(entries)
+
+    def _task(self, index: int, hessian: Tensor, levels: Sequence[Level]) -> LayerTask:
+        layer = self.found.layers[index]
+        weight = layer.where.read(self.model).reshape(layer.shape)
+        grids = self._grids.get(layer.name, {})
+        return LayerTask(index, layer, weight, hessian, tuple(levels), self.plan.options, grids)
+
+    def _write(self, index: int, encoded: Encoded) -> None:
+        layer, (tensors, entries) = self.found.layers[index], encoded
+        macs = self.found.macs[layer.name]
+        record = LayerRecord.of(layer, macs, entries)
+        metadata = {"build": self.key, "record": json.dumps(record.to_json())}
+        write_atomically(self._file(index), lambda path: save_file(tensors, path, metadata))
+        self._done += 1
+        if self.progress:
+            self.progress("compress", self._done, len(self.found.layers))
+
+    def _file(self, index: int) -> Path:
+        return self.path / format.layer_file(index, self.found.layers[index].name)
 
 
 def _groups(layers: list[tuple[int, LayerSpec]]) -> Iterator[list[tuple[int, LayerSpec]]]:
@@ -236,7 +228,7 @@ def _groups(layers: list[tuple[int, LayerSpec]]) -> Iterator[list[tuple[int, Lay
     group: list[tuple[int, LayerSpec]] = []
     taken = 0
     for index, layer in layers:
-        size = 8 * layer.groups * layer.columns**2
+        size = 8 * prod(layer.hessian_shape)
         if group and taken + size > HESSIAN_BYTES:
             yield group
             group, taken = [], 0
@@ -279,9 +271,9 @@ def _read_record(file: Path, key: str) -> LayerRecord | None:
         return None  # not written by a build that finished the layer: make it again
 
 
-def _finish(path: Path, plan: dict[str, Any], layers: Sequence[LayerSpec]) -> None:
+def _finish(path: Path, plan: dict[str, Any], found: Found) -> None:
     contents = []
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(found.layers):
         file = format.layer_file(index, layer.name)
         record = _read_record(path / file, format.digest(plan))
         if record is None:
@@ -289,7 +281,8 @@ def _finish(path: Path, plan: dict[str, Any], layers: Sequence[LayerSpec]) -> No
         contents.append(
             {"file": file, "bytes": (path / file).stat().st_size, "record": record.to_json()}
         )
-    manifest = {**plan, "layers": contents}
+    base = {"base_macs": found.base} if found.base else {}
+    manifest = {**plan, **base, "layers": contents}
     # Through JSON once: the fingerprint is taken over what a reader gets back.
     manifest = json.loads(json.dumps(manifest, allow_nan=False))
     write_json(path / format.MANIFEST, {**manifest, "fingerprint": format.digest(manifest)})

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from apportion.compressors.activations import quantize_input
+from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.errors import (
     DatabaseCorruptError,
     DatabaseError,
@@ -21,6 +21,7 @@ from apportion.compressors.errors import (
     ModelError,
 )
 from apportion.compressors.grids import Grid
+from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import Level
 from apportion.compressors.progress import Progress
 from apportion.db.layers import codec, format
@@ -38,6 +39,7 @@ class LayerDatabase:
         self.model_fingerprint: str = manifest["model"]
         self.calibration_fingerprint: str = manifest["calibration"]
         self.fingerprint: str = manifest["fingerprint"]
+        self.base_macs: int = manifest.get("base_macs", 0)
         self.layers: dict[str, LayerRecord] = {}
         self._files: dict[str, str] = {}
         for content in manifest["layers"]:
@@ -133,14 +135,9 @@ class LayerDatabase:
         quantizes its input where the level asks for it. Raises ProfileError, ModelError."""
         check_profile(profile, self.levels())
         modules = dict(model.named_modules(remove_duplicate=False))
-        with torch.no_grad():
-            for name, level in profile.items():
-                module = modules.get(name)
-                if module is None or not isinstance(module.weight, Tensor):
-                    raise ModelError(f"the model has no layer {name!r} with a weight")
-                module.weight.copy_(self.weight(name, level))
-                for alias in (name, *self.layers[name].aliases):
-                    quantize_input(modules[alias], self.entry(name, level).activation)
+        for name, level in profile.items():
+            weight, activation = self.weight(name, level), self.entry(name, level).activation
+            place_level(model, modules, self.layers[name], weight, activation)
 
     def _parts(self, layer: str, entry: Entry) -> dict[str, Tensor]:
         file = self._files[layer]
@@ -159,6 +156,37 @@ class LayerDatabase:
             LayerDatabase.open,
             (self.path,),
         )  # open files do not travel to other processes; the path does
+
+
+def place_level(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    layer: LayerSpec | LayerRecord,
+    weight: Tensor,
+    activation: ActivationGrid | None,
+) -> None:
+    """Put a layer at a level.
+
+    Args:
+        model: changed in place.
+        modules: the model's, by all their names.
+        layer: which.
+        weight: in the layer's shape.
+        activation: the grid of its inputs; None: they stay as they are.
+
+    Raises:
+        ModelError: the model lacks the layer.
+    """
+    try:
+        with torch.no_grad():
+            layer.where.write(model, weight)
+    except ModelError as error:
+        raise ModelError(
+            f"the model has no layer {layer.name!r} of this database: {error}"
+        ) from None
+    for name in (layer.name, *layer.aliases):
+        if name in modules:
+            quantize_input(modules[name], activation)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

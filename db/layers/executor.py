@@ -39,6 +39,8 @@ class LayerTask:
     @property
     def work(self) -> float:
         """Roughly proportional to the time that one elimination of the layer takes."""
+        if self.layer.is_table:
+            return float(self.layer.rows) * self.layer.columns
         return float(self.layer.rows) * self.layer.columns**3
 
     def run(

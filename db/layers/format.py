@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.layers import LayerSpec
+from apportion.compressors.place import Place, module_weight
 
 VERSION = 1
 BUILD = "build.json"
@@ -47,8 +49,9 @@ class Entry:
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
     """One layer. `shape` is its weight's shape, `macs` its multiply-accumulates per sample when
-    dense, `aliases` the other modules that share the weight; `entries` stand in the order of the
-    job's levels."""
+    dense, `aliases` other names of the same weight; `entries` stand in the order of the job's
+    levels. `place`: where the weight stands in the model; None: it is the `weight` of the
+    module."""
 
     name: str
     kind: str
@@ -57,6 +60,19 @@ class LayerRecord:
     macs: int
     aliases: tuple[str, ...]
     entries: tuple[Entry, ...]
+    place: Place | None = None
+
+    @classmethod
+    def of(cls, layer: LayerSpec, macs: int, entries: tuple[Entry, ...]) -> LayerRecord:
+        own = module_weight((layer.name, *layer.aliases), layer.shape)
+        place = None if layer.where == own else layer.where
+        return cls(
+            layer.name, layer.kind, layer.shape, layer.groups, macs, layer.aliases, entries, place
+        )
+
+    @property
+    def where(self) -> Place:
+        return self.place or module_weight((self.name, *self.aliases), self.shape)
 
     @property
     def size(self) -> int:
@@ -67,7 +83,10 @@ class LayerRecord:
         return count
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        content = asdict(self)
+        if self.place is None:  # as it was before there were any
+            del content["place"]
+        return content
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> LayerRecord:
@@ -76,6 +95,7 @@ class LayerRecord:
             "shape": tuple(content["shape"]),
             "aliases": tuple(content["aliases"]),
             "entries": entries,
+            "place": Place.from_json(content["place"]) if content.get("place") else None,
         }
         return cls(**{**content, **fixed})
 

@@ -14,8 +14,8 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from apportion.compressors.errors import ConfigurationError, DataError, first_line
-from apportion.compressors.imports import imported
 from apportion.compressors.levels import DENSE, Level
+from apportion.compressors.user_code import load_object
 
 WHOLE = "*"
 """In a CSV table, the layer name of the row with the whole dense model's time."""
@@ -80,7 +80,7 @@ def ask_latency(name: str, levels: Mapping[str, Sequence[Level]]) -> LatencyTabl
     """The table that a user's own function gives: `name` is module:function, called with (layer,
     level), both text, for seconds; with ("*", "dense") for those of the whole dense model. Raises
     ConfigurationError, DataError."""
-    function = imported(name, "latency.table")
+    function = load_object(name, "latency.table")
     if not callable(function):
         raise ConfigurationError(f"latency.table {name!r} is no function")
 

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from apportion.compressors.layers import find_layers, hooked
 from apportion.compressors.levels import DENSE, Level, parse_level
 from apportion.compressors.progress import Progress
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.profile import Profile
+from apportion.evaluators.costs.alone import timed_alone
 from apportion.evaluators.costs.latency import WHOLE, LatencyTable
 from apportion.evaluators.costs.runtimes import Runtime, Timing, machine, time_run
 from apportion.evaluators.rewriting.onnx_model import Quantized
@@ -72,8 +72,7 @@ def measure_latency(
 ) -> MeasuredLatency:
     """Time the layers of `model` as `example` [batch, ...] reaches them. Layers of one shape are
     timed once. Raises ModelError for a model that the runtime cannot take."""
-    modules = dict(model.named_modules(remove_duplicate=False))
-    inputs = _inputs(model, example)
+    modules, inputs = timed_alone(model, database, example)
     levels = {
         name: [parse_level(text) for text in texts] for name, texts in database.levels().items()
     }
@@ -99,7 +98,8 @@ def measure_latency(
             key = (_shape(modules[name]), tuple(inputs[name].shape), level, name in chained)
             if key not in known:
                 layer = nn.Sequential(copy.deepcopy(modules[name]))
-                layer[0].weight.data = database.weight(name, level)
+                own_weight: Any = layer[0].weight
+                own_weight.data = database.weight(name, level).reshape(own_weight.shape)
                 reduced = ["0"] if reducible(level) else []
                 quantized = _quantized(database, {name: level}, {name: "0"})
                 known[key] = time_run(
@@ -198,31 +198,17 @@ def _chained(
     return runtime.chained(stitched, example, _quantized(database, profile))
 
 
-def _inputs(model: nn.Module, example: Tensor) -> dict[str, Tensor]:
-    """What reaches every layer in its first call."""
-    seen: dict[str, Tensor] = {}
-    modules = dict(model.named_modules(remove_duplicate=False))
-    with torch.no_grad(), hooked() as handles:
-        for layer in find_layers(model):
-
-            def keep(_module: nn.Module, inputs: tuple[Any, ...], name: str = layer.name) -> None:
-                seen.setdefault(name, inputs[0].detach().clone())
-
-            for name in (layer.name, *layer.aliases):
-                handles.append(modules[name].register_forward_pre_hook(keep))
-        model(example)
-    return seen
-
-
 def _quantized(
     database: LayerDatabase, profile: Mapping[str, Level], names: Mapping[str, str] | None = None
 ) -> dict[str, Quantized]:
     """The quantized layers of a profile, by their names in the model that runs."""
     found = {}
     for name, level in profile.items():
-        made = Quantized(database.grid(name, level), database.entry(name, level).activation)
+        record = database.layers[name]
+        grid = database.grid(name, level) if record.place is None or names else None
+        made = Quantized(grid, database.entry(name, level).activation)
         if made.weight is not None or made.activation is not None:
-            for own in [names[name]] if names else [name, *database.layers[name].aliases]:
+            for own in [names[name]] if names else [name, *record.aliases]:
                 found[own] = made
     return found
 
@@ -234,6 +220,6 @@ def _shape(module: nn.Module) -> tuple[Any, ...]:
     return (
         type(module),
         tuple(weight.shape),
-        module.bias is not None,
+        getattr(module, "bias", None) is not None,
         *(getattr(module, key, None) for key in keys),
     )

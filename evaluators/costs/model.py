@@ -3,7 +3,7 @@ operations, latency; and what the rest of the model adds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,31 +63,52 @@ def _operand_bits(entry: Entry) -> tuple[int, int]:
     return quantization.weight_bits or _FLOAT_BITS, quantization.activation_bits or _FLOAT_BITS
 
 
-def _no_base(_model: nn.Module, _compressed: set[int]) -> float:
-    # flops and bops count the matrix products of convolutions and linear layers alone, as the field
-    # does
-    return 0.0
+def _flops_base(_model: nn.Module, database: LayerDatabase) -> float:
+    """Products of activations with each other, and of weights that stay dense."""
+    return float(database.base_macs)
 
 
-def _params_base(model: nn.Module, compressed: set[int]) -> float:
-    return sum(p.numel() for p in model.parameters() if id(p) not in compressed)
+def _params_base(model: nn.Module, database: LayerDatabase) -> float:
+    compressed = sum(record.size for record in database.layers.values())
+    return sum(p.numel() for p in _distinct(model)) - compressed
 
 
-def _bits_base(model: nn.Module, compressed: set[int]) -> float:
+def _bits_base(model: nn.Module, database: LayerDatabase) -> float:
     buffers = sum(8 * b.numel() * b.element_size() for b in model.buffers())
-    return buffers + sum(
-        8 * p.numel() * p.element_size() for p in model.parameters() if id(p) not in compressed
+    whole = sum(8 * p.numel() * p.element_size() for p in _distinct(model))
+    compressed = sum(
+        8 * record.size * model.get_parameter(record.where.parameters[0]).element_size()
+        for record in database.layers.values()
     )
+    return buffers + whole - compressed
 
 
-_COUNTED: dict[
-    str, tuple[Callable[[LayerRecord, Entry], float], Callable[[nn.Module, set[int]], float]]
-] = {
-    "flops": (_flops, _no_base),
+def _bops_base(_model: nn.Module, database: LayerDatabase) -> float:
+    return float(database.base_macs) * _FLOAT_BITS**2
+
+
+def _bops_linear_base(_model: nn.Module, database: LayerDatabase) -> float:
+    return float(database.base_macs) * _FLOAT_BITS
+
+
+def _distinct(model: nn.Module) -> Iterable[nn.Parameter]:
+    """The parameters, those that share memory once."""
+    found: dict[object, nn.Parameter] = {}
+    for parameter in model.parameters():
+        stored = parameter.untyped_storage().data_ptr()
+        where = (stored, parameter.storage_offset(), parameter.shape) if stored else id(parameter)
+        found.setdefault(where, parameter)
+    return found.values()
+
+
+_Cost = Callable[[LayerRecord, Entry], float]
+_Base = Callable[[nn.Module, LayerDatabase], float]
+_COUNTED: dict[str, tuple[_Cost, _Base]] = {
+    "flops": (_flops, _flops_base),
     "params": (_params, _params_base),
     "bits": (_bits, _bits_base),
-    "bops": (_bops, _no_base),
-    "bops-linear": (_bops_linear, _no_base),
+    "bops": (_bops, _bops_base),
+    "bops-linear": (_bops_linear, _bops_linear_base),
 }
 """Metric -> (cost of a layer at a level, cost of what is not compressed). bops:
 multiply-accumulates x weight bits x activation bits x density; bops-linear: x the larger of the two
@@ -102,13 +123,11 @@ def cost_tables(
 ) -> dict[str, CostTable]:
     """Costs of every (layer, level) of `database` in every metric; latency where a table of it is
     given. Raises DataError for a layer that the table lacks."""
-    modules = dict(model.named_modules())
-    compressed = {id(modules[name].weight) for name in database.layers}
     records = database.layers.values()
     tables = {}
     for metric, (cost, rest) in _COUNTED.items():
         levels = tuple(np.array([cost(r, e) for e in r.entries], dtype=np.float64) for r in records)
-        base = float(rest(model, compressed))
+        base = float(rest(model, database))
         dense = base + sum(cost(r, database.entry(r.name, "dense")) for r in records)
         tables[metric] = CostTable(metric, levels, base, float(dense))
     if latency is not None:

@@ -79,13 +79,16 @@ def find_channel_groups(
         for module in set(modules.values())
         if (weight := module._parameters.get("weight")) is not None
     )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    given = {id(parameters.get(str(n.target))) for n in nodes if n.op == "get_attr"}
 
     def free(node: fx.Node, *kinds: type[nn.Module]) -> bool:
         """Whether the node calls a module of these kinds that nothing else uses."""
         module = modules[str(node.target)] if node.op == "call_module" else None
         if not isinstance(module, kinds) or node.target in fixed:
             return False
-        return calls[id(module)] == 1 and owners[id(module._parameters.get("weight"))] <= 1
+        weight = id(module._parameters.get("weight"))
+        return calls[id(module)] == 1 and owners[weight] <= 1 and weight not in given
 
     def passed(node: fx.Node, layer: nn.Module) -> bool:
         """Whether the node acts on every channel of the layer's outputs alone."""

@@ -25,6 +25,7 @@ from torch.nn.utils import parametrize
 from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import Grid
+from apportion.compressors.kinds.feeding import with_first
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
 
@@ -71,7 +72,8 @@ def to_onnx(
     ] = {}  # of each weight that layers share, by its address and whether it is signed
     for name, what in quantized.items():
         if what.activation is not None:
-            modules[name].register_forward_pre_hook(_InputPair(what.activation))
+            pair = _InputPair(what.activation)
+            modules[name].register_forward_pre_hook(pair, with_kwargs=True)
         if what.weight is not None:
             _make_from_codes(
                 name, modules[name], what.weight, may_be_signed(what.weight, what.activation), codes
@@ -256,8 +258,10 @@ class _InputPair:
     def __init__(self, grid: ActivationGrid) -> None:
         self._pair = _Pair(grid)
 
-    def __call__(self, _module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (self._pair(inputs[0]), *inputs[1:])
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return with_first(args, kwargs, self._pair)
 
 
 class _FromCodes(nn.Module):

@@ -72,8 +72,8 @@ class ReducedLayer(nn.Module):
             1 - weight.dim()
         )  # of the channels, counted from the end: of a batch and of one image alike
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.inner(x.index_select(self._dim, self.kept) if self._depthwise else x)
+    def forward(self, input: Tensor) -> Tensor:  # named as those that it stands for name it
+        y = self.inner(input.index_select(self._dim, self.kept) if self._depthwise else input)
         shape = [*y.shape]
         shape[self._dim] = len(self.filling)
         return torch.cat([y, self.filling.expand(shape)], self._dim).index_select(

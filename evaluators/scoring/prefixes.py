@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,21 +18,26 @@ _WORTH = 0.04
 class Prefixes:
     """Runs candidates on `batches`. The model's activations at its cuts are kept within `limit`
     bytes over all batches (0: none), and a pass starts from the last one before the first of the
-    layers `names` where the candidate differs from what the batch ran before. While candidates have
-    little in common, nothing is kept. The weights must be the candidate's already."""
+    `layers` (by name, with the parameters that hold their weights) where the candidate differs from
+    what the batch ran before. While candidates have little in common, nothing is kept. The weights
+    must be the candidate's already."""
 
     def __init__(
-        self, model: nn.Module, names: Sequence[str], batches: Sequence[Tensor], limit: int
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Sequence[nn.Parameter]],
+        batches: Sequence[Tensor],
+        limit: int,
     ) -> None:
         self._model, self._batches = model, batches
-        whole = segments.Segments((model,), dict.fromkeys(names, 0))
-        self._segments = segments.cut(model, list(names)) if limit else whole
+        whole = segments.Segments((model,), dict.fromkeys(layers, 0))
+        self._segments = segments.cut(model, layers) if limit else whole
         if len(self._segments.parts) > 1 and not self._same_as_whole():
             segments.log.warning(
                 "no prefix reuse: the traced model does not give the model's own outputs"
             )
             self._segments = whole
-        self._segment_of = [self._segments.where[name] for name in names]
+        self._segment_of = [self._segments.where[name] for name in layers]
         self._cuts = self._choose_cuts(limit)
         self.forget()
 

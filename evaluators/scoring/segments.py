@@ -8,7 +8,7 @@ changed in its segment."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -20,16 +20,17 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Segments:
     """`parts[i]` takes the output of `parts[i - 1]` (the input for the first one); `where` maps a
-    module's name to the first part that calls it. A model that cannot be traced is one part."""
+    layer's name to the first part that uses it. A model that cannot be traced is one part."""
 
     parts: tuple[Callable[[Tensor], Tensor], ...]
     where: dict[str, int]
 
 
-def cut(model: nn.Module, names: list[str]) -> Segments:
+def cut(model: nn.Module, layers: Mapping[str, Sequence[nn.Parameter]]) -> Segments:
     """Cut `model` (eval mode, one tensor in, one tensor out) into as many segments as its graph
-    allows, such that each but the last begins with ... a layer of `names`. Falls back to one
-    segment, and says why in the log."""
+    allows, such that each but the last holds one of the `layers`, given by name with the parameters
+    that hold their weights. Falls back to one segment, and says why in the log."""
+    whole = Segments((model,), dict.fromkeys(layers, 0))
     try:
         graph = fx.symbolic_trace(model)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
@@ -37,36 +38,51 @@ def cut(model: nn.Module, names: list[str]) -> Segments:
             "no prefix reuse: the model cannot be traced (%s)",
             str(error).splitlines()[0] if str(error) else error,
         )
-        return Segments((model,), dict.fromkeys(names, 0))
-    layer_of = _layers_called(model, graph.graph, names)
-    segment_of = _assign(graph.graph, set(layer_of))
+        return whole
+    layers_of = _layers_used(model, graph.graph, layers)
+    segment_of = _assign(graph.graph, set(layers_of))
     split = split_module(graph, model, lambda node: segment_of[node])
     calls = [node for node in split.graph.nodes if node.op == "call_module"]
     if any(
         len([a for a in node.args if isinstance(a, fx.Node)]) != 1 or node.kwargs for node in calls
     ):
         log.warning("no prefix reuse: a segment of the model takes more than one tensor")
-        return Segments((model,), dict.fromkeys(names, 0))
+        return whole
     where: dict[str, int] = {}
     for node, segment in segment_of.items():
-        if node in layer_of:
-            where.setdefault(layer_of[node], segment)
-    if missing := [name for name in names if name not in where]:
-        log.warning(
-            "no prefix reuse: the traced graph does not call layer %s as a module", missing[0]
-        )
-        return Segments((model,), dict.fromkeys(names, 0))
+        for name in layers_of.get(node, ()):
+            where.setdefault(name, segment)
+    if missing := [name for name in layers if name not in where]:
+        log.warning("no prefix reuse: the traced graph does not use layer %s", missing[0])
+        return whole
     return Segments(tuple(getattr(split, str(node.target)) for node in calls), where)
 
 
-def _layers_called(model: nn.Module, graph: fx.Graph, names: list[str]) -> dict[fx.Node, str]:
-    """Node -> the layer that it calls. A module with a tied weight counts as the layer that has
-    it."""
+def _layers_used(
+    model: nn.Module, graph: fx.Graph, layers: Mapping[str, Sequence[nn.Parameter]]
+) -> dict[fx.Node, list[str]]:
+    """Node -> the layers that it uses: those whose weights the module that it calls has (a module
+    that the trace does not enter, as attention, with all inside it), or is given."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    owner = {id(modules[name].weight): name for name in names}
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    weights = {node: id(getattr(modules[str(node.target)], "weight", None)) for node in calls}
-    return {node: owner[weight] for node, weight in weights.items() if weight in owner}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    owners: dict[int, list[str]] = {}
+    for name, own in layers.items():
+        for parameter in own:
+            owners.setdefault(id(parameter), []).append(name)
+    used: dict[fx.Node, list[str]] = {}
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module":
+            held = [name for p in modules[target].parameters() for name in owners.get(id(p), ())]
+            users = [node] if held else []
+        elif node.op == "get_attr":
+            held = owners.get(id(parameters.get(target)), [])
+            users = [*node.users] if held else []
+        else:
+            continue
+        for user in users:
+            used.setdefault(user, []).extend(held)
+    return used
 
 
 def _assign(graph: fx.Graph, layers: set[fx.Node]) -> dict[fx.Node, int]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.compressors.activations import quantize_input
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import (
     Recorded,
     check_correction,
@@ -29,6 +29,7 @@ from apportion.evaluators.scoring import batchnorm as bn
 from apportion.evaluators.scoring import stacked
 from apportion.evaluators.scoring.fitness import EMPTY, accuracy, criterion, needs_dense_outputs
 from apportion.evaluators.scoring.prefixes import Prefixes
+from apportion.evaluators.scoring.slots import Slot
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -79,10 +80,7 @@ class StitchedScorer:
         self._names = list(database.layers)
         self._dense = [levels.index("dense") for levels in self._levels]
         self._model = copy.deepcopy(workload.model).eval().to(self._device)
-        modules = dict(self._model.named_modules(remove_duplicate=False))
-        self._modules = [
-            [modules[n] for n in (name, *database.layers[name].aliases)] for name in self._names
-        ]
+        self._slots = [Slot(self._model, record) for record in database.layers.values()]
         self._grids = [
             [entry.activation for entry in record.entries] for record in database.layers.values()
         ]
@@ -100,13 +98,17 @@ class StitchedScorer:
         self._dense_outputs = (
             self._run_dense() if needs_dense_outputs(fitness) else [EMPTY] * len(self._batches)
         )
+        self._calibration = FullPass(lambda: (x for x, _ in self._batches))
         self._recorded: dict[str, Recorded] = {}
         if needs_dense(self._corrections):
             with torch.inference_mode(), self._in_mode():
-                self._recorded = record(self._model, self._inputs_of_batches())
+                self._recorded = record(self._model, self._calibration)
         inputs = [x for x, _ in self._batches]
         self._prefixes = Prefixes(
-            self._model, self._names, inputs, 0 if self._corrections else prefix_bytes
+            self._model,
+            {slot.name: slot.parameters for slot in self._slots},
+            inputs,
+            0 if self._corrections else prefix_bytes,
         )
         self.width = self._choose_width()
 
@@ -195,7 +197,7 @@ class StitchedScorer:
         if (
             self._device.type != "cuda"
             or self._corrections
-            or any(record.aliases for record in self._database.layers.values())
+            or any(record.aliases or record.place for record in self._database.layers.values())
         ):
             return 1
         candidate = tuple(self._dense)
@@ -253,7 +255,7 @@ class StitchedScorer:
                 return
             with restore_state(self._model):
                 for name in self._corrections:
-                    correct(name, self._model, self._inputs_of_batches, self._recorded)
+                    correct(name, self._model, self._calibration, self._recorded)
                 yield
 
     @contextmanager
@@ -267,15 +269,10 @@ class StitchedScorer:
     def _cast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._half else nullcontext()
 
-    def _inputs_of_batches(self) -> Iterator[Tensor]:
-        return (x for x, _ in self._batches)
-
     def _place(self, candidate: Candidate) -> None:
         for layer, index in enumerate(candidate):
             if self._placed[layer] != index:
-                for module in self._modules[layer]:
-                    module.weight.data = self._weight(layer, index)
-                    quantize_input(module, self._grids[layer][index])
+                self._slots[layer].put(self._weight(layer, index), self._grids[layer][index])
                 self._placed[layer] = index
 
     def _weight(self, layer: int, index: int) -> Tensor:

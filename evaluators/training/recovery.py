@@ -26,10 +26,12 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.grids import Grid
 from apportion.compressors.layers import hooked
 from apportion.compressors.progress import Progress
 from apportion.db.documents.section import Section
+from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
 from apportion.evaluators.training.held import Hold, held
 from apportion.evaluators.workloads.augment import AugmentConfig, augment
@@ -117,6 +119,20 @@ class RecoveryConfig(_Config):
     lintune: LintuneConfig | None = None
     adaprune: AdaPruneConfig | None = None
     finetune: FinetuneConfig | None = None
+
+
+def check_held(database: LayerDatabase, config: RecoveryConfig) -> None:
+    """Raises ConfigurationError where training would have to hold a layer that is a part of a
+    parameter: masks and grids are held of whole ones."""
+    if config.adaprune is None and config.finetune is None:
+        return
+    for name, record in database.layers.items():
+        if record.place is not None and len(record.entries) > 1:
+            raise ConfigurationError(
+                "recovery: adaprune and finetune hold whole parameters, and layer "
+                f"{name!r} is a part of {record.place.parameters[0]!r}, or has it transposed; keep "
+                "it dense (layers.skip), or leave them out"
+            )
 
 
 @dataclass(frozen=True)

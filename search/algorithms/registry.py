@@ -17,7 +17,7 @@ from apportion.compressors.errors import (
     UnknownNameError,
     first_line,
 )
-from apportion.compressors.imports import imported
+from apportion.compressors.user_code import load_entry_point, load_object
 from apportion.search.algorithms.base import Algorithm
 from apportion.search.algorithms.parameters import check_parameters
 from apportion.search.space.space import SearchSpace
@@ -70,10 +70,9 @@ def resolve(name: str) -> type[Algorithm]:
     if name in _REGISTRY:
         return _REGISTRY[name]
     if ":" in name:
-        found = imported(name, "algorithm")
+        found = load_object(name, "algorithm")
     elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
-        entry = next(iter(entries))
-        found = imported(f"{entry.module}:{entry.attr}", f"algorithm {name!r},")
+        found = load_entry_point(next(iter(entries)), "algorithm")
     else:
         raise UnknownNameError("algorithm", name, names())
     if not (isinstance(found, type) and issubclass(found, Algorithm)):

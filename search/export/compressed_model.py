@@ -40,26 +40,27 @@ class CompressedModel:
     def grids(self) -> dict[str, Grid]:
         """Layer -> grid of its weight, stretched as corrections stretched its rows, or as training
         left it."""
-        found = {}
-        modules = dict(self.model.named_modules(remove_duplicate=False))
+        found, database = {}, self.problem.database
         for name, level in self.profile.items():
-            grid = self.problem.database.grid(name, level)
+            grid = database.grid(name, level)
             if name in self.trained:
                 found[name] = self.trained[name]
             elif grid is not None:
-                weight = modules[name].weight
-                assert isinstance(weight, Tensor)
-                found[name] = stretched(
-                    grid, self.problem.database.weight(name, level), weight.detach()
-                )
+                before, record = database.weight(name, level), database.layers[name]
+                weight = record.where.read(self.model).reshape(record.shape)
+                found[name] = stretched(grid, before, weight)
         return found
 
     def quantized(self) -> dict[str, Quantized]:
-        """All names of quantized layers, those of tied weights too -> their grids."""
+        """All names of quantized layers, those of tied weights too -> their grids. Of modules'
+        weights alone: parts of parameters stay in floats."""
         made, grids = {}, self.grids()
         for name in dict.fromkeys([*grids, *self.activations]):
-            for own in (name, *self.problem.database.layers[name].aliases):
-                made[own] = Quantized(grids.get(name), self.activations.get(name))
+            record = self.problem.database.layers[name]
+            grid = grids.get(name) if record.place is None else None
+            for own in (name, *record.aliases):
+                if grid is not None or name in self.activations:
+                    made[own] = Quantized(grid, self.activations.get(name))
         return made
 
     def reduced(self) -> list[str]:

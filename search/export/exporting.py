@@ -27,19 +27,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.corrections import correct, needs_dense, record
-from apportion.compressors.errors import ProfileError, UnknownNameError
+from apportion.compressors.errors import ProfileError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
-from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.training.recovery import RecoveryConfig, check_held
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
-from apportion.search.export.formats import FORMATS
 from apportion.search.export.recover import recover
+from apportion.search.export.registry import PROFILE, resolve
 from apportion.search.export.staging import SUMMARY, staging, summary
 from apportion.search.export.verify import running, test_accuracy, verify
 from apportion.search.runs.loop import RunResult
@@ -68,8 +69,6 @@ _AFTER = {
 _ENOUGH = 12_800
 """Training images that corrections look at, at most: as many as the published implementation
 re-tunes batch-norm on (100 batches of 128); ImageNet has a hundred times more."""
-_PROFILE = "profile"
-"""The name by which the profile alone is asked for, in all its forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +113,14 @@ def export(
     stitched and after each step, and write the profile and the model in `formats` to the folder
     `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
     interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is
-    there. Raises UnknownNameError, ModelError for a model that a format cannot hold, and
-    OutputError, also for a file that is another model; then nothing is left in `out`."""
+    there. Raises UnknownNameError, ConfigurationError for two formats of one file, ModelError for a
+    model that a format cannot hold, and OutputError, also for a file that is another model; then
+    nothing is left in `out`."""
     out = Path(out)
-    check_formats(formats)
+    forms = resolve(formats)
     chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen
     recovery = recovery or problem.job.recovery
+    check_held(problem.database, recovery)
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )
@@ -130,10 +131,7 @@ def export(
     with staging(out) as folder:
         accuracy = _compress(subject, recovery, training, progress)
         exports = {}
-        for name in dict.fromkeys(formats):
-            if name == _PROFILE:
-                continue
-            form = FORMATS[name]
+        for form in forms:
             path = folder / form.file
             form.write(subject, path)
             checked = verify(
@@ -156,7 +154,7 @@ def export(
             "provenance": _provenance(chosen, problem),
         }
         card = model_card(content, problem.job.workload.name)
-        texts = {"model_card.md": card, **_profiles(subject.profile, _PROFILE in formats)}
+        texts = {"model_card.md": card, **_profiles(subject.profile, PROFILE in formats)}
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
         content["written"] = [SUMMARY, *sorted(path.name for path in folder.iterdir())]
@@ -193,10 +191,8 @@ def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chose
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises UnknownNameError."""
-    for name in formats:
-        if name not in (*FORMATS, _PROFILE):
-            raise UnknownNameError("export format", name, [*FORMATS, _PROFILE])
+    """Raises UnknownNameError, ConfigurationError."""
+    resolve(formats)
 
 
 def _compress(
@@ -216,18 +212,20 @@ def _compress(
             inputs.to(device) for inputs in _training(workload, subject.problem.job.workload.seed)
         )
 
+    calibration = FullPass(training_images)
+
     def note(step: str) -> None:
         accuracy[_AFTER[step]] = measured(_AFTER[step])
 
     accuracy = {"dense": measured("dense")}
     corrections = subject.problem.job.corrections.export
     with running(model, device):
-        recorded = record(model, training_images()) if needs_dense(corrections) else {}
+        recorded = record(model, calibration) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)
     accuracy["stitched"] = measured("stitched")
     for name in corrections:
         with running(model, device):
-            correct(name, model, training_images, recorded)
+            correct(name, model, calibration, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
     return accuracy

@@ -25,8 +25,11 @@ Runner = Callable[[Tensor], Tensor]
 
 
 class Format(ABC):
-    """`tolerance`: by how much its outputs may differ, as a share of the largest output; None where
-    rounding to a grid may turn a last bit into a step, and the accuracy alone decides."""
+    """Base of all formats; one that is registered (registry.py) can be asked for by its name.
+
+    `file`: name of what it writes; `runtime`: what runs that, for messages; `tolerance`: by how
+    much its outputs may differ, as a share of the largest output; None where rounding to a grid may
+    turn a last bit into a step, and the accuracy alone decides."""
 
     file: ClassVar[str]
     runtime: ClassVar[str]
@@ -34,7 +37,8 @@ class Format(ABC):
 
     @abstractmethod
     def write(self, subject: CompressedModel, path: Path) -> None:
-        """Raises ModelError, OutputError."""
+        """Write `subject.model` to `path`. Raises ModelError for a model that the format cannot
+        hold, OutputError."""
 
     @abstractmethod
     def load(self, subject: CompressedModel, path: Path) -> Runner:
@@ -127,14 +131,6 @@ class Onnx(Format):
     def load(self, subject: CompressedModel, path: Path) -> Runner:  # noqa: ARG002 - the file says all
         opened: Any = onnx_model.session(path.read_bytes(), torch.get_num_threads())
         return lambda inputs: onnx_model.run(opened, inputs)
-
-
-FORMATS: dict[str, Format] = {
-    "safetensors": Safetensors(),
-    "compressed": Packed(),
-    "torch": Program(),
-    "onnx": Onnx(),
-}
 
 
 def _forget(model: torch.nn.Module) -> None:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for, torch_threads
@@ -75,13 +74,12 @@ def recover(
 
 def _holds(subject: CompressedModel) -> dict[str, Hold]:
     """All layers of the profile that are not dense."""
-    modules, grids = dict(subject.model.named_modules()), subject.grids()
+    grids, layers = subject.grids(), subject.problem.database.layers
     learn = subject.problem.job.database.grid.scale == "free"
     holds = {}
     for name, level in subject.profile.items():
-        weight = modules[name].weight
-        assert isinstance(weight, Tensor)
-        mask = weight.detach() != 0 if level.sparsity is not None else None
+        weight = layers[name].where.read(subject.model)
+        mask = weight != 0 if level.sparsity is not None else None
         if mask is not None or name in grids:
             holds[name] = Hold(mask, grids.get(name), learn)
     return holds

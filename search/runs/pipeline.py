@@ -7,12 +7,14 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
-from apportion.compressors.layers import find_layers
+from apportion.compressors.calibration import FullPass
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import parse_level
 from apportion.compressors.progress import Progress
 from apportion.db.layers import format
@@ -25,6 +27,7 @@ from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
+from apportion.evaluators.training.recovery import check_held
 from apportion.evaluators.workloads.augment import augmented
 from apportion.evaluators.workloads.workload import (
     Workload,
@@ -93,17 +96,14 @@ def build(
             return build(job, progress, own)
     workload = load_workload(job.workload, progress)
     config = job.database
-    calibration, size = workload.calibration, workload.batch_size
     default = config.expanded()
-    built = job.layers.built(find_layers(workload.model), default)
+    found = find_layers(workload.model, _traced(workload))
+    built = job.layers.built(found.layers, default)
     database = build_database(
         config.path,
         workload.model,
-        lambda: (
-            augmented(calibration, size, config.augment, job.workload.seed)
-            if config.augment
-            else (inputs for inputs, _ in calibration.batches(size))
-        ),
+        found,
+        _calibration(job, workload),
         default,
         model_fingerprint=model_fingerprint(workload.model),
         calibration_fingerprint=_calibration_fingerprint(job, workload),
@@ -113,6 +113,24 @@ def build(
         executor=workers.executor,
     )
     return workload, database
+
+
+def _traced(workload: Workload) -> FullPass:
+    """What layers are found on: two samples, which show most models whole, and then all of them."""
+    data, size = workload.calibration, workload.batch_size
+    batches = chain.from_iterable
+    return FullPass(
+        lambda: (x for x, _ in batches([islice(data.batches(2), 1), data.batches(size)]))
+    )
+
+
+def _calibration(job: Job, workload: Workload) -> FullPass:
+    """What the database is built from."""
+    data, size, augment = workload.calibration, workload.batch_size, job.database.augment
+    if augment is None:
+        return FullPass(lambda: (x for x, _ in data.batches(size)), count=-(-len(data) // size))
+    count = augment.rounds * -(-len(data) // size)
+    return FullPass(lambda: augmented(data, size, augment, job.workload.seed), count=count)
 
 
 def _calibration_fingerprint(job: Job, workload: Workload) -> str:
@@ -145,6 +163,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
 
 def _loaded(job: Job, workers: Workers, progress: Progress | None) -> ModelProblem:
     workload, database = build(job, progress, workers)
+    check_held(database, job.recovery)
     key = format.digest(
         {
             "database": database.fingerprint,

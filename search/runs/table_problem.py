@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from apportion.compressors.errors import DataError, DocumentError, JobError, LevelError
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.naming import matrices
 from apportion.compressors.levels import DENSE, Level, parse_level
 from apportion.db.documents.csv_reader import csv_rows
 from apportion.db.documents.text import number, read_text
@@ -98,7 +98,7 @@ def _latency(table: LatencyTable, levels: dict[str, list[Level]]) -> Cost:
 def _params(config: TableConfig, levels: dict[str, list[Level]]) -> Cost:
     assert config.model is not None
     model = build_model(config.model)
-    sizes = {layer.name: layer.rows * layer.columns for layer in find_layers(model)}
+    sizes = {name: parameter.numel() for name, parameter in matrices(model).items()}
     for layer in levels:
         if layer not in sizes:
             raise DataError(str(config.table), f"has a layer {layer!r}, which {config.model} lacks")

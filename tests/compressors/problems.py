@@ -1,8 +1,10 @@
 """Small layers to compress."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from apportion.compressors.calibration import over
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.layers import LayerSpec
 
 
@@ -19,3 +21,8 @@ def problem(seed: int, rows: int = 6, d: int = 12) -> tuple[Tensor, Tensor]:
 
 def linear(rows: int, columns: int) -> LayerSpec:
     return LayerSpec("layer", "linear", (rows, columns), 1, rows, columns)
+
+
+def layers_of(model: nn.Module, x: Tensor) -> list[LayerSpec]:
+    """The layers that a model uses on `x`."""
+    return list(find_layers(model, over(x)).layers)

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import LayerError
 from apportion.compressors.grids import GridOptions, fit_grid
-from apportion.compressors.layers import find_layers
+from tests.compressors.problems import layers_of
 
 
 class Net(nn.Module):
@@ -27,7 +28,7 @@ def batches() -> list[torch.Tensor]:
 
 def test_the_grids_are_those_of_all_inputs_together() -> None:
     net, data = Net(), batches()
-    found = calibrate_activations(net, find_layers(net), data, [4, 8])
+    found = calibrate_activations(net, layers_of(net, data[0]), over(*data), [4, 8])
     inputs = {"a": torch.cat(data), "b": net.a(torch.cat(data)).relu().detach()}
     for name, x in inputs.items():
         for bits, grid in found[name].items():
@@ -57,11 +58,35 @@ def test_a_quantized_input_takes_the_grids_values_and_stays_in_copies() -> None:
 
 def test_an_input_that_is_always_zero_has_a_grid_that_keeps_it() -> None:
     net = Net()
-    grid = calibrate_activations(net, find_layers(net)[:1], [torch.zeros(4, 5)], [8])["a"][8]
+    grid = calibrate_activations(
+        net, layers_of(net, torch.zeros(4, 5))[:1], over(torch.zeros(4, 5)), [8]
+    )["a"][8]
     assert torch.equal(grid(torch.zeros(3)), torch.zeros(3))
 
 
 def test_an_input_that_is_not_finite_is_an_error_that_names_the_layer() -> None:
     net = Net()
     with pytest.raises(LayerError, match="layer 'a': its inputs"):
-        calibrate_activations(net, find_layers(net), [torch.full((1, 5), torch.nan)], [8])
+        calibrate_activations(
+            net, layers_of(net, torch.zeros(1, 5)), over(torch.full((1, 5), torch.nan)), [8]
+        )
+
+
+def test_inputs_given_by_keyword_are_quantized_like_others() -> None:
+    class Keywords(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(input=self.a(input=x).relu())
+
+    torch.manual_seed(0)
+    plain, net = Net(), Keywords()
+    net.load_state_dict(plain.state_dict())
+    data = over(*batches())
+    layers = layers_of(net, batches()[0])
+    assert all(layer.by_module for layer in layers)
+    grids = calibrate_activations(net, layers, data, [4])
+    assert grids == calibrate_activations(plain, layers_of(plain, batches()[0]), data, [4])
+    for model in (plain, net):
+        for name, grid in grids.items():
+            quantize_input(model.get_submodule(name), grid[4])
+    x = batches()[1]
+    assert torch.equal(net(x), plain(x))

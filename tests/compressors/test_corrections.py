@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import FullPass, over
 from apportion.compressors.corrections import (
     NAMES,
     check_correction,
@@ -21,6 +22,9 @@ from apportion.compressors.errors import UnknownNameError
 def batches() -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(0)
     yield from torch.randn(96, 3, 8, 8, generator=generator).split(32)
+
+
+DATA = FullPass(batches)
 
 
 def folded() -> nn.Module:
@@ -67,7 +71,7 @@ def damaged(model: nn.Module) -> nn.Module:
 def distance(model: nn.Module, dense: nn.Module, variance: bool, at: dict[str, nn.Module]) -> float:
     """Largest distance of means (and variances) of the outputs from the dense model's, in standard
     deviations."""
-    now, then = ({n: r.whole for n, r in record(m, batches()).items()} for m in (model, dense))
+    now, then = ({n: r.whole for n, r in record(m, DATA).items()} for m in (model, dense))
     worst = 0.0
     for name in at:
         spread = then[name].variance.clamp(min=1e-9)
@@ -84,7 +88,7 @@ def test_outputs_get_the_dense_models_moments(make: type[nn.Module], name: str) 
     model = damaged(dense)
     at, variance = targets(dense, variance=name == "statistics"), name == "statistics"
     before = distance(model, dense, variance, at)
-    correct(name, model, batches, record(dense, batches()))
+    correct(name, model, DATA, record(dense, DATA))
     after = distance(model, dense, variance, at)
     assert after < 0.2 * before
     assert not model.training
@@ -94,8 +98,8 @@ def test_a_single_batch_is_matched_exactly() -> None:
     dense = folded()
     model = damaged(dense)
     inputs = next(batches())
-    correct("statistics", model, lambda: [inputs], record(dense, [inputs]))
-    now, then = record(model, [inputs]), record(dense, [inputs])
+    correct("statistics", model, over(inputs), record(dense, over(inputs)))
+    now, then = record(model, over(inputs)), record(dense, over(inputs))
     for name in targets(dense, variance=True):
         torch.testing.assert_close(
             now[name].whole.mean, then[name].whole.mean, rtol=1e-4, atol=1e-5
@@ -109,7 +113,7 @@ def test_a_single_batch_is_matched_exactly() -> None:
 def test_the_dense_model_stays_as_it_is(name: str) -> None:
     dense = normalised()
     model = copy.deepcopy(dense)
-    correct(name, model, batches, record(dense, batches()))
+    correct(name, model, DATA, record(dense, DATA))
     x = next(batches())
     torch.testing.assert_close(model(x), dense(x), rtol=1e-3, atol=1e-4)
 
@@ -123,7 +127,7 @@ def test_zeros_stay_zeros_and_shared_tensors_are_left_alone() -> None:
         if isinstance(module, (nn.Conv2d, nn.Linear))
     ]
     kept = [weight.clone() for weight in shared]
-    correct("statistics", model, batches, record(dense, batches()))
+    correct("statistics", model, DATA, record(dense, DATA))
     after = [
         module.weight.data
         for module in model.modules()
@@ -137,9 +141,9 @@ def test_a_channel_that_is_gone_is_moved_and_not_stretched() -> None:
     dense = folded()
     model = copy.deepcopy(dense)
     with torch.no_grad():
-        model[0].weight[2] = 0
-    correct("statistics", model, batches, record(dense, batches()))
-    now, then = record(model, batches())["0"].whole, record(dense, batches())["0"].whole
+        model.get_parameter("0.weight")[2] = 0
+    correct("statistics", model, DATA, record(dense, DATA))
+    now, then = record(model, DATA)["0"].whole, record(dense, DATA)["0"].whole
     assert float(now.mean[2]) == pytest.approx(float(then.mean[2]), abs=1e-5)
     assert float(now.variance[2]) < 1e-9
 
@@ -160,7 +164,7 @@ def test_retuning_averages_the_batches_statistics() -> None:
     with torch.no_grad():
         means = torch.stack([model[0](x).mean(0) for x in batches]).mean(0)
         variances = torch.stack([model[0](x).var(0) for x in batches]).mean(0)
-    retune_batchnorm(model, batches)
+    retune_batchnorm(model, over(*batches))
     torch.testing.assert_close(model[1].running_mean, means)
     torch.testing.assert_close(model[1].running_var, variances)
     assert not model.training

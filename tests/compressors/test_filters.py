@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from apportion.compressors.layers import LayerSpec, find_layers
+from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import parse_level
 from apportion.compressors.obs import compress_layer, fits, layer_error
-from tests.compressors.problems import linear, problem
+from tests.compressors.problems import layers_of, linear, problem
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -44,7 +44,7 @@ def test_an_identity_hessian_removes_by_magnitude() -> None:
 
 
 def test_filters_of_groups_have_their_own_hessians() -> None:
-    spec = find_layers(nn.Conv2d(4, 4, 3, groups=4))[0]
+    spec = layers_of(nn.Conv2d(4, 4, 3, groups=4), torch.randn(1, 4, 5, 5))[0]
     weight = torch.ones(4, 1, 3, 3)
     hessian = torch.eye(9).expand(4, 9, 9) * torch.tensor([3.0, 1.0, 4.0, 2.0])[:, None, None]
     (made,) = compress_layer(weight, spec, hessian, [parse_level("filter-0.5")])

@@ -4,14 +4,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import GridOptions, fit_grid
 from apportion.evaluators.training.held import Hold, held
 
 
-def network(seed: int) -> nn.Module:
+def network(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 25, 3)
@@ -35,6 +35,9 @@ def train(model: nn.Module, steps: int = 5) -> None:
 def test_zeros_and_grids_hold_to_the_bit(seed: int, bits: int, symmetric: bool, per: str) -> None:
     model = network(seed)
     conv, linear = model[0], model[3]
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(linear, nn.Linear)
+    assert conv.bias is not None
     mask = torch.rand(conv.weight.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
     options = GridOptions(per=per, symmetric=symmetric)  # type: ignore[arg-type]
     grids = {}
@@ -63,23 +66,27 @@ def test_zeros_and_grids_hold_to_the_bit(seed: int, bits: int, symmetric: bool, 
 
 def test_without_a_grid_the_free_weights_train_and_the_others_stay() -> None:
     model = network(0)
-    mask = torch.rand(model[3].weight.shape, generator=torch.Generator().manual_seed(0)) < 0.3
+    mask = (
+        torch.rand(
+            model.get_parameter("3.weight").shape, generator=torch.Generator().manual_seed(0)
+        )
+        < 0.3
+    )
     with torch.no_grad():
-        model[3].weight *= mask
-    before = model[3].weight.detach().clone()
+        model.get_parameter("3.weight").mul_(mask)
+    before = model.get_parameter("3.weight").detach().clone()
     with held(model, {"3": Hold(mask)}) as found:
         train(model)
     assert found == {}
-    assert torch.equal(model[3].weight != 0, mask)
-    assert (model[3].weight != before)[mask].float().mean() > 0.9
+    after = model.get_parameter("3.weight")
+    assert torch.equal(after != 0, mask)
+    assert (after != before)[mask].float().mean() > 0.9
 
 
 def test_an_error_leaves_plain_weights() -> None:
     model = network(0)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        held(model, {"0": Hold(torch.ones_like(model[0].weight, dtype=torch.bool))}),
-    ):
+    mask = torch.ones_like(model.get_parameter("0.weight"), dtype=torch.bool)
+    with pytest.raises(KeyboardInterrupt), held(model, {"0": Hold(mask)}):
         raise KeyboardInterrupt
     assert "0.weight" in model.state_dict()
 
@@ -94,8 +101,10 @@ def test_the_scales_gradient_is_lsqs() -> None:
     v, s, z = layer.weight.detach().clone(), grid.scale, grid.zero
     with held(model, {"0": Hold(None, grid)}):
         model(torch.eye(40)).sum().backward()
-        made: Tensor = layer.parametrizations.weight[0].scale.grad  # type: ignore[union-attr, index, assignment]
-        raw: Tensor = layer.parametrizations.weight.original.grad  # type: ignore[union-attr, assignment]
+        made = model.get_parameter("0.parametrizations.weight.0.scale").grad
+        raw = model.get_parameter("0.parametrizations.weight.original").grad
+    assert made is not None
+    assert raw is not None
     code = v / s + z
     inside = (code.round() >= 0) & (code.round() <= 7)
     expected = (

@@ -1,16 +1,23 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from apportion.compressors.errors import LayerError, ModelError
+from apportion.compressors.calibration import over
+from apportion.compressors.errors import LayerError
 from apportion.compressors.hessian import collect_hessians, inverse
-from apportion.compressors.layers import count_macs, find_layers, from_matrix, to_matrix
+from apportion.compressors.kinds.find import find_layers
+from apportion.compressors.layers import from_matrix, to_matrix
+from tests.compressors.problems import layers_of
+
+Layer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
 @st.composite
-def modules(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
+def modules(draw: st.DrawFn) -> tuple[Layer, tuple[int, ...]]:
     """A random Conv1d, Conv2d or Linear, and the shape of one input."""
     kind = draw(st.sampled_from(["conv1d", "conv2d", "linear"]))
     if kind == "linear":
@@ -19,7 +26,7 @@ def modules(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
     groups = draw(st.integers(1, 3))
     channels = groups * draw(st.integers(1, 3))
     padding = draw(st.sampled_from([0, 1, 2, "same", "valid"]))
-    options = {
+    options: dict[str, Any] = {
         "kernel_size": draw(st.integers(1, 3)),
         "stride": 1 if padding == "same" else draw(st.integers(1, 2)),
         "padding": padding,
@@ -35,13 +42,14 @@ def modules(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 
 def outputs_of(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
-        return module.double()(x)
+        found: torch.Tensor = module.double()(x)
+    return found
 
 
 @settings(deadline=None, max_examples=80)
 @given(modules(), st.integers(0, 2**31))
 def test_the_hessian_is_that_of_the_squared_change_of_the_output(
-    case: tuple[nn.Module, tuple[int, ...]], seed: int
+    case: tuple[Layer, tuple[int, ...]], seed: int
 ) -> None:
     """1/2 tr(dW H dW^T) = mean over samples of |f_{W + dW}(x) - f_W(x)|^2, whatever the layer does
     with its input."""
@@ -50,8 +58,8 @@ def test_the_hessian_is_that_of_the_squared_change_of_the_output(
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(5, *shape, generator=generator, dtype=torch.float64)
     model = nn.Sequential(module)
-    (spec,) = find_layers(model)
-    hessian = collect_hessians(model, [spec], [x[:2], x[2:]])["0"]
+    (spec,) = layers_of(model, x)
+    hessian = collect_hessians(model, [spec], over(x[:2], x[2:]))["0"]
     assert hessian.shape == (spec.groups, spec.columns, spec.columns)
     before = outputs_of(module, x)
     change = torch.randn(module.weight.shape, generator=generator, dtype=torch.float64)
@@ -65,28 +73,29 @@ def test_the_hessian_is_that_of_the_squared_change_of_the_output(
 
 @settings(deadline=None, max_examples=40)
 @given(modules())
-def test_macs_count_the_matrix_product(case: tuple[nn.Module, tuple[int, ...]]) -> None:
+def test_macs_count_the_matrix_product(case: tuple[Layer, tuple[int, ...]]) -> None:
     module, shape = case
     model = nn.Sequential(module)
-    (spec,) = find_layers(model)
     x = torch.randn(3, *shape)
-    positions = model(x)[0].numel() // spec.rows
-    assert count_macs(model, [spec], x) == {"0": positions * module.weight.numel()}
+    found = find_layers(model, over(x))
+    positions = model(x)[0].numel() // found.layers[0].rows
+    assert found.macs == {"0": positions * module.weight.numel()}
+    assert found.base == 0
 
 
 def test_columns_run_channel_last() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 2))
-    (spec,) = find_layers(model)
+    (spec,) = layers_of(model, torch.randn(1, 3, 4, 4))
     weight = torch.arange(24.0).reshape(2, 3, 2, 2)
     assert to_matrix(weight, spec)[0, :6].tolist() == [0, 4, 8, 1, 5, 9]
 
 
 def test_streaming_equals_one_batch() -> None:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
-    layers = find_layers(model)
     x = torch.randn(12, 2, 6, 6, generator=torch.Generator().manual_seed(0))
-    whole = collect_hessians(model, layers, [x])
-    parts = collect_hessians(model, layers, [x[:5], x[5:6], x[6:]])
+    layers = layers_of(model, x)
+    whole = collect_hessians(model, layers, over(x))
+    parts = collect_hessians(model, layers, over(x[:5], x[5:6], x[6:]))
     for name, hessian in whole.items():
         torch.testing.assert_close(
             parts[name], hessian, rtol=1e-4, atol=1e-6
@@ -105,36 +114,22 @@ def test_tied_weights_are_one_layer_with_the_inputs_of_both() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.b(self.a(x))
 
-    model = Tied()
-    (spec,) = find_layers(model)
+    model, x = Tied(), torch.randn(6, 4)
+    found = find_layers(model, over(x))
+    (spec,) = found.layers
     assert (spec.name, spec.aliases) == ("a", ("b",))
-    x = torch.randn(6, 4)
     with torch.no_grad():
         both = torch.cat([x, model.a(x)]).double()
-    torch.testing.assert_close(collect_hessians(model, [spec], [x])["a"][0], 2 * both.T @ both / 6)
-    assert count_macs(model, [spec], x) == {"a": 32}
-
-
-def test_models_that_cannot_be_compressed() -> None:
-    with pytest.raises(ModelError, match="nothing to compress"):
-        find_layers(nn.ReLU())
-
-    class Idle(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.used, self.idle = nn.Linear(2, 2), nn.Linear(2, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.used(x)
-
-    with pytest.raises(ModelError, match="layer 'idle' is never called"):
-        count_macs(Idle(), find_layers(Idle()), torch.randn(1, 2))
+    hessian = collect_hessians(model, [spec], over(x))["a"][0]
+    torch.testing.assert_close(hessian, 2 * both.T @ both / 6)
+    assert found.macs == {"a": 32}
 
 
 def test_a_hessian_that_is_not_finite_names_its_layer() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
+    layers = layers_of(model, torch.zeros(1, 2))
     with pytest.raises(LayerError, match="layer '0': its Hessian is not finite"):
-        collect_hessians(model, find_layers(model), [torch.full((1, 2), float("nan"))])
+        collect_hessians(model, layers, over(torch.full((1, 2), float("nan"))))
     assert not model[0]._forward_pre_hooks
 
 

@@ -1,6 +1,7 @@
 """Levels of one layer: their patterns, and their least errors."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -8,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import over
 from apportion.compressors.elimination import dispatch
 from apportion.compressors.errors import LayerError, LevelError
 from apportion.compressors.hessian import collect_hessians
-from apportion.compressors.layers import find_layers, to_matrix
+from apportion.compressors.layers import to_matrix
 from apportion.compressors.levels import expand_levels, parse_level
 from apportion.compressors.obs import compress_layer, layer_error
-from tests.compressors.problems import linear, problem
+from tests.compressors.problems import layers_of, linear, problem
 
 
 def test_an_identity_hessian_rounds_to_nearest_and_prunes_by_magnitude() -> None:
@@ -50,9 +52,12 @@ def test_levels_of_one_pattern_share_its_elimination(monkeypatch: pytest.MonkeyP
     ]
     made: list[tuple[int, int]] = []
     prune = dispatch.prune_n_of_m
-    monkeypatch.setattr(
-        dispatch, "prune_n_of_m", lambda *given: made.append(given[2:4]) or prune(*given)
-    )
+
+    def noting(*given: Any) -> Any:
+        made.append(given[2:4])
+        return prune(*given)
+
+    monkeypatch.setattr(dispatch, "prune_n_of_m", noting)
     together = list(compress_layer(weight, linear(6, 12), hessian[None], levels))
     assert made == [(2, 4), (1, 2)]
     assert all(torch.equal(one.weight, other) for one, other in zip(together, alone, strict=True))
@@ -115,13 +120,13 @@ def test_convolutions_of_all_shapes_keep_their_patterns(
     torch.manual_seed(seed)
     inside, outside, groups = channels
     kind = nn.Conv1d if flat else nn.Conv2d
-    conv: nn.Module = kind(
+    conv: nn.Conv1d | nn.Conv2d = kind(
         inside, outside, kernel, stride, "same" if stride == 1 else 1, dilation, groups, bias=False
     )
     model = nn.Sequential(conv)
-    spec = find_layers(model)[0]
     inputs = torch.randn(12, inside, *(11,) * (1 if flat else 2))
-    hessian = collect_hessians(model, [spec], [inputs])["0"]
+    spec = layers_of(model, inputs)[0]
+    hessian = collect_hessians(model, [spec], over(inputs))["0"]
     texts = ["unstr-0.60", "2:4", "1:2", "block2-0.50", "block4-0.50", "2:4+w3", "mag:1:2", "w2"]
     made = list(compress_layer(conv.weight, spec, hessian, [parse_level(text) for text in texts]))
     assert {str(m.level) for m in made} >= {"unstr-0.60", "w2"}
@@ -197,16 +202,16 @@ def test_magnitude_is_the_data_free_baseline() -> None:
 
 def test_groups_are_compressed_by_their_own_hessians() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(4, 6, 2, groups=2))
-    (spec,) = find_layers(model)
+    layer = nn.Conv2d(4, 6, 2, groups=2)
+    model = nn.Sequential(layer)
     x = torch.randn(60, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    hessian = collect_hessians(model, [spec], [x])["0"]
-    (made,) = compress_layer(model[0].weight, spec, hessian, [parse_level("unstr-0.5")])
-    difference = to_matrix(made.weight.double() - model[0].weight.detach().double(), spec)
+    (spec,) = layers_of(model, x)
+    hessian = collect_hessians(model, [spec], over(x))["0"]
+    (made,) = compress_layer(layer.weight, spec, hessian, [parse_level("unstr-0.5")])
+    difference = to_matrix(made.weight.double() - layer.weight.detach().double(), spec)
     assert made.error == pytest.approx(layer_error(difference, hessian), rel=1e-9)
     assert made.error <= min(
-        e.error
-        for e in compress_layer(model[0].weight, spec, hessian, [parse_level("mag:unstr-0.5")])
+        e.error for e in compress_layer(layer.weight, spec, hessian, [parse_level("mag:unstr-0.5")])
     )
 
 

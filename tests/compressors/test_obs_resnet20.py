@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.calibration import FullPass
 from apportion.compressors.elimination import work
 from apportion.compressors.hessian import collect_hessians
-from apportion.compressors.layers import LayerSpec, find_layers
+from apportion.compressors.kinds.find import find_layers
+from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import expand_levels, parse_level
 from apportion.compressors.obs import compress_layer
 
@@ -31,10 +33,11 @@ def resnet20(shared_data: Path) -> tuple[nn.Module, list[LayerSpec], dict[str, T
     workload = load_workload(
         WorkloadConfig.model_validate({"model": "cifar_resnet20", "weights": weights, "data": data})
     )
-    layers = [layer for layer in find_layers(workload.model) if layer.name in reference]
+    inputs = FullPass(lambda: (x for x, _ in workload.calibration.batches(128)))
+    found = find_layers(workload.model, inputs).layers
+    layers = [layer for layer in found if layer.name in reference]
     assert len(layers) == 3
-    batches = (x for x, _ in workload.calibration.batches(128))
-    return workload.model, layers, collect_hessians(workload.model, layers, batches)
+    return workload.model, layers, collect_hessians(workload.model, layers, inputs)
 
 
 def test_published_layer_errors(

@@ -62,14 +62,16 @@ def run(
     )
 
 
+def least(told: list[Trial]) -> float:
+    return min(trial.fitness for trial in told if trial.fitness is not None)
+
+
 @pytest.mark.parametrize("name", names())
 def test_it_starts_from_the_uniform_and_the_additive_optimum(name: str) -> None:
     space = random_space(3, layers=8, levels=6)
     told = run(name, space)
     assert [t.candidate for t in told[:2]] == [uniform(space), optimum(space)]
-    assert min(t.fitness for t in told) <= min(
-        fitness(space, uniform(space)), fitness(space, optimum(space))
-    )
+    assert least(told) <= min(fitness(space, uniform(space)), fitness(space, optimum(space)))
 
 
 @pytest.mark.parametrize("metrics", [1, 2])
@@ -130,7 +132,7 @@ def test_it_finds_the_optimum_of_small_spaces(name: str, metrics: int, interacti
         score = fitness if interacting else SearchSpace.error
         best = min(score(space, c) for c in np.ndindex(*space.counts) if space.feasible(c))
         algorithm = create(name, space, np.random.default_rng(seed), 256, {"cold": not interacting})
-        found += min(t.fitness for t in drive(algorithm, 256, score, best + 1e-12)) <= best + 1e-12
+        found += least(drive(algorithm, 256, score, best + 1e-12)) <= best + 1e-12
     assert found >= 9
 
 

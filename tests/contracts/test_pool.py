@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +17,7 @@ from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.cluster.actor_pool import ActorPool
 from apportion.evaluators.cluster.connection import Connection
 from apportion.evaluators.cluster.pool import RayPool
-from apportion.evaluators.scoring.pool import LazyPool, LocalPool, Pool, Score, Scorer
+from apportion.evaluators.scoring.pool import LazyPool, LocalPool, Pool, Request, Score, Scorer
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.workloads.workload import Workload
 
@@ -31,9 +32,15 @@ def ray_pool(make: Make, count: int) -> Iterator[Pool]:
 
 POOLS: dict[str, Callable[[Make], AbstractContextManager[Pool]]] = {
     "local": lambda make: LocalPool(make, threads=1),
+    "lazy": lambda make: LazyPool(lambda: LocalPool(make, threads=1)),
     "ray-1": lambda make: ray_pool(make, 1),
     "ray-2": lambda make: ray_pool(make, 2),
 }
+
+
+def within(fitness: float, bound: float) -> float:
+    """As scorers may tell it: inf above the bound."""
+    return fitness if fitness <= bound else math.inf
 
 
 class Sum:
@@ -43,7 +50,9 @@ class Sum:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
         time.sleep(0.05 / (1 + max(0, candidate[0])))
         if candidate[0] == -1:
             raise RuntimeError("this candidate cannot be scored")
@@ -52,7 +61,7 @@ class Sum:
             if not marker.exists():
                 marker.touch()
                 raise RuntimeError("only the first time")
-        return sum(candidate) * fidelity
+        return within(sum(candidate) * fidelity, bound)
 
 
 @pytest.fixture(params=["local", "ray-2"])
@@ -129,15 +138,43 @@ def test_neighbours_are_scored_one_after_the_other() -> None:
     scored: list[tuple[int, ...]] = []
 
     class Noting:
-        def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+        def score(
+            self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+        ) -> float:
             scored.append(candidate)
-            return sum(candidate) * fidelity
+            return within(sum(candidate) * fidelity, bound)
 
     requests = [((i % 3, i), 1.0) for i in range(20)]
     with LocalPool(Noting, threads=1) as pool:
         assert fitness(pool.evaluate(requests)) == [sum(c) for c, _ in requests]
     assert scored[:16] == sorted(c for c, _ in requests[:16])
     assert scored[16:] == sorted(c for c, _ in requests[16:])
+
+
+class Bounded:
+    """Scores a candidate by its bound; 1000 where none reaches it."""
+
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
+        return min(bound, 1000.0) + sum(candidate) * fidelity
+
+
+class WideBounded(Bounded):
+    width = 3
+
+    def score_many(self, requests: list[tuple[Any, ...]]) -> list[float]:
+        return [self.score(*request) for request in requests]
+
+
+@pytest.mark.parametrize("scorer", [Bounded, WideBounded])
+@pytest.mark.parametrize("name", POOLS)
+def test_a_requests_bound_reaches_the_scorer(name: str, scorer: Callable[[], Bounded]) -> None:
+    if name.startswith("ray"):
+        pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    requests: list[Request] = [((3,), 1.0, 0.25), ((1,), 0.5), ((2,), 0.5, 7.0), ((4,), 1.0)]
+    with POOLS[name](scorer) as pool:
+        assert fitness(pool.evaluate(requests)) == [3.25, 1000.5, 8.0, 1004.0]
 
 
 def test_a_candidate_that_fails_once_is_tried_again(pool: Pool) -> None:
@@ -171,7 +208,7 @@ def test_local_and_ray_agree_to_the_bit(
             results.append(fitness(pool.evaluate(requests)))
     with POOLS["ray-2"](Elsewhere(*given)) as pool:
         results.append(fitness(pool.evaluate(requests)))
-    assert results[0] == results[1] == results[2] == results[3]
+    assert all(result == results[0] for result in results)
     received = list((own_cache / "apportion/databases").iterdir())
     assert [folder.name for folder in received] == [database.fingerprint]
     LayerDatabase.open(received[0]).verify()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from apportion.compressors.errors import ConfigurationError, EvaluationError
-from apportion.evaluators.scoring.pool import Score
+from apportion.evaluators.scoring.pool import Pool, Score
 
 ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -21,6 +22,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from apportion.evaluators.cluster.actor_pool import ActorPool  # noqa: E402
 from apportion.evaluators.cluster.executor import RayExecutor  # noqa: E402
 from apportion.evaluators.cluster.pool import RayPool  # noqa: E402
+from tests.contracts.test_pool import within  # noqa: E402
 
 STORE = 80 << 20
 
@@ -33,7 +35,9 @@ class Fragile:
         self._folder, self._seconds = folder, seconds
         (folder / f"worker-{ray.get_runtime_context().get_node_id()}-{os.getpid()}").touch()
 
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
         first = candidate[0]
         marker = self._folder / str(first)
         if first == -5 or (first in (-3, -4) and not marker.exists()):
@@ -42,15 +46,17 @@ class Fragile:
                 time.sleep(600)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(self._seconds)
-        return sum(candidate) * fidelity
+        return within(sum(candidate) * fidelity, bound)
 
 
 class Unmade:
     def __init__(self) -> None:
         raise RuntimeError("no such weights")
 
-    def score(self, candidate: tuple[int, ...], fidelity: float = 1.0) -> float:
-        return sum(candidate) * fidelity
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
+        return within(sum(candidate) * fidelity, bound)
 
 
 def fitness(scores: Iterator[Score]) -> list[float]:
@@ -77,7 +83,7 @@ def add_node(cluster: Any) -> Any:
     return cluster.add_node(num_cpus=1, object_store_memory=STORE)
 
 
-def use_until(pool: RayPool, folder: Path, nodes: int) -> None:
+def use_until(pool: Pool, folder: Path, nodes: int) -> None:
     """Give out work until workers ran on so many nodes: on a busy machine they take their time to
     start."""
     end = time.monotonic() + 120

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import (
     ConfigurationError,
     DatabaseBusyError,
@@ -22,7 +23,7 @@ from apportion.compressors.errors import (
     OutputError,
 )
 from apportion.compressors.hessian import collect_hessians
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels, parse_level
 from apportion.compressors.obs import CompressionOptions, compress_layer
 from apportion.db.layers.build import build_database
@@ -32,7 +33,7 @@ from apportion.search.runs.pipeline import build
 from tests.conftest import LEVELS
 
 
-def net(seed: int = 0) -> nn.Module:
+def net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     layers = [
         nn.Conv2d(1, 4, 3, padding=1),
@@ -52,10 +53,12 @@ def make(
     **options: Any,
 ) -> LayerDatabase:
     inputs = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    model = model or net()
     return build_database(
         path,
-        model or net(),
-        lambda: iter([inputs]),
+        model,
+        find_layers(model, over(inputs)),
+        over(inputs),
         expand_levels(levels),
         **{"model_fingerprint": "m", "calibration_fingerprint": "c", **options},
     )
@@ -120,15 +123,16 @@ def test_dense_must_be_among_the_levels(tmp_path: Path) -> None:
 def test_values_that_are_not_finite_name_the_layer(tmp_path: Path) -> None:
     model = net()
     with torch.no_grad():
-        model[2].weight[0, 0, 0, 0] = float("nan")
+        model.get_parameter("2.weight")[0, 0, 0, 0] = float("nan")
     with pytest.raises(LayerError, match="layer '[25]'"):
         make(tmp_path / "d", model)
-    bad = torch.full((4, 1, 4, 4), float("inf"))
+    bad = over(torch.full((4, 1, 4, 4), float("inf")))
     with pytest.raises(LayerError, match="layer '0': its Hessian is not finite"):
         build_database(
             tmp_path / "e",
             net(),
-            lambda: iter([bad]),
+            find_layers(net(), bad),
+            bad,
             expand_levels(["dense"]),
             model_fingerprint="m",
             calibration_fingerprint="c",
@@ -260,12 +264,12 @@ def test_sequential_layers_see_what_reaches_them(tmp_path: Path) -> None:
     assert not torch.equal(sequential.weight("5", "w2"), independent.weight("5", "w2"))
     before = copy.deepcopy(model)
     with torch.no_grad():
-        before[0].weight.copy_(sequential.weight("0", "w2"))
-        before[2].weight.copy_(sequential.weight("2", "w2"))
+        before.get_parameter("0.weight").copy_(sequential.weight("0", "w2"))
+        before.get_parameter("2.weight").copy_(sequential.weight("2", "w2"))
     inputs = torch.randn(32, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    layer = find_layers(model)[2]
-    hessian = collect_hessians(before, [layer], [inputs])["5"]
-    (made,) = compress_layer(model[5].weight, layer, hessian, expand_levels(["w2"]))
+    layer = find_layers(model, over(inputs)).layers[2]
+    hessian = collect_hessians(before, [layer], over(inputs))["5"]
+    (made,) = compress_layer(model.get_parameter("5.weight"), layer, hessian, expand_levels(["w2"]))
     assert torch.equal(made.weight, sequential.weight("5", "w2"))
     with pytest.raises(DatabaseMismatchError, match="other options"):
         make(tmp_path / "sequential", model, levels)

@@ -52,7 +52,7 @@ def test_a_layer_that_outweighs_the_others_is_shared_row_by_row(
 def test_a_layer_that_cannot_be_made_is_the_same_error_on_a_worker(tmp_path: Path) -> None:
     model = net()
     with torch.no_grad():
-        model[5].weight[0, 0] = torch.nan
+        model.get_parameter("5.weight")[0, 0] = torch.nan
     with ActorPool(2, 1) as crew:
         for executor in (LocalExecutor, lambda: RayExecutor(crew)):
             with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):

@@ -57,9 +57,9 @@ def products(proto: Any, inputs: Tensor) -> Iterator[Product]:
             weight, flip = made[weight.input[0]], not flip
         if node.op_type == "Gemm":
             flip = flip == any(one.name == "transB" and one.i for one in node.attribute)
-        if {getattr(one, "op_type", "") for one in (source, weight)} != {
-            "DequantizeLinear"
-        } or source.input[0] not in codes:
+        if source is None or weight is None or source.input[0] not in codes:
+            continue
+        if not source.op_type == weight.op_type == "DequantizeLinear":
             continue
         stored = constants[weight.input[0]]
         kernel = vpmaddubsw if stored.dtype == np.int8 else _exact

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from apportion.compressors.layers import find_layers
+from apportion.compressors.calibration import over
+from apportion.compressors.kinds.find import find_layers
 from apportion.evaluators.rewriting.channels import find_channel_groups
 from apportion.evaluators.rewriting.reduced import ReducedLayer, reduce_layers
 
@@ -71,11 +72,8 @@ def prepared(name: str, seed: int, share: float) -> tuple[nn.Sequential, Tensor]
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 assert module.running_var is not None
                 module.running_var.abs_().add_(0.1)
-            elif (
-                isinstance(module.__dict__.get("_parameters", {}).get("weight"), Tensor)
-                and module is not model[-1]
-            ):
-                module.weight[torch.rand(len(module.weight), generator=generator) < share] = 0  # type: ignore[arg-type]
+            elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Linear)) and module is not model[-1]:
+                module.weight[torch.rand(len(module.weight), generator=generator) < share] = 0
     return model, torch.randn(shape, generator=generator)
 
 
@@ -86,8 +84,8 @@ def prepared(name: str, seed: int, share: float) -> tuple[nn.Sequential, Tensor]
 def test_outputs_stay(name: str, seed: int, share: float) -> None:
     model, x = prepared(name, seed, share)
     expected, before = model(x), sum(p.numel() for p in model.parameters())
-    names = [layer.name for layer in find_layers(model)][:-1]
-    gone = any((~model.get_submodule(n).weight.flatten(1).any(1)).sum() > 1 for n in names)  # type: ignore[operator, union-attr]
+    names = [layer.name for layer in find_layers(model, over(x)).layers][:-1]
+    gone = any((~model.get_parameter(f"{n}.weight").flatten(1).any(1)).sum() > 1 for n in names)
     reduce_layers(model, names)
     assert not any(isinstance(module, ReducedLayer) for module in model)
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
@@ -98,12 +96,13 @@ def test_outputs_stay(name: str, seed: int, share: float) -> None:
 def test_a_depthwise_layer_alone_shrinks_what_stands_before_it() -> None:
     model, x = prepared("depthwise", 0, 0.0)
     with torch.no_grad():
-        model[3].weight[:4] = 0  # type: ignore[index]
+        model.get_parameter("3.weight")[:4] = 0
     expected = model(x)
     reduce_layers(model, ["3"])
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
-    assert len(model[0].weight) <= 3  # type: ignore[arg-type]
-    assert model[3].groups == len(model[3].weight) == len(model[0].weight)  # type: ignore[arg-type]
+    left = len(model.get_parameter("0.weight"))
+    assert left <= 3
+    assert model[3].groups == len(model.get_parameter("3.weight")) == left
 
 
 class Branch(nn.Module):
@@ -135,7 +134,7 @@ def test_what_others_see_is_filled_in(kind: type[nn.Module]) -> None:
     names = ["stem", "left", "right", "twice"]
     with torch.no_grad():
         for name in names:
-            model.get_submodule(name).weight[[1, 4]] = 0  # type: ignore[index, operator]
+            model.get_parameter(f"{name}.weight")[[1, 4]] = 0
     x = torch.randn(IMAGE, generator=torch.Generator().manual_seed(0))
     expected = model(x)
     assert find_channel_groups(model, names, ()) == []
@@ -156,3 +155,23 @@ def test_a_projection_that_attention_does_not_call_stays() -> None:
     model = nn.Sequential(OrderedDict(attention=attention))
     reduce_layers(model, ["attention.out_proj"])
     assert not isinstance(attention.out_proj, ReducedLayer)
+
+
+def test_a_weight_that_is_used_by_itself_too_keeps_its_inputs() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+            self.b = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(self.a(x).relu()) + nn.functional.conv2d(self.c(x), self.b.weight)
+
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(2, 3, 6, 6)
+    with torch.no_grad():
+        model.a.weight[:3] = 0
+        expected = model(x)
+        reduce_layers(model, ["a"])
+        torch.testing.assert_close(model(x), expected)
+    assert isinstance(model.a, ReducedLayer)

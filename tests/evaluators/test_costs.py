@@ -3,7 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import DataError
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels
 from apportion.db.layers.build import build_database
 from apportion.evaluators.costs.latency_files import read_latency
@@ -23,8 +25,16 @@ def tables_of(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-unty
     images = torch.randn(16, 3, 8, 8)
     levels = expand_levels(["dense", "unstr-0.50", "w4", "w8a8", "a4", "unstr-0.50+w4a8"])
     path = tmp_path_factory.mktemp("costs") / "db"
-    fingerprints = {"model_fingerprint": model_fingerprint(model), "calibration_fingerprint": "c"}
-    database = build_database(path, model, lambda: iter([images]), levels, **fingerprints)
+    data = over(images)
+    database = build_database(
+        path,
+        model,
+        find_layers(model, data),
+        data,
+        levels,
+        model_fingerprint=model_fingerprint(model),
+        calibration_fingerprint="c",
+    )
     return model, database
 
 

@@ -15,8 +15,10 @@ import torch
 import yaml
 from torch import nn
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.grids import GridOptions
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import DENSE, parse_level
 from apportion.compressors.obs import CompressionOptions
 from apportion.db.layers.build import build_database
@@ -94,9 +96,16 @@ def test_measured_times_make_a_table(tmp_path: Path) -> None:
     example = torch.randn(4, 64)
     grids = CompressionOptions(grid=GridOptions(symmetric=True))
     levels = [parse_level(text) for text in LEVELS]
-    marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
+    data = over(torch.randn(64, 64))
     database = build_database(
-        tmp_path / "db", model, lambda: iter([torch.randn(64, 64)]), levels, options=grids, **marks
+        tmp_path / "db",
+        model,
+        find_layers(model, data),
+        data,
+        levels,
+        model_fingerprint="m",
+        calibration_fingerprint="c",
+        options=grids,
     )
     steps: list[tuple[str, int, int]] = []
     measured = measure_latency(
@@ -174,7 +183,8 @@ def test_filter_levels_run_in_the_shapes_that_are_left(tmp_path: Path, runtime: 
     database = build_database(
         tmp_path / "wide",
         model,
-        lambda: [example],
+        find_layers(model, over(example)),
+        over(example),
         levels,
         model_fingerprint="m",
         calibration_fingerprint="c",

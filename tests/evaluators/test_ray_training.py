@@ -37,10 +37,10 @@ def training(folder: Path) -> Recovery:
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4)).eval()
     sparse = copy.deepcopy(dense)
-    weight = sparse.get_submodule("0").weight
+    weight = sparse.get_parameter("0.weight")
     mask = weight.abs() > weight.abs().median()
     with torch.no_grad():
-        weight *= mask
+        weight.mul_(mask)
     return Recovery(sparse, dense, {"0": Hold(mask)}, 32, 0, FolderCheckpoints(folder), "key")
 
 

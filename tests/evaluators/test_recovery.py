@@ -21,7 +21,7 @@ from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.data import TensorSplit
 
 
-def models(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Hold]]:
+def models(seed: int = 0) -> tuple[nn.Sequential, nn.Sequential, dict[str, Hold]]:
     """Dense, half of its weights removed, and what is held."""
     torch.manual_seed(seed)
     dense = nn.Sequential(
@@ -31,10 +31,10 @@ def models(seed: int = 0) -> tuple[nn.Module, nn.Module, dict[str, Hold]]:
     sparse = copy.deepcopy(dense)
     holds = {}
     for name in ("0", "3"):
-        weight = sparse.get_submodule(name).weight
+        weight = sparse.get_parameter(f"{name}.weight")
         mask = weight.abs() > weight.abs().median()
         with torch.no_grad():
-            weight *= mask
+            weight.mul_(mask)
         holds[name] = Hold(mask)
     return dense, sparse, holds
 
@@ -55,7 +55,7 @@ def gap(dense: nn.Module, model: nn.Module) -> float:
 
 def training(
     folder: Path, progress: Any = None, key: str = "k"
-) -> tuple[Recovery, nn.Module, nn.Module]:
+) -> tuple[Recovery, nn.Sequential, nn.Sequential]:
     dense, sparse, holds = models()
     return (
         Recovery(sparse, dense, holds, 32, 0, FolderCheckpoints(folder), key, progress),
@@ -67,12 +67,13 @@ def training(
 def test_adaprune_brings_the_outputs_near_and_keeps_the_mask(tmp_path: Path) -> None:
     work, dense, sparse = training(tmp_path)
     before = gap(dense, sparse)
-    statistics = sparse[1].running_mean.clone()
+    statistics = sparse.get_buffer("1.running_mean").clone()
     work.adaprune(images(), AdaPruneConfig(epochs=20, learning_rate=3e-3))
     assert gap(dense, sparse) < 0.7 * before
     for name, hold in work.what.items():
-        assert torch.equal(sparse.get_submodule(name).weight != 0, hold.mask)
-    assert torch.equal(sparse[1].running_mean, statistics)
+        assert hold.mask is not None
+        assert torch.equal(sparse.get_parameter(f"{name}.weight") != 0, hold.mask)
+    assert torch.equal(sparse.get_buffer("1.running_mean"), statistics)
     assert not sparse.training
 
 
@@ -88,15 +89,15 @@ def test_lintune_moves_biases_and_normalisations_alone(tmp_path: Path) -> None:
     }
     assert moved == {"0.bias", "1.weight", "1.bias", "3.bias", "6.bias"}
     work.adaprune(images(), AdaPruneConfig(epochs=1))  # which trains all of them again
-    assert not torch.equal(sparse[0].weight, stitched["0.weight"])
+    assert not torch.equal(sparse.get_parameter("0.weight"), stitched["0.weight"])
 
 
 def test_lintune_leaves_a_model_without_biases_alone(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4, bias=False))
     work = Recovery(model, copy.deepcopy(model), {}, 32, 0, FolderCheckpoints(tmp_path), "key")
-    weight = model[1].weight.detach().clone()
+    weight = model.get_parameter("1.weight").detach().clone()
     work.lintune(images(), LintuneConfig())
-    assert torch.equal(model[1].weight, weight)
+    assert torch.equal(model.get_parameter("1.weight"), weight)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -8,8 +8,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from apportion.compressors.calibration import over
 from apportion.compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
-from apportion.compressors.layers import find_layers
+from apportion.compressors.kinds.find import find_layers
 from apportion.evaluators.workloads.data import draw
 from apportion.evaluators.workloads.models import build_model, register_model
 from apportion.evaluators.workloads.workload import (
@@ -284,8 +285,11 @@ def test_folded_batchnorm_changes_no_output(digits: Workload) -> None:
     inputs = next(iter(digits.test.batches(64)))[0]
     with torch.no_grad():
         torch.testing.assert_close(folded.model(inputs), digits.model(inputs), rtol=1e-4, atol=1e-4)
-    names = [layer.name for layer in find_layers(digits.model)]
-    assert [layer.name for layer in find_layers(folded.model)] == names
+    names, others = (
+        [layer.name for layer in find_layers(model, over(inputs)).layers]
+        for model in (digits.model, folded.model)
+    )
+    assert others == names
     assert model_fingerprint(folded.model) != model_fingerprint(digits.model)
 
 

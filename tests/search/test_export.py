@@ -12,14 +12,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from apportion.compressors.errors import OutputError, UnknownNameError
+from apportion.compressors.errors import ConfigurationError, OutputError, UnknownNameError
 from apportion.compressors.levels import parse_level
 from apportion.db.layers.packed import load_packed
 from apportion.db.layers.profile_files import read_profile
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.training.recovery import RecoveryConfig
 from apportion.evaluators.workloads.data import TensorSplit
-from apportion.search.export import exporting, formats
+from apportion.search.export import exporting, formats, registry
 from apportion.search.export.exporting import export, score_profile
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.loop import RunResult
@@ -217,7 +217,7 @@ def test_filter_levels_are_exported_in_the_shapes_that_are_left(tmp_path: Path) 
         "corrections": {"export": ["batchnorm", "bias"]},
     }
     with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
-        profile = problem.profile([len(levels) - 1 for levels in problem.full_space.levels])
+        profile = problem.profile(tuple(len(levels) - 1 for levels in problem.full_space.levels))
         chosen = score_profile(profile, problem, "half of all filters")
         exported = export(
             chosen, problem, tmp_path / "out", formats=("onnx", "torch", "safetensors")
@@ -265,9 +265,22 @@ def test_learned_steps_recover_two_bits(tmp_path: Path) -> None:
 
 
 def test_formats_are_named(found: tuple[ModelProblem, RunResult], tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="safetensors"):
+    with pytest.raises(UnknownNameError, match="did you mean 'safetensors'.*profile"):
         export(found[1], found[0], tmp_path / "out", formats=("safetensor",))
     assert not (tmp_path / "out").exists()
+
+
+def test_two_formats_of_one_file_are_refused(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._FORMATS, "mine", formats.Format)  # so that it goes again
+    registry.register("mine")(formats.Safetensors)
+    assert "mine" in registry.names()
+    with pytest.raises(ConfigurationError, match=r"'mine' writes model\.safetensors"):
+        export(found[1], found[0], tmp_path / "out", formats=("safetensors", "mine"))
+    assert not (tmp_path / "out").exists()
+    exported = export(found[1], found[0], tmp_path / "out", formats=("mine", "mine"))
+    assert list(exported.content["exports"]) == ["model.safetensors"]
 
 
 def test_corrections_of_many_training_images_look_at_random_ones(

@@ -47,8 +47,8 @@ def test_a_users_algorithm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "message"),
     [
         ("spy", "unknown algorithm 'spy'; did you mean 'spdy'"),
-        ("no.such.module:Class", "cannot be loaded"),
-        ("apportion.search.space.space:Nothing", "cannot be loaded"),
+        ("no.such.module:Class", "cannot be imported"),
+        ("apportion.search.space.space:Nothing", "has no 'Nothing'"),
         ("apportion.search.space.space:SearchSpace", "is not a subclass"),
     ],
 )
@@ -84,7 +84,7 @@ def test_choices_are_checked() -> None:
 RANGED = [
     (name, key, bounds[0])
     for name in names()
-    for key, hint in typing.get_type_hints(resolve(name).__init__, include_extras=True).items()  # type: ignore[misc]
+    for key, hint in typing.get_type_hints(resolve(name).__init__, include_extras=True).items()
     if (bounds := [b for b in getattr(hint, "__metadata__", ()) if isinstance(b, Between)])
 ]
 
@@ -93,7 +93,7 @@ def test_every_number_of_ours_has_a_range() -> None:
     plain = [
         (name, key)
         for name in names()
-        for key, value in inspect.signature(resolve(name).__init__).parameters.items()  # type: ignore[misc]
+        for key, value in inspect.signature(resolve(name).__init__).parameters.items()
         if value.kind is value.KEYWORD_ONLY
         and type(value.default) in (int, float)
         and (name, key) not in [ranged[:2] for ranged in RANGED]

@@ -21,7 +21,7 @@ class Held(Pool):
         self._left = broken_after
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
-        for candidate, _ in requests:
+        for candidate, *_ in requests:
             if self._left == 0:
                 raise KeyboardInterrupt
             self._left -= 1

@@ -38,7 +38,7 @@ def test_repair_comes_near_the_least_error() -> None:
     gaps = []
     for seed in range(50):
         space = random_space(seed)
-        best, worst = brute_force(space)[1], space.error(space.counts - 1)
+        best, worst = brute_force(space)[1], space.error((space.counts - 1).tolist())
         gaps.append((space.error(repair(space, (0,) * 5)) - best) / (worst - best))
     assert np.median(gaps) < 0.05
 

@@ -26,7 +26,8 @@ def test_the_area_lies_between_first_and_best(fitness: list[float]) -> None:
 def test_holm_multiplies_the_least_p_by_the_number_of_pairs() -> None:
     rng = np.random.default_rng(0)
     base = rng.random(10)
-    finals = {"a": base, "b": base + 1 + rng.random(10), "c": base + 0.01 * rng.standard_normal(10)}
+    drawn = {"a": base, "b": base + 1 + rng.random(10), "c": base + 0.01 * rng.standard_normal(10)}
+    finals: dict[str, list[float]] = {name: row.tolist() for name, row in drawn.items()}
     found = pairwise(finals)
     raw = {
         (x, y): wilcoxon(np.subtract(finals[x], finals[y])).pvalue

@@ -114,10 +114,15 @@ class ServiceCluster:
         command.append(
             f"--dashboard-agent-listen-port={free_port()}"
         )  # two nodes on a machine cannot share the usual one
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        node = subprocess.Popen(command, env=self._environment, start_new_session=True, **quiet)  # type: ignore[call-overload]
+        node = subprocess.Popen(
+            command,
+            env=self._environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         self._nodes.append(node)
-        return node  # type: ignore[no-any-return]
+        return node
 
     def close(self) -> None:
         for node in reversed(self._nodes):

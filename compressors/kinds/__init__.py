@@ -1,0 +1,1 @@
+"""Where a model's weights are used, and how each is read as a matrix."""
