@@ -123,8 +123,7 @@ def build_database(
                 "database.levels: 'dense' must be among the levels, so that every layer has one "
                 f"({layer.name!r} lacks it)"
             )
-    plan = wanted.to_json(layers)
-    with claimed(path, plan):
+    with claimed(path, wanted.to_json(layers)) as plan:
         if not (path / format.MANIFEST).is_file():
             _Build(path, wanted, format.digest(plan), model, found, calibration, progress).run(
                 executor
@@ -271,7 +270,7 @@ def _read_record(file: Path, key: str) -> LayerRecord | None:
         return None  # not written by a build that finished the layer: make it again
 
 
-def _finish(path: Path, plan: dict[str, Any], found: Found) -> None:
+def _finish(path: Path, plan: Mapping[str, Any], found: Found) -> None:
     contents = []
     for index, layer in enumerate(found.layers):
         file = format.layer_file(index, layer.name)

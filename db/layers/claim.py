@@ -22,12 +22,12 @@ from apportion.db.layers import format
 
 
 @contextmanager
-def claimed(path: Path, plan: Mapping[str, Any]) -> Iterator[None]:
-    """The folder at `path`, which belongs to `plan` from now on, for this process alone. What
-    killed builds left half-written is removed. Raises DatabaseMismatchError where the folder holds
-    another plan's database, DatabaseError where it holds other files, DatabaseBusyError while
-    another process builds in it, OutputError. A finished database is nobody's: any number of
-    processes may open it."""
+def claimed(path: Path, plan: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The folder at `path`, which belongs to `plan` from now on, for this process alone; gives the
+    plan as the folder has it. What killed builds left half-written is removed. Raises
+    DatabaseMismatchError where the folder holds another plan's database, DatabaseError where it
+    holds other files, DatabaseBusyError while another process builds in it, OutputError. A finished
+    database is nobody's: any number of processes may open it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -37,13 +37,11 @@ def claimed(path: Path, plan: Mapping[str, Any]) -> Iterator[None]:
         raise OutputError(path, str(error)) from error
     try:
         if (path / format.MANIFEST).is_file():
-            _compare(path, plan)
-            yield
+            yield _same(path, plan)
             return
         _lock(handle, path, plan)
         _clean(path)
-        _begin(path, plan)
-        yield
+        yield _begun(path, plan)
     finally:
         os.close(handle)  # and the lock goes with it, as it does with a process that is killed
 
@@ -54,7 +52,7 @@ def _lock(handle: int, path: Path, plan: Mapping[str, Any]) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         if (path / format.BUILD).is_file():
-            _compare(path, plan)
+            _same(path, plan)
         raise DatabaseBusyError(path, "another process is building it") from None
     except OSError as error:
         raise OutputError(path, f"cannot be locked: {error.strerror or error}") from error
@@ -69,16 +67,17 @@ def _clean(path: Path) -> None:
         raise OutputError(path, error.strerror or str(error)) from error
 
 
-def _begin(path: Path, plan: Mapping[str, Any]) -> None:
+def _begun(path: Path, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     if (path / format.BUILD).is_file():
-        _compare(path, plan)
-        return
+        return _same(path, plan)
     if any(path.iterdir()):
         raise DatabaseError(path, "the folder holds other files; choose an empty or a new folder")
     write_json(path / format.BUILD, plan)
+    return plan
 
 
-def _compare(path: Path, plan: Mapping[str, Any]) -> None:
+def _same(path: Path, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the folder's build.json says. Raises DatabaseMismatchError where that is not `plan`."""
     try:
         found = read_json(path / format.BUILD)
     except DocumentError as error:
@@ -93,3 +92,4 @@ def _compare(path: Path, plan: Mapping[str, Any]) -> None:
             f"the folder holds a database with other {differing}; choose another folder, or remove "
             "this one",
         )
+    return found
