@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_MOST_NAMES = 40
+"""That a message lists."""
+
 
 class ApportionError(Exception):
     """Root of all errors that apportion raises on purpose. `str(error)` is fit to be shown to a
@@ -37,7 +40,8 @@ class UnknownNameError(ApportionError):
         self.nearest = nearest(name, self.valid)
         hint = f"; did you mean {self.nearest!r}?" if self.nearest else ""
         place = f"{where}: " if where else ""
-        super().__init__(f"{place}unknown {kind} {name!r}{hint} (valid: {', '.join(self.valid)})")
+        names = _some(self.valid, _MOST_NAMES)
+        super().__init__(f"{place}unknown {kind} {name!r:.80}{hint} (valid: {names})")
 
 
 class LevelError(ApportionError):

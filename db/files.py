@@ -27,6 +27,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     that of a process which was killed goes an hour later, with the next write of the same file.
     Raises OutputError."""
     temporary: Path | None = None
+    if "\0" in str(path):
+        raise OutputError(path, "no file can have such a name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path.parent, re.escape(path.name), _FORGOTTEN)

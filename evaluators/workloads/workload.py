@@ -37,6 +37,7 @@ class WorkloadConfig(Section):
 
     model: str | None = Field(
         None,
+        min_length=1,
         description="A registered name, torchvision:NAME, huggingface:NAME, or "
         "package.module:function.",
     )
