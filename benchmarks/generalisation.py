@@ -109,7 +109,9 @@ def find(
     run = store.add_run(make_run(name, algorithm, {}, seed, options.evaluations))
     with own:
         made = create(algorithm, own.space, np.random.default_rng(seed), options.evaluations, {})
-        found = search(made, own.pool(), store, run, own.key, progress, own.decisions.expand)
+        found = search(
+            made, own.space, own.pool(), store, run, own.key, progress, own.decisions.expand
+        )
     store.close()
     return found
 

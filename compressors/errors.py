@@ -8,6 +8,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+_MOST_NAMES = 40
+"""That a message lists."""
+
 
 class ApportionError(Exception):
     """Root of all errors that apportion raises on purpose. `str(error)` is fit to be shown to a
@@ -37,7 +40,8 @@ class UnknownNameError(ApportionError):
         self.nearest = nearest(name, self.valid)
         hint = f"; did you mean {self.nearest!r}?" if self.nearest else ""
         place = f"{where}: " if where else ""
-        super().__init__(f"{place}unknown {kind} {name!r}{hint} (valid: {', '.join(self.valid)})")
+        names = _some(self.valid, _MOST_NAMES)
+        super().__init__(f"{place}unknown {kind} {name!r:.80}{hint} (valid: {names})")
 
 
 class LevelError(ApportionError):
@@ -86,7 +90,7 @@ class DataError(ApportionError):
 
     def __init__(self, source: str, reason: str) -> None:
         self.source = source
-        super().__init__(f"{source}: {reason}")
+        super().__init__(f"{shown(source)}: {reason}")
 
 
 class LayerError(ApportionError):
@@ -102,7 +106,7 @@ class DatabaseError(ApportionError):
 
     def __init__(self, path: object, reason: str) -> None:
         self.path = str(path)
-        super().__init__(f"layer database {path}: {reason}")
+        super().__init__(f"layer database {shown(path)}: {reason}")
 
 
 class DatabaseUnfinishedError(DatabaseError):
@@ -145,13 +149,26 @@ class SpaceError(ApportionError):
     """A search space whose parts do not fit together, or a candidate that is not in it."""
 
 
+def shown(path: object, most: int = 200) -> str:
+    """A path as messages name it: without its middle where it is longer than a screen's line."""
+    text = str(path)
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
+
+
 class JobError(ApportionError):
     """A job file that cannot be read. Carries `path` and `field` (dotted; empty for the file as a
     whole)."""
 
     def __init__(self, path: object, field: str, reason: str) -> None:
         self.path, self.field = str(path), field
-        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+        super().__init__(
+            f"{shown(path)}: {field}: {reason}" if field else f"{shown(path)}: {reason}"
+        )
+
+
+class DocumentError(ApportionError):
+    """Text that cannot be read as what it should be: its encoding, size, syntax or nesting. Whoever
+    knows the file's name and purpose adds them."""
 
 
 class ProfileError(ApportionError):
@@ -159,7 +176,7 @@ class ProfileError(ApportionError):
 
     def __init__(self, source: object, reason: str) -> None:
         self.source = str(source)
-        super().__init__(f"profile {source}: {reason}")
+        super().__init__(f"profile {shown(source)}: {reason}")
 
 
 def hidden(url: str) -> str:
@@ -181,7 +198,7 @@ class OutputError(ApportionError):
 
     def __init__(self, path: object, reason: str) -> None:
         self.path = str(path)
-        super().__init__(f"cannot write {path}: {reason}")
+        super().__init__(f"cannot write {shown(path)}: {reason}")
 
 
 class EvaluationError(ApportionError):
@@ -198,6 +215,14 @@ class EvaluationError(ApportionError):
         super().__init__(f"{what}; the last failure was:\n{traceback}")
 
 
+class AlgorithmError(ApportionError):
+    """An algorithm that raised, or asked for what it may not ask for. Carries `algorithm`."""
+
+    def __init__(self, algorithm: str, reason: str) -> None:
+        self.algorithm = algorithm
+        super().__init__(f"algorithm {algorithm!r}: {reason}")
+
+
 class TrainingError(ApportionError):
     """Training that several processes shared, and that failed on them."""
 
@@ -207,6 +232,15 @@ class TrainingError(ApportionError):
 
 class ConfigurationError(ApportionError):
     """Options that contradict each other or the machine they run on."""
+
+
+class CodeError(ConfigurationError):
+    """Code that a job names and that cannot be loaded, or may not be. Carries `what` it is and its
+    `name`."""
+
+    def __init__(self, what: str, name: str, reason: str) -> None:
+        self.what, self.name = what, name
+        super().__init__(f"{what} {name!r}: {reason}")
 
 
 def first_line(error: BaseException) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,21 @@ from torch import Tensor
 
 from apportion.compressors.errors import OutputError
 
+_FORGOTTEN = 3600.0
+"""Seconds without a change after which a temporary file is that of a process which was killed."""
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk and rename it to
-    `path`. Whatever goes wrong, the temporary file is removed and an older `path` stays as it was.
+    `path`. Whatever goes wrong, the temporary file is removed and an older `path` stays as it was;
+    that of a process which was killed goes an hour later, with the next write of the same file.
     Raises OutputError."""
     temporary: Path | None = None
+    if "\0" in str(path):
+        raise OutputError(path, "no file can have such a name")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, re.escape(path.name), _FORGOTTEN)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -41,6 +51,19 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, names: str, age: float = 0.0) -> None:
+    """Remove the temporary files that `write_atomically` left in `folder` for files whose names
+    match the pattern `names`, where it was killed and they have not changed for `age` seconds."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if re.fullmatch(rf"\.({names})\.[a-z0-9_]{{8}}", entry.name) is None:
+                continue
+            with contextlib.suppress(FileNotFoundError):  # another process did it
+                old = time.time() - entry.stat(follow_symlinks=False).st_mtime >= age
+                if old and entry.is_file(follow_symlinks=False):
+                    os.unlink(entry.path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,11 +4,8 @@ layer, resumable."""
 from __future__ import annotations
 
 import copy
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,13 +16,7 @@ from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations
 from apportion.compressors.calibration import Calibration
-from apportion.compressors.errors import (
-    ConfigurationError,
-    DatabaseBusyError,
-    DatabaseError,
-    DatabaseMismatchError,
-    OutputError,
-)
+from apportion.compressors.errors import ConfigurationError, DatabaseError
 from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
@@ -34,10 +25,10 @@ from apportion.compressors.obs import CompressionOptions, fits
 from apportion.compressors.progress import Progress
 from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format
+from apportion.db.layers.claim import claimed
 from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
-from apportion.db.layers.outputs import check_outputs
 
 HESSIAN_BYTES = 2 << 30
 """Hessians held at once: layers are collected in groups of this many bytes, one pass over the
@@ -141,57 +132,13 @@ def build_database(
                 "database.levels: 'dense' must be among the levels, so that every layer has one "
                 f"({layer.name!r} lacks it)"
             )
-    plan = _claim(path, wanted.to_json(layers))
-    with _locked(path):
+    with claimed(path, wanted.to_json(layers)) as plan:
         if not (path / format.MANIFEST).is_file():
             _Build(path, wanted, format.digest(plan), model, found, calibration, progress).run(
                 executor
             )
             _finish(path, plan, found)
     return LayerDatabase.open(path, model_fingerprint)
-
-
-def _claim(path: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """Make sure that `path` is this plan's folder: new, or begun by the same plan. Returns the plan
-    as it was begun: there, the model's outputs are those of the processor that began it."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        begun = path / format.BUILD
-        if not begun.is_file():
-            if any(path.iterdir()):
-                raise DatabaseError(
-                    path, "the folder holds other files; choose an empty or a new folder"
-                )
-            write_json(begun, plan)
-            return plan
-        found = json.loads(begun.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OutputError(path, error.strerror or str(error)) from error
-    except ValueError as error:
-        raise DatabaseError(path, f"{format.BUILD} cannot be read: {error}") from error
-    exact = [key for key in {**plan, **found} if key != "outputs"]
-    if differing := ", ".join(key for key in exact if found.get(key) != plan.get(key)):
-        raise DatabaseMismatchError(
-            path,
-            f"the folder holds a database with other {differing}; choose another folder, or remove "
-            "this one",
-        )
-    check_outputs(path, found.get("outputs"), plan.get("outputs"))
-    return found
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep a second build out of the folder. The lock goes with the process, however that ends."""
-    handle = os.open(path / format.BUILD, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatabaseBusyError(path, "another process is building it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 @dataclass
@@ -332,7 +279,7 @@ def _read_record(file: Path, key: str) -> LayerRecord | None:
         return None  # not written by a build that finished the layer: make it again
 
 
-def _finish(path: Path, plan: dict[str, Any], found: Found) -> None:
+def _finish(path: Path, plan: Mapping[str, Any], found: Found) -> None:
     contents = []
     for index, layer in enumerate(found.layers):
         file = format.layer_file(index, layer.name)

@@ -3,7 +3,6 @@ checksum as it is read."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,22 @@ from apportion.compressors.errors import (
     DatabaseError,
     DatabaseMismatchError,
     DatabaseUnfinishedError,
+    DocumentError,
+    LevelError,
     ModelError,
+    first_line,
 )
 from apportion.compressors.grids import Grid
 from apportion.compressors.layers import LayerSpec
-from apportion.compressors.levels import Level
+from apportion.compressors.levels import Level, parse_level
 from apportion.compressors.progress import Progress
+from apportion.db.documents.json_reader import read_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.format import Entry, LayerRecord
 from apportion.db.layers.profile import check_profile
+
+_MOST = 1 << 30
+"""Bytes of a manifest: that of a model of 1,000 layers with 50 levels each has 20 million."""
 
 
 class LayerDatabase:
@@ -43,7 +49,7 @@ class LayerDatabase:
         self.layers: dict[str, LayerRecord] = {}
         self._files: dict[str, str] = {}
         for content in manifest["layers"]:
-            record = LayerRecord.from_json(content["record"])
+            record: LayerRecord = content["record"]
             self.layers[record.name] = record
             self._files[record.name] = content["file"]
         self._entries = {
@@ -200,10 +206,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             )
         raise DatabaseError(path, f"no {format.MANIFEST} in it: not a layer database")
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = read_json(file, _MOST)
+    except DocumentError as error:
         raise DatabaseCorruptError(path, f"{format.MANIFEST} cannot be read: {error}") from error
-    if manifest.get("format") != "apportion-layer-database":
+    if not isinstance(manifest, dict) or manifest.get("format") != "apportion-layer-database":
         raise DatabaseError(path, f"{format.MANIFEST} is not that of a layer database")
     if manifest.get("version") != format.VERSION:
         raise DatabaseError(
@@ -214,4 +220,34 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     fingerprint = manifest.pop("fingerprint", None)
     if format.digest(manifest) != fingerprint:
         raise DatabaseCorruptError(path, f"{format.MANIFEST} was altered (checksum)")
-    return {**manifest, "fingerprint": fingerprint}
+    layers = manifest.get("layers")
+    if not isinstance(layers, list) or not layers:
+        raise DatabaseCorruptError(path, f"{format.MANIFEST}: layers: a list of layers is needed")
+    for key in ("model", "calibration"):
+        if not isinstance(manifest.get(key), str):
+            raise DatabaseCorruptError(path, f"{format.MANIFEST}: {key}: a fingerprint is needed")
+    read = [_read_layer(path, i, content) for i, content in enumerate(layers)]
+    if len({content["record"].name for content in read}) < len(read):
+        raise DatabaseCorruptError(path, f"{format.MANIFEST}: layers: two have the same name")
+    return {**manifest, "layers": read, "fingerprint": fingerprint}
+
+
+def _read_layer(path: Path, index: int, content: Any) -> dict[str, Any]:
+    """A layer of the manifest, with its record. Raises DatabaseCorruptError for one that no build
+    writes, whoever made the checksum fit."""
+    where = f"{format.MANIFEST}: layers.{index}"
+    try:
+        record = LayerRecord.from_json(content["record"])
+        file, size = content["file"], content["bytes"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{where} is no layer of this version ({first_line(error)})"
+        raise DatabaseCorruptError(path, reason) from error
+    whole = isinstance(record.name, str) and record.entries
+    if not whole or file != format.layer_file(index, record.name) or type(size) is not int:
+        raise DatabaseCorruptError(path, f"{where} is no layer of this version")
+    try:
+        for entry in record.entries:
+            parse_level(entry.level)
+    except (LevelError, AttributeError) as error:
+        raise DatabaseCorruptError(path, f"{where}: {first_line(error)}") from error
+    return {"file": file, "bytes": size, "record": record}

@@ -65,7 +65,7 @@ def from_spdy(text: str, levels: Mapping[str, list[str]], source: str) -> Profil
     """Read SPDY text against the levels at hand: each line takes the layer's unstructured (or
     dense) level whose sparsity prints the same to four decimals. Raises ProfileError."""
     profile: Profile = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         fields = line.split()
@@ -74,6 +74,8 @@ def from_spdy(text: str, levels: Mapping[str, list[str]], source: str) -> Profil
         fraction, name = fields
         if name not in levels:
             raise ProfileError(source, f"line {number}: unknown layer {name!r}")
+        if name in profile:
+            raise ProfileError(source, f"line {number}: layer {name!r} stands twice")
         found = [level for level in map(parse_level, levels[name]) if _matches(level, fraction)]
         if not found:
             raise ProfileError(

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from apportion.compressors.errors import LevelError, ProfileError
+from apportion.compressors.errors import DocumentError, LevelError, ProfileError
 from apportion.compressors.levels import Level, parse_level
+from apportion.db.documents.csv_reader import csv_rows
+from apportion.db.documents.json_reader import json_content
+from apportion.db.documents.text import number, read_text
+from apportion.db.documents.yaml_reader import yaml_content
 from apportion.db.layers.profile import Profile, check_profile, from_json, from_spdy, to_json
 
 _FLOAT = 32
@@ -60,29 +63,23 @@ def read_profile(path: Path, levels: Mapping[str, list[str]]) -> Profile:
         ".csv": _read_csv,
         ".txt": from_spdy,
     }
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         raise ProfileError(path, f"a suffix of {', '.join(readers)} is needed")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        profile = readers[suffix](read_text(path), levels, str(path))
+    except DocumentError as error:
         raise ProfileError(path, str(error)) from error
-    profile = readers[path.suffix](text, levels, str(path))
     check_profile(profile, levels, str(path))
     return {name: profile[name] for name in levels}
 
 
 def _read_json(text: str, _levels: Mapping[str, list[str]], source: str) -> Profile:
-    try:
-        return from_json(json.loads(text), source)
-    except ValueError as error:
-        raise ProfileError(source, str(error)) from error
+    return from_json(json_content(text), source)
 
 
 def _read_yaml(text: str, levels: Mapping[str, list[str]], source: str) -> Profile:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ProfileError(source, f"not YAML: {str(error).splitlines()[0]}") from error
+    content = yaml_content(text)
     if not isinstance(content, dict):
         raise ProfileError(
             source,
@@ -90,22 +87,13 @@ def _read_yaml(text: str, levels: Mapping[str, list[str]], source: str) -> Profi
         )
     if isinstance(named := content.get("levels", content.get("profile")), dict):
         return from_json(named, source)
-    given = {
-        key: _by_layer(content[key], key, levels, source)
-        for key in (*_NUMBERS, _RATES)
-        if key in content
-    }
-    if given:
-        given.setdefault("sparsity", given.pop(_RATES, {}))
-        return {
-            name: _match(name, {key: row.get(name) for key, row in given.items()}, levels, source)
-            for name in levels
-        }
+    if any(key in content for key in (*_NUMBERS, _RATES)):
+        return _from_columns(content, levels, source)
     profile: Profile = {}
     for name, value in content.items():
         if isinstance(value, str):
             profile[name] = _level(value, source)
-        elif isinstance(value, (int, float)):
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
             profile[name] = _match(name, {"sparsity": value}, levels, source)
         else:
             raise ProfileError(
@@ -114,18 +102,39 @@ def _read_yaml(text: str, levels: Mapping[str, list[str]], source: str) -> Profi
     return profile
 
 
+def _from_columns(
+    content: Mapping[str, Any], levels: Mapping[str, list[str]], source: str
+) -> Profile:
+    """A profile from maps or lists of sparsities and bits. A layer that one of the maps leaves out
+    is not compressed in that way; one that all of them leave out is an error."""
+    known = (*_NUMBERS, _RATES)
+    given = {}
+    for key, value in content.items():
+        if key in known:
+            given[key] = _by_layer(value, key, levels, source)
+        elif isinstance(value, (dict, list)):
+            raise ProfileError(source, f"{key}: unknown; known are {', '.join(known)}")
+    rates = given.pop(_RATES, None)
+    if rates is not None and given.setdefault("sparsity", rates) != rates:
+        raise ProfileError(source, f"sparsity and {_RATES} differ; which one is meant?")
+    named = {name for row in given.values() for name in row}
+    return {
+        name: _match(name, {key: row.get(name) for key, row in given.items()}, levels, source)
+        for name in levels
+        if name in named
+    }
+
+
 def _read_csv(text: str, levels: Mapping[str, list[str]], source: str) -> Profile:
-    table = csv.DictReader(io.StringIO(text))
-    columns = table.fieldnames or ()
-    if "layer" not in columns:
-        raise ProfileError(source, "a column 'layer' is needed")
-    if "level" not in columns and not set(_NUMBERS) & set(columns):
-        raise ProfileError(source, f"a column 'level', or some of {', '.join(_NUMBERS)}, is needed")
     profile: Profile = {}
-    for row in table:
+    for line, row in csv_rows(text, ["layer"]):
+        if "level" not in row and not set(_NUMBERS) & set(row):
+            raise ProfileError(
+                source, f"a column 'level', or some of {', '.join(_NUMBERS)}, is needed"
+            )
         name = row["layer"]
         if name in profile:
-            raise ProfileError(source, f"layer {name!r} stands twice")
+            raise ProfileError(source, f"line {line}: layer {name!r} stands twice")
         numbers = {key: row.get(key) or None for key in _NUMBERS}
         profile[name] = (
             _level(row["level"], source)
@@ -140,6 +149,8 @@ def _by_layer(
 ) -> dict[str, Any]:
     """Layer -> value, of a map or of a list in layer order."""
     if isinstance(value, dict):
+        if unknown := [name for name in value if name not in levels]:
+            raise ProfileError(source, f"{key}: unknown layer {unknown[0]!r}")
         return value
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ProfileError(source, f"{key}: a map or a list is needed, not {value!r}")
@@ -186,11 +197,9 @@ def _bits(level: Level) -> tuple[int, int]:
 
 def _number(value: object, key: str, name: str, default: float, source: str) -> float:
     try:
-        return default if value is None else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise ProfileError(
-            source, f"{key} of layer {name!r}: a number is needed, not {value!r}"
-        ) from None
+        return default if value is None else number(value)
+    except DocumentError as error:
+        raise ProfileError(source, f"{key} of layer {name!r}: {error}") from error
 
 
 def _level(text: str, source: str) -> Level:

@@ -6,16 +6,18 @@ that is missing."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from apportion.compressors.errors import DatabaseCorruptError
+from apportion.compressors.errors import DatabaseCorruptError, DocumentError, first_line
+from apportion.db.documents.json_reader import read_json
 from apportion.db.files import write_json
 from apportion.db.layers import format
 from apportion.db.layers.database import LayerDatabase
+
+_MOST = 1 << 28
 
 
 class MeasuredTable:
@@ -47,15 +49,23 @@ class MeasuredTable:
         if not self.path.is_file():
             return {}
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_json(self.path, _MOST)
             checksum = content.pop("checksum")
             rows = {
                 n: [math.inf if v is None else float(v) for v in r]
                 for n, r in content["rows"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (
+            DocumentError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+        ) as error:
             raise DatabaseCorruptError(
-                self.path.parent.parent, f"table {self.path.name} cannot be read: {error}"
+                self.path.parent.parent,
+                f"table {self.path.name} cannot be read ({first_line(error)}); remove it",
             ) from error
         if checksum != format.digest(content) or any(
             len(r) != self._counts.get(n) for n, r in rows.items()

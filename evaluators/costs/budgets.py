@@ -3,10 +3,12 @@ amount with its unit."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from apportion.compressors.errors import BudgetError, UnknownNameError
+from apportion.db.documents.text import meant
 from apportion.evaluators.costs.model import METRICS
 
 _SIZES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "B": 1.0}
@@ -46,7 +48,8 @@ def parse_budget(name: str, value: float | str) -> Budget:
     if match is None or number is None:
         raise BudgetError(
             name,
-            f"expected a share of the dense model, such as 0.25 or 4x, or an amount; got {value!r}",
+            "expected a share of the dense model, such as 0.25 or 4x, or an amount; got "
+            f"{value!r:.60}{meant(str(value).strip())}",
         )
     unit = match[2]
     if unit in units:
@@ -70,6 +73,7 @@ def parse_budget(name: str, value: float | str) -> Budget:
 
 def _float(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -45,8 +45,8 @@ class MeasuredLatency:
         return sum(row[DENSE].seconds for row in self.layers.values())
 
     def to_csv(self) -> str:
-        """The table that `latency.read_latency` reads, with the conditions of the measurement as
-        comments. Where the layers alone take longer than the whole model, which a runtime fuses,
+        """The table that `read_latency` reads, with the conditions of the measurement as comments.
+        Where the layers alone take longer than the whole model, which a runtime fuses,
         their sum stands for the whole."""
         text = io.StringIO()
         for name, value in self.facts.items():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from apportion.compressors.errors import EvaluationError
+from apportion.compressors.errors import DatabaseError, EvaluationError
 from apportion.compressors.threads import torch_threads
 
 Request = tuple[tuple[int, ...], float] | tuple[tuple[int, ...], float, float]
@@ -59,7 +59,8 @@ class Pool(ABC):
 
     @abstractmethod
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
-        """Raises EvaluationError when a request fails twice. A lost worker is replaced and its
+        """Raises EvaluationError when a request fails twice, and DatabaseError when that is what
+        fails. A lost worker is replaced and its
         request given out again."""
 
     @abstractmethod
@@ -143,6 +144,8 @@ class LocalPool(Pool):
                 return timed(self._scorer, requests)
             except Exception as error:
                 self._scorer = None  # its state is unknown now
+                if attempt == 2 and isinstance(error, DatabaseError):
+                    raise  # no other candidate would fare better
                 if attempt == 2 and len(requests) == 1:
                     raise EvaluationError(requests[0][0], traceback.format_exc()) from error
                 if attempt == 2:

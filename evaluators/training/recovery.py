@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +30,7 @@ from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.grids import Grid
 from apportion.compressors.layers import hooked
 from apportion.compressors.progress import Progress
+from apportion.db.documents.section import Section
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
 from apportion.evaluators.training.held import Hold, held
@@ -46,9 +47,7 @@ _RENAMED = {"rate": "learning_rate", "decay": "weight_decay"}
 log = logging.getLogger(__name__)
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _accept_old_keys(cls, content: Any) -> Any:

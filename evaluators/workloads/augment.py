@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from apportion.db.documents.section import Section
 
-class AugmentConfig(BaseModel):
+
+class AugmentConfig(Section):
     """Rounds of random crops and mirror images, for Hessians and activation grids; the search
     scores plain images."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rounds: int = Field(
         10, ge=1, description="How often every image is seen, each time cropped and mirrored anew."

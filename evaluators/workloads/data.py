@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from apportion.compressors.errors import DataError, first_line
-from apportion.compressors.imports import imported
 from apportion.compressors.progress import Progress
+from apportion.compressors.user_code import load_object
+from apportion.db.documents.section import Section
 from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset
 from apportion.evaluators.workloads.files import local_file
 from apportion.evaluators.workloads.images import ImageFolder
@@ -31,17 +32,13 @@ _Location = Annotated[
 """A file or a URL; a Path would make one slash of a URL's two."""
 
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DigitsData(_Config):
+class DigitsData(Section):
     """The 1,797 handwritten 8 x 8 digits that ship with scikit-learn."""
 
     kind: Literal["digits"]
 
 
-class NpzData(_Config):
+class NpzData(Section):
     """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer
     [N]."""
 
@@ -57,7 +54,7 @@ class NpzData(_Config):
     std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
 
 
-class ImageFolderData(_Config):
+class ImageFolderData(Section):
     """Folders with one folder of images per class (torchvision's ImageFolder)."""
 
     kind: Literal["imagefolder"]
@@ -72,7 +69,7 @@ class ImageFolderData(_Config):
     std: tuple[_Std, _Std, _Std] = _IMAGENET_STD
 
 
-class Cifar10Data(_Config):
+class Cifar10Data(Section):
     """CIFAR-10 as torchvision reads it: calibration and re-tuning from its training images, test
     from its test images."""
 
@@ -83,7 +80,7 @@ class Cifar10Data(_Config):
     std: tuple[_Std, _Std, _Std] = _CIFAR_STD
 
 
-class PythonData(_Config):
+class PythonData(Section):
     """Data of any kind, from the user's own code."""
 
     kind: Literal["python"]
@@ -296,7 +293,7 @@ def _cifar10(config: Cifar10Data, train: bool) -> DatasetSplit:
 
 
 def _python(name: str) -> Splits:
-    function = imported(name, "workload.data.function")
+    function = load_object(name, "workload.data.function")
     try:
         found = function()
     except Exception as error:  # the user's own code

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +16,7 @@ from apportion.compressors.calibration import FullPass, call, count_samples
 from apportion.compressors.errors import ApportionError, DataError
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
+from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.checks import check_together
 from apportion.evaluators.workloads.classes import numbered
@@ -49,10 +50,8 @@ _SUMS = 8
 """Numbers that stand for the outputs of one input."""
 
 
-class TaskConfig(BaseModel):
+class TaskConfig(Section):
     """What the model is for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: str = Field(
         ImageClassification.kind,
@@ -69,13 +68,12 @@ class TaskConfig(BaseModel):
         return kind
 
 
-class WorkloadConfig(BaseModel):
+class WorkloadConfig(Section):
     """The job file's `workload`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str | None = Field(
         None,
+        min_length=1,
         description="A registered name, torchvision:NAME, huggingface:NAME, or "
         "package.module:function.",
     )
@@ -94,7 +92,7 @@ class WorkloadConfig(BaseModel):
         ge=1,
         description="Random calibration samples; default: 1,024, or all where there are fewer.",
     )
-    seed: int = Field(0, ge=0, description="Of the choice of calibration samples.")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="Of the choice of calibration samples.")
     batch_size: int = Field(128, ge=1)
 
     @property

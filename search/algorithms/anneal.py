@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Weight
 from apportion.search.algorithms.registry import register
 from apportion.search.space.moves import begin, step
 from apportion.search.space.space import Candidate, SearchSpace
@@ -26,8 +27,8 @@ class Annealing(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        heat: float = 0.2,
-        batch: int = 4,
+        heat: Weight = 0.2,
+        batch: Count = 4,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._heat, self._batch = heat, batch

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count
 from apportion.search.algorithms.registry import register
 from apportion.search.space.moves import begin, step
 from apportion.search.space.space import Candidate, SearchSpace
@@ -27,10 +28,10 @@ class LocalSearch(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        pool: int = 32,
-        batch: int = 8,
-        patience: int = 4,
-        kick: int = 3,
+        pool: Count = 32,
+        batch: Count = 8,
+        patience: Count = 4,
+        kick: Count = 3,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._pool, self._batch, self._patience, self._kick = pool, batch, patience, kick

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count
 from apportion.search.algorithms.registry import register
 from apportion.search.space.moves import draw
 from apportion.search.space.space import Candidate, SearchSpace
@@ -22,7 +23,7 @@ class Random(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        batch: int = 16,
+        batch: Count = 16,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._batch = batch

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
-import types
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from apportion.compressors.errors import ConfigurationError, UnknownNameError, nearest
+from apportion.compressors.errors import (
+    AlgorithmError,
+    ApportionError,
+    ConfigurationError,
+    UnknownNameError,
+    first_line,
+)
+from apportion.compressors.user_code import load_entry_point, load_object
 from apportion.search.algorithms.base import Algorithm
+from apportion.search.algorithms.parameters import check_parameters
 from apportion.search.space.space import SearchSpace
 
 _BUILT_IN = {
@@ -64,16 +69,12 @@ def resolve(name: str) -> type[Algorithm]:
         importlib.import_module(f"apportion.search.algorithms.{_BUILT_IN[name]}")
     if name in _REGISTRY:
         return _REGISTRY[name]
-    try:
-        if ":" in name:
-            module, _, attribute = name.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-        elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
-            found = next(iter(entries)).load()
-        else:
-            raise UnknownNameError("algorithm", name, names())
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"algorithm {name!r} cannot be loaded: {error}") from error
+    if ":" in name:
+        found = load_object(name, "algorithm")
+    elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
+        found = load_entry_point(next(iter(entries)), "algorithm")
+    else:
+        raise UnknownNameError("algorithm", name, names())
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigurationError(
             f"algorithm {name!r} is not a subclass of apportion.search.algorithms.base.Algorithm"
@@ -88,49 +89,28 @@ def create(
     evaluations: float,
     parameters: dict[str, Any] | None = None,
 ) -> Algorithm:
-    """An algorithm with its parameters checked by name and type. Raises UnknownNameError,
-    ConfigurationError."""
+    """An algorithm with its parameters checked by name and type.
+
+    Args:
+        name: as a job names it.
+        space: what it sees of the problem.
+        rng: its own source of randomness.
+        evaluations: full evaluations that it may ask for.
+        parameters: its own ones, by name.
+
+    Returns:
+        The algorithm, which was asked nothing yet.
+
+    Raises:
+        UnknownNameError: no algorithm has this name.
+        ConfigurationError: the class cannot be loaded, or a parameter makes no sense.
+        AlgorithmError: the class raised something of its own.
+    """
     cls = resolve(name)
-    _check_parameters(name, cls, parameters or {})
-    return cls(space, rng, evaluations, **(parameters or {}))
-
-
-def _check_parameters(name: str, cls: type[Algorithm], parameters: dict[str, Any]) -> None:
-    signature = inspect.signature(cls.__init__).parameters
-    hints = typing.get_type_hints(cls.__init__)
-    valid = [key for key, value in signature.items() if value.kind is value.KEYWORD_ONLY]
-    for key, value in parameters.items():
-        if key not in valid:
-            close = nearest(key, valid)
-            hint = f"; did you mean {close!r}?" if close else ""
-            raise ConfigurationError(
-                f"algorithm {name!r} has no parameter {key!r}{hint} (valid: "
-                f"{', '.join(sorted(valid))})"
-            )
-        wanted = hints.get(key, object)
-        if not _fits(value, wanted):
-            wanted_name = (
-                str(wanted)
-                if typing.get_origin(wanted)
-                else getattr(wanted, "__name__", str(wanted))
-            )
-            raise ConfigurationError(
-                f"algorithm {name!r}: parameter {key!r} must be {wanted_name}, got {value!r}"
-            )
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    origin = typing.get_origin(wanted)
-    if origin is typing.Literal:
-        return value in typing.get_args(wanted)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(wanted))
-    if origin is list:
-        return isinstance(value, list) and all(
-            _fits(item, typing.get_args(wanted)[0]) for item in value
-        )
-    if wanted is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if wanted is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, wanted)
+    try:
+        check_parameters(name, cls, parameters or {})
+        return cls(space, rng, evaluations, **(parameters or {}))
+    except ApportionError:
+        raise
+    except Exception as error:
+        raise AlgorithmError(name, f"raised as it was made: {first_line(error)}") from error

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Share, Times
 from apportion.search.algorithms.registry import register
 from apportion.search.space.additive import approximate
 from apportion.search.space.moves import step
@@ -41,11 +42,11 @@ class Spdy(Algorithm):
         *,
         cold: bool = False,
         prior: Literal["table", "quadratic"] = "table",
-        samples: int = 8,
-        neighbourhood: float = 0.1,
-        spread: float = 0.7,
-        patience: int = 40,
-        batch: int = 4,
+        samples: Times = 8,
+        neighbourhood: Share = 0.1,
+        spread: Share = 0.7,
+        patience: Count = 40,
+        batch: Count = 4,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._prior_kind = prior

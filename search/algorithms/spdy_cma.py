@@ -8,6 +8,7 @@ import numpy as np
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Part
 from apportion.search.algorithms.registry import register
 from apportion.search.space.additive import approximate
 from apportion.search.space.moves import step
@@ -36,7 +37,7 @@ class SpdyCma(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        sigma: float = 0.5,
+        sigma: Part = 0.5,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         # Two coordinates at least: pycma has no one-dimensional form.

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Several, Times
 from apportion.search.algorithms.registry import register
 from apportion.search.space.additive import optimum
 from apportion.search.space.moves import begin, step, steps
@@ -40,10 +41,10 @@ class Surrogate(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        warm: int = 12,
-        batch: int = 4,
-        pool: int = 128,
-        most: int = 250,
+        warm: Times = 12,
+        batch: Count = 4,
+        pool: Count = 128,
+        most: Several = 250,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._warm, self._batch, self._most = warm, batch, most

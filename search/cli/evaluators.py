@@ -196,7 +196,7 @@ def _check(options: argparse.Namespace) -> None:
 
     from apportion.compressors.levels import parse_level
     from apportion.compressors.threads import torch_threads
-    from apportion.evaluators.costs.latency import read_latency
+    from apportion.evaluators.costs.latency_files import read_latency
     from apportion.evaluators.costs.measure import check_latency, sample_profiles
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.pipeline import build

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 from apportion.compressors.errors import OutputError
 
 SUMMARY = "profile.json"
+_PREFIX = ".export-"
 
 
 @contextmanager
@@ -25,7 +27,7 @@ def staging(out: Path) -> Iterator[Path]:
         out.mkdir(parents=True, exist_ok=True)
         if not existed:
             created = out
-        staging = Path(tempfile.mkdtemp(prefix=".export-", dir=out))
+        staging, handle = _begun(out)
     except OSError as error:
         raise OutputError(out, error.strerror or str(error)) from error
     try:
@@ -39,9 +41,33 @@ def staging(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise OutputError(out, error.strerror or str(error)) from error
     finally:
+        os.close(handle)
         shutil.rmtree(staging, ignore_errors=True)
         if created is not None:
             shutil.rmtree(created, ignore_errors=True)
+
+
+def _begun(out: Path) -> tuple[Path, int]:
+    """A new folder in `out`, and what holds its lock: the folders of exports that were killed are
+    those whose lock is free. They are removed."""
+    whole = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(whole, fcntl.LOCK_EX)  # between making a folder and locking it
+        for old in out.glob(f"{_PREFIX}*"):
+            handle = os.open(old, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(old, ignore_errors=True)
+            except BlockingIOError:
+                pass  # another export is at work
+            finally:
+                os.close(handle)
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=out))
+        handle = os.open(made, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return made, handle
+    finally:
+        os.close(whole)
 
 
 def summary(out: Path) -> dict[str, Any]:

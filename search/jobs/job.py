@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from apportion.compressors.corrections import check_correction
 from apportion.compressors.errors import ApportionError
 from apportion.compressors.grids import GridOptions
 from apportion.compressors.levels import Level, expand_levels
 from apportion.compressors.obs import CompressionOptions
+from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.costs.budgets import Budget, parse_budget
 from apportion.evaluators.scoring.batchnorm import check_mode
 from apportion.evaluators.scoring.fitness import criterion
@@ -36,11 +37,7 @@ def _explained() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class GridConfig(_Section):
+class GridConfig(Section):
     """Grids of quantized weights."""
 
     per: Literal["channel", "tensor"] = Field(
@@ -55,7 +52,7 @@ class GridConfig(_Section):
     )
 
 
-class DatabaseConfig(_Section):
+class DatabaseConfig(Section):
     """Where the layer database lies and which levels it holds."""
 
     path: Path = Field(description="Folder of the layer database, relative to the job file.")
@@ -111,7 +108,7 @@ class DatabaseConfig(_Section):
         )
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """Which algorithms search, how long, and with which seeds."""
 
     algorithms: tuple[str | dict[str, dict[str, Any]], ...] = Field(
@@ -120,7 +117,10 @@ class SearchConfig(_Section):
         description="Names, or {name: {parameter: value}}.",
     )
     evaluations: int = Field(
-        300, ge=1, description="Full evaluations that each algorithm may ask for, per seed."
+        300,
+        ge=1,
+        le=10**9,
+        description="Full evaluations that each algorithm may ask for, per seed.",
     )
     seeds: tuple[int, ...] = Field(
         (0,), min_length=1, description="One run per algorithm and seed."
@@ -144,13 +144,17 @@ class SearchConfig(_Section):
                 )
             with _explained():
                 resolve(algorithm if isinstance(algorithm, str) else next(iter(algorithm)))
+        pairs = [(a, {}) if isinstance(a, str) else next(iter(a.items())) for a in algorithms]
+        for i, (name, _) in enumerate(pairs):
+            if pairs[i] in pairs[:i]:
+                raise ValueError(f"the algorithm {name!r} is named twice with equal parameters")
         return algorithms
 
     @field_validator("seeds")
     @classmethod
     def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if any(seed < 0 for seed in seeds) or len(set(seeds)) != len(seeds):
-            raise ValueError("seeds must be different whole numbers, 0 or above")
+        if any(not 0 <= seed < SEEDS for seed in seeds) or len(set(seeds)) != len(seeds):
+            raise ValueError("seeds must be different whole numbers, 0 or above and below 2^63")
         return seeds
 
     def with_parameters(self) -> list[tuple[str, dict[str, Any]]]:
@@ -158,7 +162,7 @@ class SearchConfig(_Section):
         return [(a, {}) if isinstance(a, str) else next(iter(a.items())) for a in self.algorithms]
 
 
-class CorrectionsConfig(_Section):
+class CorrectionsConfig(Section):
     """What is put right after stitching, in the order given: batchnorm (its statistics averaged
     anew), statistics (mean and variance per channel matched to the dense model's), bias (the mean
     alone)."""
@@ -179,10 +183,12 @@ class CorrectionsConfig(_Section):
         return names
 
 
-class WorkersConfig(_Section):
+class WorkersConfig(Section):
     """Who scores the candidates."""
 
-    count: int = Field(0, ge=0, description="Ray actors, at most; 0: in this process, without Ray.")
+    count: int = Field(
+        0, ge=0, le=10_000, description="Ray actors, at most; 0: in this process, without Ray."
+    )
     at_least: int | None = Field(
         None,
         ge=1,
@@ -194,8 +200,8 @@ class WorkersConfig(_Section):
         gt=0,
         description="Seconds after which an actor that scores one candidate counts as hung.",
     )
-    cpus: int = Field(1, ge=1, description="CPU threads of each worker.")
-    gpus: float = Field(0, ge=0, description="GPUs of each worker; 0: on the CPU.")
+    cpus: int = Field(1, ge=1, le=1024, description="CPU threads of each worker.")
+    gpus: float = Field(0, ge=0, le=64, description="GPUs of each worker; 0: on the CPU.")
     resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict,
         description="Custom Ray resources of each worker, such as {a100: 1}: where on the cluster "
@@ -221,7 +227,7 @@ class WorkersConfig(_Section):
             return check_precision(name)
 
 
-class LatencyConfig(_Section):
+class LatencyConfig(Section):
     """Where the times of layers come from."""
 
     table: str = Field(
@@ -233,7 +239,7 @@ class LatencyConfig(_Section):
     )
 
 
-class _Search(_Section):
+class _Search(Section):
     """What every job has."""
 
     budgets: dict[str, float | str] = Field(
@@ -260,7 +266,7 @@ class _Search(_Section):
         return [parse_budget(name, value) for name, value in self.budgets.items()]
 
 
-class TableConfig(_Section):
+class TableConfig(Section):
     """A workload without a model: a latency table and a prior of the error, to study algorithms
     on."""
 

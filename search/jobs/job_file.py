@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from apportion.compressors.errors import JobError, UnknownNameError
+from apportion.compressors.errors import DocumentError, JobError, UnknownNameError
 from apportion.compressors.folders import expanded
+from apportion.db.documents.text import read_text
+from apportion.db.documents.yaml_reader import MOST, yaml_content
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.workloads.files import is_url
@@ -29,6 +30,8 @@ _PATHS = (
     ("database", "path"),
     ("latency", "table"),
 )
+_TEXTS = (("layers", "skip", "*"), ("layers", "tie", "*", "*"))
+"""Where layers are named, which may be called 0 or 1.10."""
 
 
 def load_job(path: str | Path) -> AnyJob:
@@ -40,11 +43,9 @@ def read_content(path: str | Path) -> Any:
     """What a job file says, not checked yet. Raises JobError."""
     path = Path(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise JobError(path, "", error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(path, "", f"not readable as YAML: {error}") from error
+        return yaml_content(read_text(path, MOST), _TEXTS)
+    except DocumentError as error:
+        raise JobError(path, "", str(error)) from error
 
 
 def restore_job(spec: dict[str, Any]) -> AnyJob:
@@ -80,7 +81,7 @@ def parse_job(content: object, path: str | Path = "job") -> AnyJob:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise explain(kind, path, error) from error
+        raise explain(kind, path, error) from _cause(error)
 
 
 def parse_model_job(content: object, path: str | Path = "job") -> Job:
@@ -151,6 +152,13 @@ def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> JobErr
         field,
         f"{message} (got {first['input']!r})" if first["type"] != "missing" else message,
     )
+
+
+def _cause(error: ValidationError) -> BaseException:
+    """What a check of ours raised, whose traceback leads into the code that a job names; pydantic's
+    own error where there is none."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return cause if isinstance(cause, BaseException) else error
 
 
 def _valid_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

@@ -7,22 +7,21 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, UnknownNameError
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level, expand_levels, parse_level
 from apportion.compressors.obs import fits
+from apportion.db.documents.section import Section
 
 _FLOAT_BITS = 32
 _T = TypeVar("_T")
 
 
-class LayersConfig(BaseModel):
+class LayersConfig(Section):
     """Exceptions from `database.levels`. Patterns are layer names with * and ?; of several that
     match, the last one holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     skip: tuple[str, ...] = Field((), description="Layers that stay dense.")
     levels: dict[str, tuple[str, ...]] = Field(

@@ -18,7 +18,8 @@ from apportion.compressors.progress import Progress
 from apportion.db.runs.store import Run, RunStore, StoredTrial
 from apportion.evaluators.scoring.pool import Pool
 from apportion.search.algorithms.base import Algorithm, Trial
-from apportion.search.space.space import Candidate
+from apportion.search.runs.checked import Checked
+from apportion.search.space.space import Candidate, SearchSpace
 
 _T = TypeVar("_T")
 _ROUNDING = 1e-9
@@ -45,6 +46,7 @@ class RunResult:
 
 def search(
     algorithm: Algorithm,
+    space: SearchSpace,
     pool: Pool,
     store: RunStore,
     run: Run,
@@ -53,13 +55,30 @@ def search(
     expand: Callable[[Candidate], Candidate] = tuple,
 ) -> RunResult:
     """Drive `algorithm` until it has asked for `run.evaluations` full evaluations, or asks for
-    nothing more.
+    nothing more. Interrupted at any point, the same call goes on and ends with the same result.
 
-    `expand` makes what the algorithm decides into one level index per layer; that is what is
-    scored, stored and returned. `problem` identifies what a fitness depends on besides the
-    candidate; a candidate that any run scored on the same problem is never scored again. Raises
-    StoreError when the log is not this algorithm's, EvaluationError when a candidate fails twice.
-    Interrupted at any point, the same call goes on and ends with the same result."""
+    Args:
+        algorithm: asks, and is told.
+        space: what it searches. All that it asks is checked against this, so that every scored
+            candidate meets all budgets, whoever wrote the algorithm.
+        pool: scores.
+        store: keeps every trial before the next one is handed on.
+        run: what it is called there.
+        problem: what a fitness depends on besides the candidate; a candidate that any run scored on
+            the same problem is never scored again.
+        progress: hears of every trial.
+        expand: makes what the algorithm decides into one level index per layer; that is what is
+            scored, stored and returned.
+
+    Returns:
+        The run's trials and the best of them.
+
+    Raises:
+        AlgorithmError: the algorithm raised, or asked for what is not in its space or budgets.
+        StoreError: the log is not this algorithm's, or it asked for nothing in full.
+        EvaluationError: a candidate failed twice.
+    """
+    asker = Checked(algorithm, run.algorithm, space)
     log = store.trials(run.id)
     if store.run(run.id).state == "finished":
         return result_of(run, log)
@@ -69,7 +88,7 @@ def search(
     state = "failed"
     thinking = _Stopwatch()
     try:
-        while asked := thinking.time(algorithm.ask):
+        while asked := thinking.time(asker.ask):
             affordable = _affordable(asked, run.evaluations - sum(t.fidelity for t in told))
             batch: list[Trial] = []
             full = [replace(trial, candidate=expand(trial.candidate)) for trial in affordable]
@@ -86,9 +105,9 @@ def search(
                     _report(progress, run, told)
             if len(affordable) < len(asked):
                 break  # the budget ends within what was asked: nothing is left to tell it for
-            thinking.time(partial(algorithm.tell, batch))
+            thinking.time(partial(asker.tell, batch))
         state = "finished"
-        store.end(run.id, thinking.seconds, algorithm.notes())
+        store.end(run.id, thinking.seconds, asker.notes())
     except KeyboardInterrupt:
         state = "running"
         raise

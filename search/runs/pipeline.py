@@ -21,7 +21,8 @@ from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import Run, RunStore
 from apportion.evaluators.costs.budgets import Budget
-from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function, read_latency
+from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function
+from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.batchnorm import check_single
 from apportion.evaluators.scoring.pool import LazyPool, Pool
@@ -297,7 +298,16 @@ def run_search(
             )
             expand = problem.decisions.expand
             results.append(
-                search(algorithm, problem.pool(), store, run, problem.key, progress, expand)
+                search(
+                    algorithm,
+                    problem.space,
+                    problem.pool(),
+                    store,
+                    run,
+                    problem.key,
+                    progress,
+                    expand,
+                )
             )
         return [pick(result, problem, store, progress) for result in results]
 

@@ -3,7 +3,6 @@ algorithms on in seconds."""
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -11,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from apportion.compressors.errors import DataError, JobError, LevelError
+from apportion.compressors.errors import DataError, DocumentError, JobError, LevelError
 from apportion.compressors.kinds.naming import matrices
 from apportion.compressors.levels import DENSE, Level, parse_level
+from apportion.db.documents.csv_reader import csv_rows
+from apportion.db.documents.text import number, read_text
 from apportion.db.layers import format
-from apportion.evaluators.costs.latency import LatencyTable, read_latency
+from apportion.evaluators.costs.latency import LatencyTable
+from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.scoring.pool import LocalPool, Pool
 from apportion.evaluators.workloads.models import build_model
 from apportion.search.jobs.job import TableConfig, TableJob
@@ -118,13 +120,15 @@ def _read_errors(path: Path, levels: dict[str, list[Level]]) -> tuple[np.ndarray
     """CSV with the columns layer, level, error; a level that is not there but dense is an error."""
     found: dict[tuple[str, Level], float] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                found[row["layer"], parse_level(row["level"])] = float(row["error"])
-    except OSError as error:
-        raise DataError(str(path), error.strerror or str(error)) from error
-    except (KeyError, ValueError, LevelError) as error:
-        raise DataError(str(path), f"expected the columns layer, level, error: {error}") from error
+        for line, row in csv_rows(read_text(path), ("layer", "level", "error")):
+            key = row["layer"], _level(line, row["level"])
+            if key in found:
+                raise DocumentError(
+                    f"line {line}: level {row['level']!r} of layer {row['layer']!r} stands twice"
+                )
+            found[key] = _number(line, row["error"])
+    except DocumentError as error:
+        raise DataError(str(path), str(error)) from error
 
     def of(layer: str, level: Level) -> float:
         if (layer, level) not in found and level != DENSE:
@@ -132,3 +136,17 @@ def _read_errors(path: Path, levels: dict[str, list[Level]]) -> tuple[np.ndarray
         return found.get((layer, level), 0.0)
 
     return tuple(np.array([of(layer, level) for level in own]) for layer, own in levels.items())
+
+
+def _level(line: int, text: str) -> Level:
+    try:
+        return parse_level(text)
+    except LevelError as error:
+        raise DocumentError(f"line {line}: {error}") from error
+
+
+def _number(line: int, text: str) -> float:
+    try:
+        return number(text)
+    except DocumentError as error:
+        raise DocumentError(f"line {line}: {error}") from error

@@ -114,11 +114,26 @@ def test_what_other_tools_write_is_matched_with_the_levels_at_hand(
         ("yaml", "w_bit: [32, many]", "w_bit of layer 'b': a number is needed, not 'many'"),
         ("yaml", "a: 0.5", "no level for layer 'b'"),
         ("yaml", "a: {b: c}", "layer 'a': a level or a sparsity is needed"),
-        ("yaml", "a: [", "not YAML"),
-        ("csv", "name,level\na,w4\n", "a column 'layer' is needed"),
+        ("yaml", "a: [", "not readable as YAML: line"),
+        ("csv", "name,level\na,w4\n", "expected the columns layer; 'layer' is missing"),
         ("csv", "layer,color\na,red\n", "a column"),
         ("csv", "layer,level\na,dense\nb,w4\nz,w4\n", "unknown layer 'z'"),
         ("csv", "layer,level\na,dense\na,dense\n", "layer 'a' stands twice"),
+        ("csv", "layer;level\na;dense\nb;w5\n", "layer 'b' has no level 'w5'"),
+        ("csv", "layer,sparsity\na,0,5\n", "line 2: 3 values for 2 columns; numbers are written"),
+        ("csv", "layer;sparsity\na;0,5\n", r"sparsity of layer 'a': .*\(write 0.5, with a point"),
+        ("json", '{"a": "dense", "a": "unstr-0.50", "b": "w4"}', "the key 'a' stands twice"),
+        ("json", "[" * 1000, "nested"),
+        ("yaml", "a: dense\nb: w4\na: unstr-0.50", "line 3: the key 'a' stands twice"),
+        ("yaml", "levels: {a: dense, b: w4, a: unstr-0.50}", "the key 'a' stands twice"),
+        ("yaml", "a: true\nb: w4", "layer 'a': a level or a sparsity is needed, not True"),
+        ("yaml", "w_bit: {a: 32, b: 4, c: 8}", "w_bit: unknown layer 'c'"),
+        ("yaml", "w_bit: {b: 4}", "no level for layer 'a'"),
+        ("yaml", "w_bit: [true, 4]", "w_bit of layer 'a': a number is needed"),
+        ("yaml", "w_bit: [.nan, 4]", "w_bit of layer 'a': a number is needed"),
+        ("yaml", "w_bit: [32, 4]\nspasity: [0.5, 0]", "spasity: unknown; known are sparsity"),
+        ("yaml", "sparsity: [0.5, 0]\npruning_rate: [0, 0]", "sparsity and pruning_rate differ"),
+        ("txt", "0.5 a\n0.0 b\n0.0 a\n", "line 3: layer 'a' stands twice"),
         ("toml", "", "suffix"),
     ],
 )
@@ -129,3 +144,17 @@ def test_tables_that_cannot_be_read_name_what_is_wrong(
     file.write_text(text)
     with pytest.raises(ProfileError, match=message):
         read_profile(file, LEVELS)
+
+
+def test_layers_that_are_called_by_numbers(tmp_path: Path) -> None:
+    levels = {"0": ["dense", "unstr-0.50"], "2": ["dense", "2:4"], "1.10": ["dense", "w4"]}
+    wanted = {"0": "unstr-0.50", "2": "2:4", "1.10": "w4"}
+    for name, text in (
+        ("a.yaml", "{0: unstr-0.50, 2: 2:4, 1.10: w4}"),
+        ("b.YAML", "0: 0.5\n2: 2:4\n1.10: w4"),
+        ("c.yaml", "levels: {0: unstr-0.50, 2: 2:4, 1.10: w4}"),
+        ("d.CSV", "\ufefflayer;level\r\n0;unstr-0.50\r\n2;2:4\r\n1.10;w4\r\n"),
+        ("e.json", json.dumps(wanted)),
+    ):
+        (tmp_path / name).write_text(text, newline="")
+        assert to_json(read_profile(tmp_path / name, levels)) == wanted

@@ -8,7 +8,7 @@ from apportion.compressors.errors import DataError
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels
 from apportion.db.layers.build import build_database
-from apportion.evaluators.costs.latency import read_latency
+from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.costs.model import METRICS, cost_tables
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 

@@ -23,7 +23,7 @@ from apportion.compressors.levels import DENSE, parse_level
 from apportion.compressors.obs import CompressionOptions
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
-from apportion.evaluators.costs.latency import read_latency
+from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.costs.measure import check_latency, measure_latency, sample_profiles
 from apportion.evaluators.costs.runtimes import OnnxRuntime, Runtime, TorchRuntime, open_runtime
 from apportion.evaluators.workloads.workload import Workload

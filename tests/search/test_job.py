@@ -117,6 +117,47 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
         ({"search": {"seeds": [0, 0]}}, "search.seeds", "different whole numbers"),
         ({"workers": {"count": -1}}, "workers.count", "greater than or equal to 0"),
         ({"workers": {"count": 2, "at_least": 3}}, "workers", "3 workers of the 2"),
+        ({"workers": {"count": 100000}}, "workers.count", "less than or equal to 10000"),
+        (
+            {"search": {"evaluations": True}},
+            "search.evaluations",
+            "a number is needed, not a truth",
+        ),
+        ({"search": {"evaluations": "300"}}, "search.evaluations", "a whole number is needed, not"),
+        ({"search": {"evaluations": "1_000"}}, "search.evaluations", "(write 1000, without _)"),
+        ({"search": {"evaluations": 10**30}}, "search.evaluations", "less than or equal"),
+        ({"search": {"seeds": [0, True]}}, "search.seeds", "a number is needed, not a truth"),
+        ({"search": {"seeds": [2**63]}}, "search.seeds", "below 2^63"),
+        ({"search": {"seeds": [10**40]}}, "search.seeds", ""),
+        ({"search": {"algorithms": ["ga", "ga"]}}, "search.algorithms", "'ga' is named twice"),
+        ({"search": {"algorithms": ["ga", {"ga": {}}]}}, "search.algorithms", "named twice"),
+        (
+            {"workload": {"data": {"kind": "digits"}, "seed": 2**63}},
+            "workload.seed",
+            "less than 9223372036854775808",
+        ),
+        (
+            {"workload": {"data": {"kind": "digits"}, "batch_size": True}},
+            "workload.batch_size",
+            "not a truth value",
+        ),
+        ({"budgets": {"flops": True}}, "budgets", "a number is needed, not a truth value"),
+        ({"budgets": {"flops": "0,25"}}, "budgets", "(write 0.25, with a point)"),
+        ({"budgets": {"flops": "1_000_000"}}, "budgets", "(write 1000000, without _)"),
+        ({"budgets": {"flops": "1e999"}}, "budgets", "a finite number"),
+        ({"workers": {"deadline": float("inf")}}, "workers.deadline", "finite"),
+        ({"layers": {"bits": {"*": [True, 8]}}}, "layers.bits", "a number is needed"),
+        ({"recovery": {"finetune": {"epochs": True}}}, "recovery.finetune.epochs", "not a truth"),
+        (
+            {
+                "workload": {
+                    "model": "cifar_resnet20",
+                    "data": {"kind": "imagefolder", "calibration": "a", "test": "b", "size": True},
+                }
+            },
+            "workload.data.imagefolder.size",
+            "not a truth value",
+        ),
     ],
 )
 def test_bad_jobs_name_the_field(
@@ -135,6 +176,49 @@ def test_unknown_keys_inside_a_kind_of_data_name_the_nearest(tmp_path: Path) -> 
         load_model_job(
             write(tmp_path, {**BASE, "workload": {"model": "cifar_resnet20", "data": data}})
         )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("database: {path: db, levels: [dense, 2:4, 4:8]}", ("dense", "2:4", "4:8")),
+        ("database: {path: db, levels: [dense, w4]}\nlayers: {first: 2:4}", "2:4"),
+        ("database: {path: db}\nlayers: {skip: [0, 2, 1.10]}", ("0", "2", "1.10")),
+        ("database: {path: db}\nlayers: {tie: [[0, 2], [1.0]]}", (("0", "2"), ("1.0",))),
+        ("database: {path: db}\nlayers: {levels: {0: [dense, 2:4]}}", {"0": ("dense", "2:4")}),
+        ("database: {path: db}\nlayers: {sparsity: {1.10: [0, 0.5]}}", {"1.10": (0, 0.5)}),
+        ("database: {path: db}\nbudgets: {flops: 040M}", {"flops": "040M"}),
+        ("database: {path: db}\nsearch: {evaluations: 1e3}", 1000),
+        ("database: {path: db}\nsearch: {evaluations: 010}", 10),
+    ],
+)
+def test_what_is_written_without_quotes_is_what_was_meant(
+    tmp_path: Path, text: str, found: Any
+) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(f"workload: {{data: {{kind: digits}}}}\n{text}\n")
+    job = load_model_job(path)
+    layers = job.layers
+    assert found in (
+        job.database.levels,
+        layers.first,
+        layers.skip,
+        layers.tie,
+        layers.levels,
+        layers.sparsity,
+        job.budgets,
+        job.search.evaluations,
+    )
+
+
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        "workload: {data: {kind: digits}}\ndatabase: {path: db}\nsearch:\n  seeds: [0]\n"
+        "  seeds: [1]\n"
+    )
+    with pytest.raises(JobError, match=r"job.yaml: line 5: the key 'seeds' stands twice \(first"):
+        load_model_job(path)
 
 
 def test_files_that_are_no_jobs(tmp_path: Path) -> None:

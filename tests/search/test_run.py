@@ -73,7 +73,7 @@ def start(
 ) -> RunResult:
     run = store.add_run(Run(f"{name}-{seed}", "j", name, {}, seed, evaluations))
     algorithm = create(name, SPACE, np.random.default_rng(seed), evaluations)
-    return search(algorithm, pool, store, run, problem)
+    return search(algorithm, SPACE, pool, store, run, problem)
 
 
 @pytest.mark.parametrize("name", names())

@@ -114,6 +114,25 @@ def test_errors_from_a_file(tmp_path: Path) -> None:
         prepare_table(job(tmp_path, workload={"table": str(path), "error": "errors.csv"}))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layer,level,error\nlayer0,unstr-0.19,1\nlayer0,unstr-0.190,2", "line 3: .* stands twice"),
+        ("layer;level;error\nlayer0;unstr-0.19;0,5", r"line 2: .*\(write 0.5, with a point\)"),
+        ("layer,level,error\nlayer0,unstr-0.19,nan", "line 2: a number is needed"),
+        ("layer,level,error\nlayer0,wat,1", "line 2: level 'wat'"),
+        ("layer,level\nlayer0,dense", ".*'error' is missing"),
+        ("layer,level,error\nlayer0,dense", "line 2: 2 values for 3 columns"),
+        ("", "expected the columns layer, level, error"),
+    ],
+)
+def test_errors_from_a_file_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+    path = table(tmp_path, layers=1, levels=2)
+    (tmp_path / "errors.csv").write_text(text)
+    with pytest.raises(DataError, match=f"errors.csv: {message}"):
+        prepare_table(job(tmp_path, workload={"table": str(path), "error": "errors.csv"}))
+
+
 def test_what_a_table_cannot_be_held_to(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="budgets.flops: a table job has latency"):
         prepare(job(tmp_path, budgets={"flops": 0.5}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apportion.compressors.errors import ConfigurationError, UnknownNameError, first_line
-from apportion.compressors.imports import imported
+from apportion.compressors.user_code import load_object
 from apportion.evaluators.workloads.task import Metric, Task
 from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
 
@@ -33,7 +33,7 @@ def check_task(name: str) -> None:
 def make_task(name: str) -> Task:
     """The task called `name`. Raises UnknownNameError, ConfigurationError."""
     check_task(name)
-    found = _TASKS[name] if name in _TASKS else imported(name, "task")
+    found = _TASKS[name] if name in _TASKS else load_object(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigurationError(
             f"task {name!r} is not a subclass of apportion.evaluators.workloads.task.Task"

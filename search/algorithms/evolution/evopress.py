@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Part
 from apportion.search.algorithms.registry import register
 from apportion.search.space.moves import begin, step
 from apportion.search.space.space import Candidate, SearchSpace
@@ -25,9 +26,9 @@ class EvoPress(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        offspring: int = 12,
-        survivors: int = 2,
-        fidelity: float = 0.25,
+        offspring: Count = 12,
+        survivors: Count = 2,
+        fidelity: Part = 0.25,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._offspring, self._survivors, self._fidelity = offspring, survivors, fidelity

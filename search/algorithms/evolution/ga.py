@@ -6,6 +6,7 @@ import numpy as np
 from pymoo.algorithms.soo.nonconvex.ga import GA
 
 from apportion.search.algorithms.evolution.pymoo_base import Evolution
+from apportion.search.algorithms.parameters import Count, Several, Share
 from apportion.search.algorithms.registry import register
 from apportion.search.space.space import SearchSpace
 
@@ -21,9 +22,9 @@ class Genetic(Evolution):
         evaluations: float,
         *,
         cold: bool = False,
-        population: int = 24,
-        offspring: int = 12,
-        mutation: float = 0.1,
+        population: Several = 24,
+        offspring: Count = 12,
+        mutation: Share = 0.1,
     ) -> None:
         super().__init__(
             space, rng, evaluations, cold, GA, mutation, pop_size=population, n_offsprings=offspring

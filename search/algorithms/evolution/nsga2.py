@@ -7,6 +7,7 @@ from pymoo.algorithms.moo.nsga2 import NSGA2
 
 from apportion.compressors.errors import UnknownNameError
 from apportion.search.algorithms.evolution.pymoo_base import Evolution
+from apportion.search.algorithms.parameters import Several, Share
 from apportion.search.algorithms.registry import register
 from apportion.search.space.space import SearchSpace
 
@@ -25,8 +26,8 @@ class Nsga2(Evolution):
         *,
         cold: bool = False,
         metrics: list[str] | None = None,
-        population: int = 16,
-        mutation: float = 0.1,
+        population: Several = 16,
+        mutation: Share = 0.1,
     ) -> None:
         for metric in metrics or []:
             if metric not in space.costs:

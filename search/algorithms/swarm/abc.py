@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Several
 from apportion.search.algorithms.registry import register
 from apportion.search.space.moves import begin, encode, nearest
 from apportion.search.space.space import Candidate, SearchSpace
@@ -26,8 +27,8 @@ class BeeColony(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        sources: int = 8,
-        limit: int = 20,
+        sources: Several = 8,
+        limit: Count = 20,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._count, self._limit = sources, limit

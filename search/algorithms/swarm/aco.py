@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Share, Weight
 from apportion.search.algorithms.registry import register
 from apportion.search.space.repair import repair
 from apportion.search.space.space import Candidate, SearchSpace
@@ -27,10 +28,10 @@ class AntColony(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        ants: int = 8,
-        evaporation: float = 0.1,
-        alpha: float = 1.0,
-        beta: float = 2.0,
+        ants: Count = 8,
+        evaporation: Share = 0.1,
+        alpha: Weight = 1.0,
+        beta: Weight = 2.0,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._ants, self._rho, self._alpha, self._beta = ants, evaporation, alpha, beta

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
+from apportion.search.algorithms.parameters import Count, Share, Weight
 from apportion.search.algorithms.registry import register
 from apportion.search.space.moves import begin, encode, nearest, step
 from apportion.search.space.space import Candidate, SearchSpace
@@ -26,11 +27,11 @@ class ParticleSwarm(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        particles: int = 16,
-        inertia: float = 0.73,
-        own: float = 1.5,
-        social: float = 1.5,
-        speed: float = 0.25,
+        particles: Count = 16,
+        inertia: Weight = 0.73,
+        own: Weight = 1.5,
+        social: Weight = 1.5,
+        speed: Share = 0.25,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
         self._count, self._inertia, self._own, self._social = particles, inertia, own, social
