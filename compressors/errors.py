@@ -209,6 +209,15 @@ class ConfigurationError(ApportionError):
     """Options that contradict each other or the machine they run on."""
 
 
+class CodeError(ConfigurationError):
+    """Code that a job names and that cannot be loaded, or may not be. Carries `what` it is and its
+    `name`."""
+
+    def __init__(self, what: str, name: str, reason: str) -> None:
+        self.what, self.name = what, name
+        super().__init__(f"{what} {name!r}: {reason}")
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name closest to `name`, or None when nothing is close."""
     close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)

@@ -7,7 +7,6 @@ sparsities of a table are interpolated."""
 from __future__ import annotations
 
 import csv
-import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from apportion.compressors.errors import ConfigurationError, DataError, LevelError
+from apportion.compressors.errors import DataError, LevelError
 from apportion.compressors.levels import DENSE, Level, Sparsity, parse_level
+from apportion.compressors.user_code import load_object
 
 WHOLE = "*"
 """In a CSV table, the layer name of the row with the whole dense model's time."""
@@ -93,12 +93,8 @@ def is_function(table: str) -> bool:
 def ask_latency(name: str, levels: Mapping[str, Sequence[Level]]) -> LatencyTable:
     """The table that a user's own function gives: `name` is module:function, called with (layer,
     level), both text, for seconds; with ("*", "dense") for those of the whole dense model. Raises
-    ConfigurationError, DataError."""
-    module, _, attribute = name.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"latency.table {name!r} cannot be loaded: {error}") from error
+    CodeError, DataError."""
+    function = load_object(name, "latency.table")
 
     def ask(layer: str, level: Level) -> float:
         return _seconds(f"{name}({layer!r}, {str(level)!r})", function(layer, str(level)))

@@ -3,11 +3,9 @@ user's."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +14,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from apportion.compressors.errors import ModelError, UnknownNameError, WeightsError
+from apportion.compressors.errors import CodeError, ModelError, UnknownNameError, WeightsError
+from apportion.compressors.user_code import load_object
 from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.files import local_file
 
@@ -132,16 +131,11 @@ def _torchvision(name: str, weights: str | None) -> nn.Module:
 
 
 def _call(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
+    attribute = name.partition(":")[2]
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's module, which may raise anything
-        raise ModelError(
-            f"model {name!r}: module {module_name!r} cannot be imported ({_named(error)})"
-        ) from error
-    if not hasattr(module, attribute):
-        raise ModelError(f"model {name!r}: module {module_name!r} has no {attribute!r}")
-    function: Any = getattr(module, attribute)
+        function = load_object(name, "model")
+    except CodeError as error:
+        raise ModelError(str(error)) from error
     if not callable(function):
         raise ModelError(f"model {name!r}: {attribute!r} is not callable")
     try:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from apportion.compressors.errors import ConfigurationError, UnknownNameError, nearest
+from apportion.compressors.user_code import load_entry_point, load_object
 from apportion.search.algorithms.base import Algorithm
 from apportion.search.space.space import SearchSpace
 
@@ -64,16 +65,12 @@ def resolve(name: str) -> type[Algorithm]:
         importlib.import_module(f"apportion.search.algorithms.{_BUILT_IN[name]}")
     if name in _REGISTRY:
         return _REGISTRY[name]
-    try:
-        if ":" in name:
-            module, _, attribute = name.partition(":")
-            found = getattr(importlib.import_module(module), attribute)
-        elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
-            found = next(iter(entries)).load()
-        else:
-            raise UnknownNameError("algorithm", name, names())
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"algorithm {name!r} cannot be loaded: {error}") from error
+    if ":" in name:
+        found = load_object(name, "algorithm")
+    elif entries := importlib.metadata.entry_points(group=_ENTRY_POINTS, name=name):
+        found = load_entry_point(next(iter(entries)), "algorithm")
+    else:
+        raise UnknownNameError("algorithm", name, names())
     if not (isinstance(found, type) and issubclass(found, Algorithm)):
         raise ConfigurationError(
             f"algorithm {name!r} is not a subclass of apportion.search.algorithms.base.Algorithm"

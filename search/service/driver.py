@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
+from apportion.compressors.user_code import ALLOW, close_gate, is_refused
 from apportion.db.files import finite, write_json
 from apportion.evaluators.cluster.connection import import_ray
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
-from apportion.search.service.folder import ALLOW, MARK, JobFolder, JobState
+from apportion.search.service.folder import MARK, JobFolder, JobState
 from apportion.search.service.mirror import Mirror
 from apportion.search.service.package import JOB, code_names
 
@@ -135,8 +136,9 @@ def _run(
     mirror.push(f"jobs/{folder.job}/package")
     os.chdir(folder.package)  # Ray may remove the folder that it started us in
     content = json.loads((folder.package / JOB).read_text())
-    named = code_names(content)
-    if named and not options.local and os.environ.get(ALLOW) != "1":
+    if not options.local:
+        close_gate()
+    if is_refused() and (named := code_names(content)):  # said before the job waits for its share
         raise ConfigurationError(
             f"the job names code of its own ({', '.join(named)}); the operator allows that with "
             f"{ALLOW}=1"

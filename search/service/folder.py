@@ -21,8 +21,6 @@ from apportion.db.files import finite, write_json
 
 MARK = "@apportion "
 """Begins the lines of a job's log that hold its state as JSON."""
-ALLOW = "APPORTION_ALLOW_CODE"
-"""Set to 1 by the operator of a cluster where jobs may name code of their own (module:function)."""
 ENDED = ("finished", "failed", "cancelled")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 

@@ -4,6 +4,7 @@ small, the project's code, and the user's own modules."""
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import sysconfig
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 
 from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.files import write_json
-from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.workloads.huggingface import PREFIX
 from apportion.search.jobs.job import AnyJob
 from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
@@ -21,6 +21,7 @@ JOB = "job.json"
 LIMIT = 64 << 20
 """Bytes up to which a file or folder is uploaded. Ray takes 512 MiB in all."""
 _PROJECT = "apportion"
+_CODE = re.compile(r"[^\s:/]+:[^\W\d]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
 
 
 def code_names(content: dict[str, Any]) -> list[str]:
-    """What a job's content names as module:function or module:Class, and so runs."""
+    """What a job's content names as module:function or module:Class, and so runs: to upload it, and
+    to say early what will be refused. What is imported is decided in `load_object` alone."""
     found: list[str] = []
 
     def look(part: Any) -> None:
@@ -65,7 +67,7 @@ def code_names(content: dict[str, Any]) -> list[str]:
             look(one)
         if (
             isinstance(part, str)
-            and is_function(part)
+            and _CODE.fullmatch(part)
             and not part.startswith(("torchvision:", PREFIX))
         ):
             found.append(part)

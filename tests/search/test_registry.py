@@ -41,8 +41,8 @@ def test_a_users_algorithm_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "message"),
     [
         ("spy", "unknown algorithm 'spy'; did you mean 'spdy'"),
-        ("no.such.module:Class", "cannot be loaded"),
-        ("apportion.search.space.space:Nothing", "cannot be loaded"),
+        ("no.such.module:Class", "cannot be imported"),
+        ("apportion.search.space.space:Nothing", "has no 'Nothing'"),
         ("apportion.search.space.space:SearchSpace", "is not a subclass"),
     ],
 )

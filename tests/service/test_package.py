@@ -13,6 +13,8 @@ from apportion.search.service.package import code_names
     [
         ({"workload": {"model": "mine:net"}}, ["mine:net"]),
         ({"workload": {"model": "torchvision:resnet18"}}, []),
+        ({"workload": {"model": "files.1-evil:build"}}, ["files.1-evil:build"]),
+        ({"search": {"algorithms": [{"ga": {"level": "2:4"}}]}}, []),
         ({"latency": {"table": "mine:latency"}}, ["mine:latency"]),
         ({"search": {"algorithms": ["ga", "mine:Search"]}}, ["mine:Search"]),
         ({"search": {"algorithms": [{"mine:Search": {"size": 3}}]}}, ["mine:Search"]),
