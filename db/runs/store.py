@@ -19,6 +19,7 @@ from apportion.compressors.errors import StoreError, UnknownNameError, hidden
 from apportion.db.runs.lease import Lease, holder
 from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS, prepare
 from apportion.db.runs.sql import Refused, SqlDatabase
+from apportion.db.runs.url import resolve
 
 _LOOKUP_CHUNK = 400  # bound variables in one statement: SQLite's oldest limit is 999
 
@@ -82,7 +83,7 @@ class RunStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._database = SqlDatabase(url, prepare)
+        self._database = SqlDatabase(resolve(url), prepare)
 
     def close(self) -> None:
         self._database.close()

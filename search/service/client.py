@@ -64,7 +64,7 @@ class Service:
             client = self._ray.client(start=True)
             if self._ray.remote:
                 check_requirements(packed.job, client, self._ray.address or "", self._ray.run)
-            if is_url(storage) and not (packed.job.store or "").startswith("postgres"):
+            if is_url(storage) and not (packed.job.store or "").startswith(("postgres", "env:")):
                 raise JobError(
                     job_file, "store", "a job whose storage is a URL needs a PostgreSQL store"
                 )

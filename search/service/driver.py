@@ -22,6 +22,7 @@ from typing import Any
 from apportion.compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
 from apportion.compressors.user_code import ALLOW, close_gate, is_refused
 from apportion.db.files import finite, write_json
+from apportion.db.runs.url import masked
 from apportion.evaluators.cluster.connection import import_ray
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
@@ -64,7 +65,7 @@ class Reporter:
         self._folder.write_state(self.state)
         if mark or now - self._marked > _MARK_EVERY:
             self._marked = now
-            print(MARK + json.dumps(self.state.shown()), flush=True)
+            print(MARK + json.dumps(self.state.to_json()), flush=True)
 
 
 def main() -> int:
@@ -210,7 +211,7 @@ def _work(
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
-    reporter.state.store = job.store
+    reporter.state.store = masked(job.store)
     store = RunStore(job.store)
     reporter.enter("building")
     database = f"databases/{job.database.path.name}" if isinstance(job, Job) else None

@@ -1,5 +1,6 @@
 """A job's folder in the service's storage, and what is said of the job there.
 
+STORAGE/jobs/ID/           for its owner alone
 STORAGE/jobs/ID/package/   what was submitted: the job, small files, the project's own code
 STORAGE/jobs/ID/state.json what the job's process says of itself
 STORAGE/jobs/ID/results/   what it exported
@@ -16,8 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apportion.compressors.errors import UnknownNameError, hidden
+from apportion.compressors.errors import OutputError, UnknownNameError
 from apportion.db.files import finite, write_json
+from apportion.db.runs.url import masked
 
 MARK = "@apportion "
 """Begins the lines of a job's log that hold its state as JSON."""
@@ -53,11 +55,8 @@ class JobState:
     formats: list[str] = field(default_factory=lambda: ["safetensors"])
 
     def to_json(self) -> dict[str, Any]:
-        return dict(finite(asdict(self)))
-
-    def shown(self) -> dict[str, Any]:
-        """As it may be read by anybody who sees the cluster: without the store's password."""
-        return self.to_json() | {"store": self.store and hidden(self.store)}
+        """As anybody may read it: without a password in the store's URL."""
+        return dict(finite(asdict(self))) | {"store": self.store and masked(self.store)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> JobState:
@@ -91,9 +90,17 @@ class JobFolder:
         except FileNotFoundError:
             return None
 
+    def make(self) -> None:
+        """The folder, for its owner alone. Raises OutputError."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise OutputError(self.path, error.strerror or str(error)) from error
+
     def write_state(self, state: JobState) -> None:
         state.updated = time.time()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.make()
         write_json(self.path / "state.json", state.to_json())
 
 

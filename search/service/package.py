@@ -13,6 +13,7 @@ from typing import Any
 
 from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.files import write_json
+from apportion.db.runs.url import holds_secret, masked
 from apportion.evaluators.workloads.huggingface import PREFIX
 from apportion.search.jobs.job import AnyJob
 from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
@@ -38,8 +39,8 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
     job = load_job(job_file)
     notes: list[str] = []
     content = read_content(job_file)
+    _check_store(job, content, job_file, upload)
     if upload:
-        _check_store(content, job_file)
         files = _Files(job_file, target, notes)
         content = map_paths(content, files.place)
         _copy_module(_PROJECT, target)
@@ -135,13 +136,22 @@ def _size(path: Path) -> int:
     )
 
 
-def _check_store(content: dict[str, Any], job_file: Path) -> None:
-    store = content.get("store")
-    if store is not None and str(store).startswith("sqlite"):
+def _check_store(job: AnyJob, content: dict[str, Any], job_file: Path, upload: bool) -> None:
+    """`content` is what the file says; `job` has the default store where it says nothing."""
+    if content.get("store") is None or job.store is None:
+        return
+    if holds_secret(job.store):
         raise JobError(
             job_file,
             "store",
-            f"{store} is a file on this machine; name a PostgreSQL server that the cluster "
+            f"{masked(job.store)} holds a password, which would lie in the job's files; write "
+            "{url: URL without it, password_env: NAME}, and set NAME where the job runs",
+        )
+    if upload and job.store.startswith("sqlite"):
+        raise JobError(
+            job_file,
+            "store",
+            f"{job.store} is a file on this machine; name a PostgreSQL server that the cluster "
             "reaches, or leave it out",
         )
 
