@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from apportion.compressors.errors import ApportionError
@@ -19,10 +18,10 @@ from apportion.db.runs.store import RunStore
 from apportion.search.report.figures import job_figures, job_summary
 from apportion.search.service.folder import JobFolder, JobState, job_folders
 from apportion.search.service.mirror import Mirror
-from apportion.search.web.report import page
+from apportion.search.web.guard import LOOPBACK, add_guard
+from apportion.search.web.report import page, page_script
 
 _LOOK_EVERY = 1.0
-_COOKIE = "apportion_token"
 
 
 class Jobs:
@@ -135,34 +134,12 @@ def _not_searching(state: JobState) -> dict[str, Any]:
     }
 
 
-def make_app(jobs: Jobs, token: str | None = None) -> FastAPI:
-    """The application; with a `token`, only for who has it: as `Authorization: Bearer`, or once as
-    ?token=, then a cookie."""
+def make_app(jobs: Jobs, token: str | None = None, hosts: Sequence[str] = LOOPBACK) -> FastAPI:
+    """The application, for those whom `add_guard` lets in."""
     app = FastAPI(title="apportion", docs_url=None, redoc_url=None, openapi_url=None)
     text = page()
 
-    @app.middleware("http")
-    async def guard(request: Request, call_next: Callable[[Request], Any]) -> Response:
-        given = request.query_params.get("token")
-        if token is not None:
-            bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-            offered = (given, bearer, request.cookies.get(_COOKIE))
-            if not any(
-                one and secrets.compare_digest(one.encode(), token.encode()) for one in offered
-            ):
-                return JSONResponse(
-                    {"detail": "a token is needed: ?token=... or Authorization: Bearer"}, 401
-                )
-        response: Response = await call_next(request)
-        if token is not None and given:
-            response.set_cookie(_COOKIE, token, httponly=True, samesite="strict")
-        response.headers["Content-Security-Policy"] = (
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-            "connect-src 'self'; img-src data:; "
-            "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-        )
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+    add_guard(app, page_script(), token, hosts)
 
     @app.get("/")
     async def root() -> HTMLResponse:
