@@ -26,6 +26,7 @@ from apportion.db.runs.url import masked
 from apportion.evaluators.cluster.connection import import_ray
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
+from apportion.search.service.archive import FILES, check, unpack
 from apportion.search.service.folder import MARK, JobFolder, JobState
 from apportion.search.service.mirror import Mirror
 from apportion.search.service.package import JOB, code_names
@@ -134,6 +135,7 @@ def _run(
     mirror.pull(f"jobs/{folder.job}/package", JOB)
     reporter.enter("queued")
     _keep_package(folder)
+    check(folder.package)
     mirror.push(f"jobs/{folder.job}/package")
     os.chdir(folder.package)  # Ray may remove the folder that it started us in
     content = json.loads((folder.package / JOB).read_text())
@@ -166,10 +168,10 @@ def _run(
 
 def _environment(folder: JobFolder) -> dict[str, Any] | None:
     """Workers get the package's code, where it holds some and Ray has not brought it already."""
-    if (folder.package / "search").is_dir() and "working_dir" not in os.environ.get(
+    if (folder.package / "apportion").is_dir() and "working_dir" not in os.environ.get(
         "RAY_JOB_CONFIG_JSON_ENV_VAR", ""
     ):
-        return {"working_dir": str(folder.package)}
+        return {"working_dir": str(folder.package), "excludes": [f"/{FILES}/"]}
     return None
 
 
@@ -181,6 +183,7 @@ def _keep_package(folder: JobFolder) -> None:
     coming = folder.path / "package.coming"
     shutil.rmtree(coming, ignore_errors=True)
     shutil.copytree(Path.cwd(), coming)
+    unpack(coming)
     coming.rename(folder.package)
 
 

@@ -17,10 +17,14 @@ from apportion.db.runs.url import holds_secret, masked
 from apportion.evaluators.workloads.huggingface import PREFIX
 from apportion.search.jobs.job import AnyJob
 from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
+from apportion.search.service.archive import FILES, Archive, regular_files, size_of
 
 JOB = "job.json"
 LIMIT = 64 << 20
-"""Bytes up to which a file or folder is uploaded. Ray takes 512 MiB in all."""
+"""Bytes up to which a file or folder is uploaded."""
+_ALL = 500 << 20
+"""Bytes in all; Ray takes 512 MiB."""
+_UNUSED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".gitignore", ".rayignore")
 _PROJECT = "apportion"
 _CODE = re.compile(r"[^\s:/]+:[^\W\d]\w*")
 
@@ -40,8 +44,9 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
     notes: list[str] = []
     content = read_content(job_file)
     _check_store(job, content, job_file, upload)
+    archive = Archive(target)
     if upload:
-        files = _Files(job_file, target, notes)
+        files = _Files(job_file, archive, notes)
         content = map_paths(content, files.place)
         _copy_module(_PROJECT, target)
         for name in code_names(content):
@@ -49,6 +54,13 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
     else:
         content = resolve_paths(content, job_file.absolute().parent) | {"store": job.store}
     write_json(target / JOB, content)
+    archive.close()
+    if upload and (size := size_of(regular_files(target), _ALL)) > _ALL:
+        raise ConfigurationError(
+            f"the job's files are more than {size >> 20} MiB together, and Ray takes "
+            f"{_ALL >> 20} MiB; put some of them on the head node, and name them by their paths "
+            "there"
+        )
     return Packed(job, tuple(notes))
 
 
@@ -85,8 +97,8 @@ def code_names(content: dict[str, Any]) -> list[str]:
 class _Files:
     """Where each path of a job goes."""
 
-    def __init__(self, job_file: Path, target: Path, notes: list[str]) -> None:
-        self._job_file, self._target, self._notes = job_file, target, notes
+    def __init__(self, job_file: Path, archive: Archive, notes: list[str]) -> None:
+        self._job_file, self._archive, self._notes = job_file, archive, notes
         self._number = 0
 
     def place(self, keys: tuple[str, ...], text: str) -> str:
@@ -110,30 +122,20 @@ class _Files:
                 field,
                 f"no such file: {here} (one that is on the cluster is named by an absolute path)",
             )
-        size = _size(here)
-        if size > LIMIT:
-            self._notes.append(
-                f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the head node "
-                "must have it"
-            )
-            return str(here)
-        self._number += 1
-        name = f"files/{self._number}-{here.name}"
-        copy = self._target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if here.is_dir():
-            shutil.copytree(here, copy)
-        else:
-            shutil.copy2(here, copy)
-        return name
-
-
-def _size(path: Path) -> int:
-    return (
-        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+        try:
+            size = size_of(regular_files(here), LIMIT)
+            if size > LIMIT:
+                self._notes.append(
+                    f"{field}: {here} is too large to upload (more than {LIMIT >> 20} MiB); the "
+                    "head node must have it"
+                )
+                return str(here)
+            self._number += 1
+            name = f"{self._number}-{here.name}"
+            self._archive.add(here, name)
+        except ConfigurationError as error:
+            raise JobError(self._job_file, field, str(error)) from error
+        return f"{FILES}/{name}"
 
 
 def _check_store(job: AnyJob, content: dict[str, Any], job_file: Path, upload: bool) -> None:
@@ -174,5 +176,12 @@ def _copy_module(name: str, target: Path, *, own: bool = False) -> None:
     if origin.name != "__init__.py":
         shutil.copy2(origin, target / origin.name)
         return
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
-    shutil.copytree(origin.parent, target / name, ignore=ignored, dirs_exist_ok=True)
+    if not own:  # its folders are links, to those beside it
+        shutil.copytree(origin.parent, target / name, ignore=_UNUSED, dirs_exist_ok=True)
+        return
+    if size_of(regular_files(origin.parent), LIMIT) > LIMIT:
+        raise ConfigurationError(
+            f"module {name!r}: {origin.parent} is too large to upload (more than "
+            f"{LIMIT >> 20} MiB); keep data elsewhere, or install it on the nodes"
+        )
+    shutil.copytree(origin.parent, target / name, ignore=_UNUSED, dirs_exist_ok=True)
