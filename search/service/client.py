@@ -22,7 +22,7 @@ from apportion.compressors.errors import ConfigurationError, JobError, OutputErr
 from apportion.evaluators.workloads.files import is_url
 from apportion.search.service import local
 from apportion.search.service.dump_results import BEGIN, END
-from apportion.search.service.folder import ENDED, MARK, JobFolder, JobState, job_folders
+from apportion.search.service.folder import ENDED, MARK, JobFolder, JobState, cut, job_folders
 from apportion.search.service.mirror import fetch
 from apportion.search.service.rayjobs import KEY, RayJobs, in_package, quoted
 
@@ -186,7 +186,7 @@ class Service:
         if state is None:
             log = self._ray.client().get_job_logs(latest.submission_id).splitlines()
             marks = [line for line in log if line.startswith(MARK)]
-            state = JobState.from_json(json.loads(marks[-1].removeprefix(MARK))) if marks else None
+            state = _told(marks[-1].removeprefix(MARK)) if marks else None
         if state is None or state.attempt < len(attempts):  # its process has said nothing yet
             begun = (latest.start_time or 0) / 1000
             state = JobState(
@@ -195,7 +195,7 @@ class Service:
         if latest.status.is_terminal() and state.state not in ENDED:
             stopped = latest.status.value == "STOPPED"
             state.state = "cancelled" if stopped else "failed"
-            state.error = None if stopped else (latest.message or "its process ended")
+            state.error = None if stopped else cut(latest.message or "its process ended")
             state.ended = (latest.end_time or 0) / 1000 or None
         return state
 
@@ -221,6 +221,14 @@ class Service:
         with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
             out.mkdir(parents=True, exist_ok=True)
             archive.extractall(out, filter="data")  # nothing outside `out`
+
+
+def _told(text: str) -> JobState | None:
+    """A state as the log tells it; None of a line that was cut or altered."""
+    try:
+        return JobState.from_json(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _http(address: str | None) -> str | None:

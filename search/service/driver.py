@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,50 +24,14 @@ from apportion.compressors.errors import ApportionError, ConfigurationError, Dat
 from apportion.compressors.user_code import ALLOW, close_gate, is_refused
 from apportion.db.files import finite, write_json
 from apportion.db.runs.url import masked
-from apportion.evaluators.cluster.connection import import_ray
+from apportion.evaluators.cluster.connection import import_ray, start_ray
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
 from apportion.search.service.archive import FILES, check, unpack
-from apportion.search.service.folder import MARK, JobFolder, JobState
+from apportion.search.service.folder import JobFolder, JobState
 from apportion.search.service.mirror import Mirror
 from apportion.search.service.package import JOB, code_names
-
-_WRITE_EVERY, _MARK_EVERY, _LINE_EVERY = 2.0, 5.0, 10.0
-
-
-class Reporter:
-    """A `Progress` callback that keeps the state file, and the log, up to date. `look` tells the
-    runs."""
-
-    def __init__(self, folder: JobFolder, state: JobState, mirror: Mirror) -> None:
-        self._folder, self.state, self._mirror = folder, state, mirror
-        self.look: Callable[[], None] = lambda: None
-        self._written = self._marked = self._lined = -_LINE_EVERY
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self.state.step = (what, done, total)
-        now = time.monotonic()
-        if now - self._lined > _LINE_EVERY:
-            self._lined = now
-            print(f"{what}  {done}/{total}", flush=True)
-        if now - self._written > _WRITE_EVERY:
-            self.look()
-            self.write()
-
-    def enter(self, state: str) -> None:
-        """Go on to the next state."""
-        self.state.state, self.state.step = state, None
-        print(state, flush=True)
-        self.look()
-        self.write(mark=True)
-        self._mirror.push(f"jobs/{self.state.job}/state.json")
-
-    def write(self, mark: bool = False) -> None:
-        self._written = now = time.monotonic()
-        self._folder.write_state(self.state)
-        if mark or now - self._marked > _MARK_EVERY:
-            self._marked = now
-            print(MARK + json.dumps(self.state.to_json()), flush=True)
+from apportion.search.service.reporter import Reporter
 
 
 def main() -> int:
@@ -84,7 +49,6 @@ def main() -> int:
         help="the user's own machine: code and paths of the job are trusted",
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
     mirror = Mirror(options.storage)
     folder = JobFolder(mirror.folder, options.job)
     before = folder.read_state()
@@ -99,6 +63,8 @@ def main() -> int:
     if before is not None:
         state.submitted, state.file = before.submitted, before.file
     reporter = Reporter(folder, state, mirror)
+    signal.signal(signal.SIGTERM, partial(_interrupt, reporter))
+    reporter.start()
     try:
         _run(folder, options, reporter, mirror)
         return _finish(reporter, "finished", None)
@@ -111,10 +77,10 @@ def main() -> int:
         return _finish(reporter, "failed", f"{type(error).__name__}: {error}")
 
 
-def _interrupt(*_: object) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # once is enough: what follows must come to its end
+def _interrupt(reporter: Reporter, *_: object) -> None:
+    # Once is enough: what follows must come to its end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reporter.cancel()
     raise KeyboardInterrupt
 
 
@@ -152,12 +118,7 @@ def _run(
         os.environ["RAY_ADDRESS"] = (
             cluster  # Ray has set it to what was last started on this machine, by whomsoever
         )
-    ray.init(
-        address="auto",
-        log_to_driver=False,
-        logging_level="warning",
-        runtime_env=_environment(folder),
-    )
+    start_ray(ray, address="auto", runtime_env=_environment(folder))
     share = _wait_for_share(ray, content, reporter)
     reporter.state.started = time.time()
     try:

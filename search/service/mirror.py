@@ -15,7 +15,7 @@ import fsspec
 from apportion.compressors.errors import OutputError
 from apportion.db.files import write_atomically, write_bytes
 from apportion.evaluators.workloads.files import cache_folder, is_url
-from apportion.search.service.folder import ENDED
+from apportion.search.service.folder import ENDED, JobState
 
 _FOLLOW_EVERY = 5.0
 
@@ -84,13 +84,21 @@ class Mirror:
                     folder / "state.json"
                 ).read_bytes() == content:
                     continue
-                if json.loads(content)["state"] in ENDED and system.exists(
+                if _has_ended(content) and system.exists(
                     f"{str(there).rpartition('/')[0]}/results"
                 ):
                     fetch(system, f"{str(there).rpartition('/')[0]}/results", folder / "results")
                 write_atomically(folder / "state.json", partial(write_bytes, content=content))
         except Exception as error:  # each of fsspec's file systems raises its own
             raise OutputError(self._url, f"cannot be read: {error}") from error
+
+
+def _has_ended(content: bytes) -> bool:
+    """Of a state that cannot be read, one does not know."""
+    try:
+        return JobState.from_json(json.loads(content)).state in ENDED
+    except (ValueError, RecursionError):
+        return False
 
 
 def fetch(system: Any, path: str, target: Path, last: str = "") -> None:

@@ -19,6 +19,8 @@ from apportion.search.service import local
 
 KEY = "apportion"
 _READY_WITHIN = 60.0
+_STOPS_WITHIN = "15"
+"""Seconds that a cancelled job has to end by itself; Ray gives 3, and workers may take longer."""
 
 
 class RayJobs:
@@ -82,6 +84,7 @@ class RayJobs:
             + ("" if self.remote else " --local")
         )
         environment = {JOB: job, PRIORITY: metadata["priority"], "PYTHONUNBUFFERED": "1"}
+        environment["RAY_JOB_STOP_WAIT_TIME_S"] = _STOPS_WITHIN
         if not self.remote:
             environment |= {
                 key: os.environ[key]

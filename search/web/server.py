@@ -95,7 +95,7 @@ class Jobs:
     def _states(self) -> list[JobState]:
         self._mirror.follow()
         return [
-            state
+            folder.judged(state)
             for folder in job_folders(self._storage)
             if (state := folder.read_state()) is not None
         ]
