@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError, UnknownNameError, hidden
 from apportion.db.runs.lease import Lease, holder
+from apportion.db.runs.overview import about, overview
 from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS, prepare
 from apportion.db.runs.sql import Refused, SqlDatabase
 from apportion.db.runs.url import resolve
@@ -118,6 +119,14 @@ class RunStore:
         before that was kept."""
         rows = self._database.rows(sa.select(JOBS.c.space).where(JOBS.c.id == job))
         return json.loads(rows[0].space) if rows and rows[0].space else None
+
+    def overview(self) -> dict[str, tuple[Any, ...]]:
+        """What all jobs have come to (`overview.overview`)."""
+        return overview(self._database)
+
+    def about(self, jobs: Sequence[str]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+        """What `jobs` are (`overview.about`)."""
+        return about(self._database, jobs)
 
     def jobs(self) -> list[str]:
         """The ids of all jobs, oldest first."""

@@ -62,7 +62,8 @@ def _serve(options: argparse.Namespace, store: str | None) -> None:
         import uvicorn
 
         from apportion.search.web.guard import LOOPBACK
-        from apportion.search.web.server import Jobs, make_app
+        from apportion.search.web.jobs import Jobs
+        from apportion.search.web.server import make_app
     except ImportError as error:
         raise ConfigurationError(
             f"the web page needs the package {error.name}: install apportion[web]"

@@ -12,6 +12,7 @@ STORAGE/runs.sqlite        the run store of the jobs that name none
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from contextlib import suppress
@@ -176,10 +177,15 @@ def cut(text: str | None) -> str | None:
     return text if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]} ... (cut)"
 
 
+def job_names(storage: Path) -> list[str]:
+    """The ids of all jobs in the storage."""
+    try:
+        with os.scandir(storage / "jobs") as entries:
+            return [entry.name for entry in entries if _ID.fullmatch(entry.name)]
+    except FileNotFoundError:
+        return []
+
+
 def job_folders(storage: Path) -> list[JobFolder]:
-    """Of all jobs in the storage, the oldest first."""
-    folders = [path for path in (storage / "jobs").glob("*") if _ID.fullmatch(path.name)]
-    return [
-        JobFolder(storage, path.name)
-        for path in sorted(folders, key=lambda path: path.stat().st_ctime)
-    ]
+    """Of all jobs in the storage."""
+    return [JobFolder(storage, job) for job in sorted(job_names(storage))]

@@ -19,13 +19,15 @@ const text = (value) => value === null || value === undefined ? "–"
   : typeof value === "number" ? (Number.isInteger(value) ? String(value) : value.toPrecision(5).replace(/\.?0+$/, "")) : String(value);
 const colour = (names, name) => COLOURS[names.indexOf(name) % COLOURS.length];
 
+const SHOWN = 500; // rows of a table: browsers are slow with more
 // A table whose columns sort. columns: [key, title, cell(row)?]
 const sorted = {}; // caption -> [key, ascending]: an update keeps the order that a table was given
 function table(columns, rows, caption) {
   const body = el("tbody");
   const numeric = (key) => rows.some((row) => typeof row[key] === "number");
-  const fill = (ordered) => body.replaceChildren(...ordered.map((row) => el("tr", {}, columns.map(([key, , cell]) =>
-    el("td", { class: numeric(key) ? "number" : null }, cell ? cell(row) : text(row[key]))))));
+  const kinds = Object.fromEntries(columns.map(([key]) => [key, numeric(key)]));
+  const fill = (ordered) => body.replaceChildren(...ordered.slice(0, SHOWN).map((row) => el("tr", {}, columns.map(([key, , cell]) =>
+    el("td", { class: kinds[key] ? "number" : null }, cell ? cell(row) : text(row[key]))))));
   const order = () => {
     const [key, up] = sorted[caption] || [];
     heads.forEach((head, i) => head.setAttribute("aria-sort", columns[i][0] !== key ? "none" : up ? "ascending" : "descending"));
@@ -44,7 +46,8 @@ function table(columns, rows, caption) {
     } }, title)));
   order();
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", {}, el("caption", { class: "visually-hidden" }, caption), el("thead", {}, el("tr", {}, heads)), body));
+    el("table", {}, el("caption", { class: "visually-hidden" }, caption), el("thead", {}, el("tr", {}, heads)), body),
+    rows.length > SHOWN ? el("p", { class: "soft" }, `${SHOWN} of ${rows.length} are shown; sorting chooses among all`) : null);
 }
 
 function scale(low, high, from, to, log) {
@@ -192,11 +195,12 @@ function jobView(job) {
   return [...parts, panel];
 }
 
-async function get(path) {
+async function ask(path) {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer.json();
+  return [await answer.json(), answer.headers.get("ETag")];
 }
+const get = async (path) => (await ask(path))[0];
 function crumbs(...parts) {
   document.getElementById("crumbs").replaceChildren(...parts.flatMap((part, i) => i ? [" › ", part] : [part]));
 }
@@ -215,8 +219,14 @@ async function listView() {
       ["job", "job", (row) => row.waiting ? row.job : el("a", { href: `#/job/${encodeURIComponent(row.job)}` }, row.name || row.job)], ["state", "state"], ["bounds", "budgets"], ["fitness", "fitness"],
       ["names", "algorithms"], ["done", "done", (row) => `${Math.floor(100 * row.done)} %`], ["best", "best"]], rows, "Jobs") : el("p", {}, "No jobs yet."), compare);
   };
-  draw(await get("api/jobs"));
-  follow("api/events", draw);
+  const [loaded, version] = await ask("api/jobs"), known = new Map(loaded.map((row) => [row.job, row]));
+  let order = [...known.keys()];
+  draw(loaded);
+  follow(`api/events?seen=${version}`, (news) => {
+    for (const row of news.rows) known.set(row.job, row);
+    order = news.order || order;
+    draw(order.map((job) => known.get(job)));
+  });
 }
 async function showJob(id) {
   crumbs(el("a", { href: "#/" }, "jobs"), id);
@@ -243,6 +253,7 @@ async function showComparison(ids) {
 function follow(path, draw) {
   stream = new EventSource(path);
   stream.onmessage = (event) => { draw(JSON.parse(event.data)); live(`updated ${new Date().toLocaleTimeString()}`); };
+  stream.addEventListener("trouble", (event) => live(JSON.parse(event.data) || "live"));
   stream.onerror = () => live("not connected; trying again");
   stream.onopen = () => live("live");
 }

@@ -15,7 +15,8 @@ from apportion.search.cli.service import _print_job, _row
 from apportion.search.service import client, local
 from apportion.search.service.client import Service
 from apportion.search.service.folder import SILENT, JobFolder, JobState
-from apportion.search.web.server import Jobs, make_app
+from apportion.search.web.jobs import Jobs
+from apportion.search.web.server import make_app
 
 GOOD = JobState(
     "good",

@@ -23,8 +23,9 @@ from apportion.search.jobs.job_file import parse_job
 from apportion.search.runs.pipeline import prepare, run_search
 from apportion.search.service import mirror
 from apportion.search.service.folder import JobFolder, JobState
+from apportion.search.web.jobs import Jobs
 from apportion.search.web.report import page, write_report
-from apportion.search.web.server import Jobs, make_app
+from apportion.search.web.server import make_app
 from tests.needs import missing
 from tests.service.conftest import free_port
 
