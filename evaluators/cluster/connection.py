@@ -3,13 +3,13 @@ stopped for the user."""
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Mapping
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError
+from apportion.evaluators.cluster.address import cluster_address
 
 
 class Connection:
@@ -59,8 +59,12 @@ def start_ray(ray: Any, **options: Any) -> Any:
 
 
 def _start(ray: Any, cpus: float, gpus: float) -> None:
-    if os.environ.get("RAY_ADDRESS"):
-        start_ray(ray, address="auto")
+    if (address := cluster_address()) is not None:
+        try:
+            start_ray(ray, address=address)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigurationError(f"no Ray cluster answers at {address}: {reason}") from error
         return
     start_ray(
         ray,

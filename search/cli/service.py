@@ -77,6 +77,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             "--address",
             help="the cluster's dashboard, http://HEAD:8265; default: RAY_ADDRESS, or this machine",
         )
+    for sub in (status, resume, fetch):
+        sub.add_argument(
+            "--storage",
+            help="where jobs lie that a head which was started anew has forgotten; default: "
+            "~/apportion",
+        )
     for sub in (submit, status, fetch):
         sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -84,7 +90,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _service(options: argparse.Namespace) -> Any:
     from apportion.search.service.client import Service
 
-    return Service(options.address)
+    return Service(options.address, getattr(options, "storage", None))
 
 
 def _submit(options: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
 from apportion.search.service.archive import FILES, check, unpack
 from apportion.search.service.folder import JobFolder, JobState
-from apportion.search.service.mirror import Mirror
-from apportion.search.service.package import JOB, code_names
+from apportion.search.service.mirror import Mirror, check_storage
+from apportion.search.service.package import JOB, check_database, code_names
 from apportion.search.service.reporter import Reporter
 
 
@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--storage", required=True, help="folder or URL")
+    parser.add_argument("--storage", required=True, help="folder, absolute or ~/..., or URL")
     parser.add_argument("--job", required=True)
     parser.add_argument("--file", default="", help="name of the job file, as the user knows it")
     parser.add_argument("--attempt", type=int, default=1)
@@ -49,7 +49,10 @@ def main() -> int:
         help="the user's own machine: code and paths of the job are trusted",
     )
     options = parser.parse_args()
-    mirror = Mirror(options.storage)
+    try:
+        mirror = Mirror(check_storage(options.storage))
+    except ConfigurationError as error:
+        parser.error(str(error))
     folder = JobFolder(mirror.folder, options.job)
     before = folder.read_state()
     priority = float(os.environ.get(PRIORITY, "1"))
@@ -115,9 +118,7 @@ def _run(
     sys.path.insert(0, str(folder.package))
     ray = import_ray()
     if options.local and (cluster := local.running("cluster")):
-        os.environ["RAY_ADDRESS"] = (
-            cluster  # Ray has set it to what was last started on this machine, by whomsoever
-        )
+        os.environ["RAY_ADDRESS"] = cluster
     start_ray(ray, address="auto", runtime_env=_environment(folder))
     share = _wait_for_share(ray, content, reporter)
     reporter.state.started = time.time()
@@ -232,11 +233,8 @@ def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:
     if database is not None:
         workers["count"] = max(1, workers.get("count", 0))
         path = Path(os.path.normpath(storage / "databases" / database["path"]))
-        if not local and not path.is_relative_to(storage):
-            raise ConfigurationError(
-                f"database.path: {database['path']} lies outside the storage, {storage}; give it a "
-                "name"
-            )
+        if not local:
+            check_database(database["path"], str(storage))
         content = content | {"workers": workers, "database": database | {"path": str(path)}}
     content.setdefault("store", f"sqlite:///{storage / 'runs.sqlite'}")
     return parse_job(content, folder.package / JOB)

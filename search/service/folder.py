@@ -151,6 +151,9 @@ class JobFolder:
         except OSError:
             return 0.0
 
+    def gave_signs(self) -> bool:
+        return (self.path / _ALIVE).exists()
+
     def judged(self, state: JobState) -> JobState:
         """`state` as it must be: of a process that gives no sign of life any more, failed."""
         if state.state in ENDED or self.silence() < SILENT:

@@ -4,18 +4,20 @@ small, the project's code, and the user's own modules."""
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.files import write_json
 from apportion.db.runs.url import holds_secret, masked
+from apportion.evaluators.workloads.files import is_url
 from apportion.evaluators.workloads.huggingface import PREFIX
-from apportion.search.jobs.job import AnyJob
+from apportion.search.jobs.job import AnyJob, Job
 from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
 from apportion.search.service.archive import FILES, Archive, regular_files, size_of
 
@@ -37,15 +39,21 @@ class Packed:
     notes: tuple[str, ...]
 
 
-def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
+def pack(job_file: Path, target: Path, *, upload: bool, storage: str | None = None) -> Packed:
     """Check the job and fill the folder `target`. Without `upload` the job runs on this machine,
-    and its files stay where they are. Raises JobError, ConfigurationError."""
+    and its files stay where they are. `storage`: where it will lie, if that is known. Raises
+    JobError, ConfigurationError."""
     job = load_job(job_file)
     notes: list[str] = []
     content = read_content(job_file)
     _check_store(job, content, job_file, upload)
     archive = Archive(target)
     if upload:
+        if isinstance(job, Job):
+            try:
+                check_database(str(content["database"]["path"]), storage)
+            except ConfigurationError as error:
+                raise JobError(job_file, "database.path", str(error)) from error
         files = _Files(job_file, archive, notes)
         content = map_paths(content, files.place)
         _copy_module(_PROJECT, target)
@@ -104,11 +112,9 @@ class _Files:
     def place(self, keys: tuple[str, ...], text: str) -> str:
         """The path that the job has on the cluster, relative to the package where it was
         uploaded."""
+        if keys == ("database", "path"):  # in the storage's own folder of databases
+            return text if text.startswith("/") else Path(text).name
         path = Path(text).expanduser()
-        if keys == ("database", "path"):
-            return (
-                str(path) if path.is_absolute() else path.name
-            )  # in the storage's own folder of databases
         here = self._job_file.absolute().parent / path
         field = ".".join(keys)
         if not here.exists():
@@ -136,6 +142,24 @@ class _Files:
         except ConfigurationError as error:
             raise JobError(self._job_file, field, str(error)) from error
         return f"{FILES}/{name}"
+
+
+def check_database(path: str, storage: str | None) -> None:
+    """Raises ConfigurationError for a database outside the storage of a cluster's jobs. A relative
+    path counts by its name alone, in the storage's folder of databases; `storage` may begin with
+    ~/, the home of the head's user, which is not known here."""
+    named = PurePosixPath(path)
+    if not named.is_absolute():
+        wrong = named.name in ("", "..")
+    else:
+        below = storage is not None and not is_url(storage) and storage.startswith("/")
+        plain = os.path.normpath(path)
+        inside = os.path.normpath(storage or "/") + "/"
+        wrong = (below and not plain.startswith(inside)) or (storage is not None and not below)
+    if wrong:
+        raise ConfigurationError(
+            f"{path} lies outside the storage{f', {storage}' if storage else ''}; give it a name"
+        )
 
 
 def _check_store(job: AnyJob, content: dict[str, Any], job_file: Path, upload: bool) -> None:
