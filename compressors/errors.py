@@ -4,7 +4,6 @@ wrong, where, and what would be valid; the data it was made of stays readable as
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -179,17 +178,14 @@ class ProfileError(ApportionError):
         super().__init__(f"profile {shown(source)}: {reason}")
 
 
-def hidden(url: str) -> str:
-    """A database's URL as it may be shown: without its password."""
-    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
-
-
 class StoreError(ApportionError):
     """A run store that cannot be used, or a run that it does not hold. Carries `url`, without its
     password."""
 
     def __init__(self, url: object, reason: str) -> None:
-        self.url = hidden(str(url))
+        from apportion.compressors.secrets import masked  # SQLAlchemy takes time to import
+
+        self.url = masked(str(url))
         super().__init__(f"run store {self.url}: {reason}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -76,5 +77,6 @@ def test_the_jobs_entrypoint_is_a_driver_that_can_be_called() -> None:
         "entrypoint"
     ]
     arguments = entrypoint.partition("-m ")[2].split()
-    assert (ROOT / (arguments[0].replace(".", "/") + ".py")).is_file()
+    assert importlib.util.find_spec(arguments[0]) is not None
+    assert arguments[0].startswith("apportion.")
     assert {"--storage", "--job"} <= set(arguments)

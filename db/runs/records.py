@@ -8,9 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One algorithm x seed of a job. `state` is running, finished or failed; `spent` the seconds
-    that its sessions took. Of its trials: the number `told`, how many were `scored` for it, the
-    evaluations `asked`, and the `best` fitness at full fidelity (None before the first). Of the
+    """One algorithm x seed of a job. `state` is running, finished, failed or cancelled; `spent` the
+    seconds that its sessions took. Of its trials: the number `told`, how many were `scored` for it,
+    the evaluations `asked`, and the `best` fitness at full fidelity (None before the first). Of the
     algorithm: the seconds that it `thought` between scores (None before its end), and what it
     `notes` of itself."""
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import sqlalchemy as sa
 
-from apportion.compressors.errors import StoreError, UnknownNameError, hidden
+from apportion.compressors.errors import StoreError, UnknownNameError
 from apportion.compressors.progress import Progress
+from apportion.compressors.secrets import masked
 from apportion.db.runs.lease import Lease, Surroundings, Watch
+from apportion.db.runs.overview import about, overview
 from apportion.db.runs.prepare import check, prepare
 from apportion.db.runs.records import Run, StoredTrial
 from apportion.db.runs.rows import (
@@ -29,6 +31,7 @@ from apportion.db.runs.rows import (
 )
 from apportion.db.runs.schema import JOBS, RUNS, SELECTION, TRIALS
 from apportion.db.runs.sql import Guard, Refused, SqlDatabase
+from apportion.db.runs.url import resolve
 
 _WITH_BEATS = 3  # the version of the tables from which leases beat
 _LONGEST_ID = 1000  # characters: PostgreSQL's indices hold 2.7 kB
@@ -44,7 +47,7 @@ class RunStore:
 
     def __init__(self, url: str, reading: bool = False) -> None:
         self.url, self.reading = url, reading
-        self._database = SqlDatabase(url, check if reading else prepare, reading)
+        self._database = SqlDatabase(resolve(url), check if reading else prepare, reading)
         self._watch = Watch(self._database)
         self._leases: dict[str, Lease] = {}
         self._job_of: dict[str, str] = {}
@@ -97,6 +100,14 @@ class RunStore:
         if not rows or not rows[0].space:
             return None
         return to_mapping(rows[0].space, self.url, f"job {job!r}, space")
+
+    def overview(self) -> dict[str, tuple[Any, ...]]:
+        """What all jobs have come to (`overview.overview`)."""
+        return overview(self._database)
+
+    def about(self, jobs: Sequence[str]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+        """What `jobs` are (`overview.about`)."""
+        return about(self._database, jobs)
 
     def jobs(self) -> list[str]:
         """The ids of all jobs, oldest first."""
@@ -156,7 +167,7 @@ class RunStore:
         rows = self._database.rows(sa.select(RUNS).where(RUNS.c.id == run))
         if not rows:
             raise UnknownNameError(
-                "run", run, [known.id for known in self.runs()], hidden(self.url)
+                "run", run, [known.id for known in self.runs()], masked(self.url)
             )
         return self._run(rows[0])
 

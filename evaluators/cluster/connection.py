@@ -3,11 +3,13 @@ stopped for the user."""
 
 from __future__ import annotations
 
-import os
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError
+from apportion.evaluators.cluster.address import cluster_address
 
 
 class Connection:
@@ -45,18 +47,32 @@ def import_ray() -> Any:
     return ray
 
 
+def start_ray(ray: Any, **options: Any) -> Any:
+    """ray.init, which leaves the caller's way of ending as it is: Ray has a handler of its own for
+    SIGTERM, in which a run would end as failed."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return ray.init(**{"logging_level": "warning", "log_to_driver": False} | options)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _start(ray: Any, cpus: float, gpus: float) -> None:
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", logging_level="warning", log_to_driver=False)
+    if (address := cluster_address()) is not None:
+        try:
+            start_ray(ray, address=address)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigurationError(f"no Ray cluster answers at {address}: {reason}") from error
         return
-    ray.init(
+    start_ray(
+        ray,
         address="local",  # and not a cluster that somebody else started on this machine
         num_cpus=max(1, int(-(-cpus // 1))),
         num_gpus=int(-(-gpus // 1)) or None,
         object_store_memory=512 << 20,  # the workload's images and the model, once
         include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
     )
 
 

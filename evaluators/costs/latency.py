@@ -79,7 +79,7 @@ def is_function(table: str) -> bool:
 def ask_latency(name: str, levels: Mapping[str, Sequence[Level]]) -> LatencyTable:
     """The table that a user's own function gives: `name` is module:function, called with (layer,
     level), both text, for seconds; with ("*", "dense") for those of the whole dense model. Raises
-    ConfigurationError, DataError."""
+    CodeError, ConfigurationError, DataError."""
     function = load_object(name, "latency.table")
     if not callable(function):
         raise ConfigurationError(f"latency.table {name!r} is no function")

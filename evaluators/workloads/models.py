@@ -3,7 +3,6 @@ user's."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from apportion.compressors.errors import ModelError, UnknownNameError, WeightsError
+from apportion.compressors.errors import CodeError, ModelError, UnknownNameError, WeightsError
+from apportion.compressors.user_code import load_object
 from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.checkpoints import read_state
 from apportion.evaluators.workloads.files import local_file
@@ -180,16 +180,11 @@ def _torchvision(name: str, weights: str | None) -> nn.Module:
 
 
 def _call(name: str) -> nn.Module:
-    module_name, _, attribute = name.partition(":")
+    attribute = name.partition(":")[2]
     try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the user's module, which may raise anything
-        raise ModelError(
-            f"model {name!r}: module {module_name!r} cannot be imported ({_named(error)})"
-        ) from error
-    if not hasattr(module, attribute):
-        raise ModelError(f"model {name!r}: module {module_name!r} has no {attribute!r}")
-    function: Any = getattr(module, attribute)
+        function = load_object(name, "model")
+    except CodeError as error:
+        raise ModelError(str(error)) from error
     if not callable(function):
         raise ModelError(f"model {name!r}: {attribute!r} is not callable")
     try:

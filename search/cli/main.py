@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apportion.compressors.errors import ConfigurationError, StoreError, hidden
+from apportion.compressors.errors import ConfigurationError, StoreError
+from apportion.compressors.secrets import masked
 from apportion.db.runs.sqlite import sqlite_file, sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.search.cli import evaluators, export, recipe, service, web
@@ -183,7 +184,7 @@ def _search(options: argparse.Namespace) -> None:
     job = load_job(options.job)
     assert job.store is not None  # load_job sets it
     store = RunStore(job.store)
-    shown = hidden(job.store)
+    shown = masked(job.store)
     with TerminalProgress() as progress:
         problem = prepare(job, progress)
         rho = None
@@ -270,7 +271,7 @@ def _compare(options: argparse.Namespace) -> None:
         ]
     if not chosen:
         raise ConfigurationError(
-            f"{hidden(store.url)} holds no finished runs; `apportion search` makes them"
+            f"{masked(store.url)} holds no finished runs; `apportion search` makes them"
         )
     for run in chosen:
         if run.state != "finished":

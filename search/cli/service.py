@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apportion.compressors.errors import ConfigurationError, hidden
+from apportion.compressors.errors import ConfigurationError
 from apportion.search.cli.printing import show, table
 
 
@@ -77,6 +77,12 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
             "--address",
             help="the cluster's dashboard, http://HEAD:8265; default: RAY_ADDRESS, or this machine",
         )
+    for sub in (status, resume, fetch):
+        sub.add_argument(
+            "--storage",
+            help="where jobs lie that a head which was started anew has forgotten; default: "
+            "~/apportion",
+        )
     for sub in (submit, status, fetch):
         sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -84,7 +90,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
 def _service(options: argparse.Namespace) -> Any:
     from apportion.search.service.client import Service
 
-    return Service(options.address)
+    return Service(options.address, getattr(options, "storage", None))
 
 
 def _submit(options: argparse.Namespace) -> None:
@@ -116,14 +122,14 @@ def _status(options: argparse.Namespace) -> None:
     service = _service(options)
     if options.job:
         state = service.state(options.job)
-        show(options, state.shown(), lambda: _print_job(state))
+        show(options, state.to_json(), lambda: _print_job(state))
         return
     states = service.states()
     rows = [_row(state) for state in states]
     columns = ("job", "file", "state", "step", "done", "best", "per_second", "left", "workers")
     show(
         options,
-        [state.shown() for state in states],
+        [state.to_json() for state in states],
         lambda: table(columns, rows) if rows else print("no jobs"),
     )
 
@@ -190,7 +196,7 @@ def _print_job(state: Any) -> None:
     if state.best:
         print(f"best: {state.best['fitness']:.5g} by {state.best['run']}")
     if state.store:
-        print(f"run store: {hidden(state.store)}")
+        print(f"run store: {state.store}")
     if state.runs:
         table(("run", "state", "asked", "evaluations", "best"), state.runs)
 

@@ -29,6 +29,13 @@ def add_commands(
     )
     serve.add_argument("--port", type=int, default=8080)
     serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that a reverse proxy passes on as the page's; may be given several times",
+    )
+    serve.add_argument(
         "--storage",
         help="the service's storage, a folder or URL; default: that of this machine's own jobs",
     )
@@ -54,13 +61,17 @@ def _serve(options: argparse.Namespace, store: str | None) -> None:
     try:
         import uvicorn
 
-        from apportion.search.web.server import Jobs, make_app
+        from apportion.search.web.guard import LOOPBACK
+        from apportion.search.web.jobs import Jobs
+        from apportion.search.web.server import make_app
     except ImportError as error:
         raise ConfigurationError(
             f"the web page needs the package {error.name}: install apportion[web]"
         ) from error
     token = None if _is_loopback(options.host) else secrets.token_urlsafe(24)
-    app = make_app(Jobs(store, options.storage or local.home()), token)
+    names = [*LOOPBACK, options.host] if token is None else []  # with a token any name will do
+    hosts = [*names, *options.allow_host]
+    app = make_app(Jobs(store, options.storage or local.home()), token, hosts)
     print(
         f"http://{options.host}:{options.port}/" + (f"?token={token}" if token else ""), flush=True
     )

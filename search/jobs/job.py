@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from apportion.compressors.corrections import check_correction
 from apportion.compressors.errors import ApportionError
@@ -16,6 +16,7 @@ from apportion.compressors.grids import GridOptions
 from apportion.compressors.levels import Level, expand_levels
 from apportion.compressors.obs import CompressionOptions
 from apportion.db.documents.section import SEEDS, Section
+from apportion.db.runs.url import reference
 from apportion.evaluators.costs.budgets import Budget, parse_budget
 from apportion.evaluators.scoring.batchnorm import check_mode
 from apportion.evaluators.scoring.fitness import criterion
@@ -239,6 +240,27 @@ class LatencyConfig(Section):
     )
 
 
+_STORE = {
+    "anyOf": [
+        {"type": "string"},
+        {
+            "type": "object",
+            "properties": {"url": {"type": "string"}, "password_env": {"type": "string"}},
+            "required": ["url"],
+            "additionalProperties": False,
+        },
+        {"type": "null"},
+    ],
+}
+
+
+def _store(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    with _explained():
+        return reference(value)
+
+
 class _Search(Section):
     """What every job has."""
 
@@ -248,9 +270,11 @@ class _Search(Section):
         "amount (1.2MiB, 2.5ms).",
     )
     search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
-    store: str | None = Field(
+    store: Annotated[str | None, BeforeValidator(_store), WithJsonSchema(_STORE)] = Field(
         None,
-        description="URL of the run store; default: apportion.sqlite beside the job file.",
+        description="URL of the run store; {url: URL, password_env: NAME} where the variable NAME "
+        "holds its password, env:NAME where it holds the URL; default: apportion.sqlite beside the "
+        "job file.",
     )
 
     @field_validator("budgets")

@@ -32,6 +32,8 @@ _PATHS = (
 )
 _TEXTS = (("layers", "skip", "*"), ("layers", "tie", "*", "*"))
 """Where layers are named, which may be called 0 or 1.10."""
+_SHOWN = 200
+"""Characters of a wrong value that a message repeats."""
 
 
 def load_job(path: str | Path) -> AnyJob:
@@ -147,11 +149,17 @@ def explain(kind: type[BaseModel], path: Path, error: ValidationError) -> JobErr
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         message = "required key is missing"
-    return JobError(
-        path,
-        field,
-        f"{message} (got {first['input']!r})" if first["type"] != "missing" else message,
-    )
+    return JobError(path, field, message + _given(first))
+
+
+def _given(problem: Any) -> str:
+    """What stood there, where that is short and cannot hold the store's password."""
+    if problem["type"] == "missing" or "store" in problem["loc"]:
+        return ""
+    shown = repr(problem["input"])
+    if isinstance(problem["input"], dict) or len(shown) > _SHOWN:
+        return ""
+    return f" (got {shown})"
 
 
 def _cause(error: ValidationError) -> BaseException:

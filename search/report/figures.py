@@ -25,18 +25,48 @@ _TRIALS = 2000
 def job_summary(store: RunStore, job: str) -> dict[str, Any]:
     """A row in the list of jobs. Does not read trials."""
     runs, spec = store.runs(job), store.job(job)
-    best = finite(min((run.best for run in runs if run.best is not None), default=None))
+    best = min((run.best for run in runs if run.best is not None), default=None)
     states = {run.state for run in runs}
-    state = "running" if store.holder(job) else "finished" if states == {"finished"} else "stopped"
+    asked, allowed = sum(run.asked for run in runs), sum(run.evaluations for run in runs)
+    algorithms = list(dict.fromkeys(run.algorithm for run in runs))
+    state = job_state(states, store.holder(job) is not None)
+    return summary_row(job, spec, algorithms, state, (asked, allowed, best))
+
+
+def job_state(states: set[str], is_held: bool) -> str:
+    """Of a job whose runs are in `states`; `is_held`: a process works on it."""
+    return "running" if is_held else "finished" if states == {"finished"} else "stopped"
+
+
+def summary_row(
+    job: str,
+    spec: dict[str, Any],
+    algorithms: list[str],
+    state: str,
+    told: tuple[float, float, float | None],
+) -> dict[str, Any]:
+    """A row in the list of jobs.
+
+    Args:
+        job: Its id.
+        spec: The job as the store keeps it.
+        algorithms: Their names, in order.
+        state: As `job_state` says.
+        told: Evaluations asked for and allowed, and the best fitness (lower is better).
+
+    Returns:
+        The row as JSON takes it.
+    """
+    asked, allowed, best = told
     return {
         "job": job,
         "state": state,
         "fitness": spec.get("fitness", "error"),
         "budgets": spec.get("budgets", {}),
-        "algorithms": list(dict.fromkeys(run.algorithm for run in runs)),
-        "asked": sum(run.asked for run in runs),
-        "evaluations": sum(run.evaluations for run in runs),
-        "best": best,
+        "algorithms": algorithms,
+        "asked": asked,
+        "evaluations": allowed,
+        "best": finite(best),
     }
 
 

@@ -109,7 +109,7 @@ def search(
         state = "finished"
         store.end(run.id, thinking.seconds, asker.notes())
     except KeyboardInterrupt:
-        state = "running"
+        state = "cancelled"
         raise
     finally:
         store.set_state(run.id, state, time.monotonic() - started)

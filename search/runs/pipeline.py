@@ -20,6 +20,7 @@ from apportion.db.layers import format
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import Run, RunStore
+from apportion.db.runs.url import masked
 from apportion.evaluators.costs.budgets import Budget
 from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function
 from apportion.evaluators.costs.latency_files import read_latency
@@ -287,7 +288,8 @@ def run_search(
     # evaluation.
     for name, parameters in job.search.with_parameters():
         create(name, problem.space, np.random.default_rng(0), job.search.evaluations, parameters)
-    store.add_job(problem.id, job.model_dump(mode="json"), problem.describe())
+    spec = job.model_dump(mode="json") | {"store": job.store and masked(job.store)}
+    store.add_job(problem.id, spec, problem.describe())
     with store.claim(problem.id, progress):
         results = []
         for wanted in job_runs(problem):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import secrets
+import shlex
 import shutil
 import tarfile
 import tempfile
@@ -19,11 +19,20 @@ from typing import Any
 import fsspec
 
 from apportion.compressors.errors import ConfigurationError, JobError, OutputError, UnknownNameError
+from apportion.evaluators.cluster.address import dashboard_address, is_loopback
 from apportion.evaluators.workloads.files import is_url
-from apportion.search.service import local
+from apportion.search.service import local, stored
 from apportion.search.service.dump_results import BEGIN, END
-from apportion.search.service.folder import ENDED, MARK, JobFolder, JobState, job_folders
-from apportion.search.service.mirror import fetch
+from apportion.search.service.folder import (
+    ENDED,
+    MARK,
+    SILENT,
+    JobFolder,
+    JobState,
+    cut,
+    job_folders,
+)
+from apportion.search.service.mirror import Mirror, check_storage, fetch
 from apportion.search.service.rayjobs import KEY, RayJobs, in_package, quoted
 
 REMOTE_STORAGE = "~/apportion"
@@ -35,12 +44,11 @@ class Service:
     machine, on a Ray that is started and stopped for the user. All methods raise ConfigurationError
     where the cluster cannot be reached."""
 
-    def __init__(self, address: str | None = None) -> None:
-        self._ray = RayJobs(
-            address
-            or os.environ.get("RAY_API_SERVER_ADDRESS")
-            or _http(os.environ.get("RAY_ADDRESS"))
-        )
+    def __init__(self, address: str | None = None, storage: str | None = None) -> None:
+        """`storage`: where jobs lie that Ray has forgotten, as it does when a cluster's head is
+        started anew; a folder of the head node, or a URL."""
+        self._ray = RayJobs(dashboard_address(address))
+        self._kept = check_storage(storage or REMOTE_STORAGE)
 
     def submit(
         self,
@@ -60,11 +68,11 @@ class Service:
         check_formats(formats)
         storage = self._storage(storage)
         with tempfile.TemporaryDirectory(prefix="apportion-") as folder:
-            packed = pack(job_file, Path(folder), upload=self._ray.remote)
+            packed = pack(job_file, Path(folder), upload=self._ray.remote, storage=storage)
             client = self._ray.client(start=True)
             if self._ray.remote:
                 check_requirements(packed.job, client, self._ray.address or "", self._ray.run)
-            if is_url(storage) and not (packed.job.store or "").startswith("postgres"):
+            if is_url(storage) and not (packed.job.store or "").startswith(("postgres", "env:")):
                 raise JobError(
                     job_file, "store", "a job whose storage is a URL needs a PostgreSQL store"
                 )
@@ -86,24 +94,21 @@ class Service:
         return job, packed.notes
 
     def states(self) -> list[JobState]:
-        """Of all jobs, the oldest first."""
-        found = {job: self._state(job, attempts) for job, attempts in self._ray.attempts().items()}
-        if not self._ray.remote:
-            for folder in job_folders(local.home()):
-                if folder.job not in found and (state := folder.read_state()) is not None:
-                    found[folder.job] = _lost(state)
+        """Of all jobs, the oldest first. A cluster's storage is asked where Ray knows no job."""
+        attempts = self._attempts()
+        found = {job: self._state(job, own) for job, own in attempts.items()}
+        if not attempts or not self._ray.remote:
+            found = self._stored() | found
         return sorted(found.values(), key=lambda state: state.submitted)
 
     def state(self, job: str) -> JobState:
         """Raises UnknownNameError."""
-        attempts = self._ray.attempts()
+        attempts = self._attempts()
         if job in attempts:
             return self._state(job, attempts[job])
-        if (
-            not self._ray.remote
-            and (state := JobFolder(local.home(), job).read_state()) is not None
-        ):
-            return _lost(state)
+        JobFolder(Path(), job)  # whether it can be a job's name
+        if job in (stored := self._stored(job)):
+            return stored[job]
         raise UnknownNameError("job", job, [state.job for state in self.states()])
 
     def logs(self, job: str, follow: bool = False) -> Iterator[str]:
@@ -138,11 +143,11 @@ class Service:
                 f"job {job} is {state.state}, since attempt {state.attempt}: it cannot be resumed "
                 "while it runs"
             )
-        attempts = self._ray.attempts().get(job, [])
+        attempts = self._attempts().get(job, [])
         if attempts:
             metadata = dict(attempts[-1].metadata)
-        else:  # the local Ray that knew it is gone
-            metadata = {KEY: job, "file": state.file, "storage": str(local.home())}
+        else:  # the Ray that knew it is gone
+            metadata = {KEY: job, "file": state.file, "storage": self._storage_of(job)}
             metadata |= {"priority": f"{state.priority:g}", "formats": " ".join(state.formats)}
         self._ray.start(metadata, max(len(attempts), state.attempt) + 1)
 
@@ -153,7 +158,7 @@ class Service:
         if state.state != "finished":
             raise ConfigurationError(f"job {job} is {state.state}: only a finished job has results")
         try:
-            if self._ray.remote and is_url(storage := self._latest(job)[1].metadata["storage"]):
+            if self._ray.remote and is_url(storage := self._storage_of(job)):
                 system, path = fsspec.url_to_fs(f"{storage.rstrip('/')}/jobs/{job}/results")
                 fetch(system, path, out)
             elif self._ray.remote:
@@ -164,29 +169,58 @@ class Service:
             raise OutputError(out, error.strerror or str(error)) from error
         return sorted(path for path in out.rglob("*") if path.is_file())
 
+    def _attempts(self) -> dict[str, list[Any]]:
+        """What Ray knows; on this machine nothing where its job server is gone: jobs may go on."""
+        try:
+            return self._ray.attempts()
+        except ConfigurationError:
+            if self._ray.remote:
+                raise
+            return {}
+
+    def _stored(self, job: str = "*") -> dict[str, JobState]:
+        """What the storage says of a job, or of all, that Ray does not know."""
+        if not self._ray.remote:
+            folders = job_folders(local.home())
+            found = [(f, state) for f in folders if (state := f.read_state()) is not None]
+            return {f.job: _lost(state, f) for f, state in found if job in ("*", f.job)}
+        if is_url(self._kept):
+            mirror = Mirror(self._kept, kept="page")
+            mirror.follow()
+            read = [folder.read_state() for folder in job_folders(mirror.folder)]
+            states = [state for state in read if state is not None]
+        else:
+            told = self._ray.run(_script(self._kept, job))[1].splitlines()
+            lines = [line.partition(stored.MARK)[2] for line in told if stored.MARK in line]
+            states = [state for line in lines if (state := _told(line)) is not None]
+        return {state.job: _lost(state) for state in states if job in ("*", state.job)}
+
+    def _storage_of(self, job: str) -> str:
+        if job in (attempts := self._attempts()):
+            return str(attempts[job][-1].metadata["storage"])
+        return self._kept if self._ray.remote else str(local.home())
+
     def _latest(self, job: str) -> tuple[Any, Any]:
         attempts = self._ray.attempts()
         if job in attempts:
             return self._ray.client(), attempts[job][-1]
-        known = [state.job for state in self.states()]
-        if job in known:
-            folder = JobFolder(local.home(), job).path
-            raise ConfigurationError(
-                f"job {job} has ended, and the Ray that ran it is gone; its folder is {folder}"
-            )
-        raise UnknownNameError("job", job, known)
+        self.state(job)
+        raise ConfigurationError(
+            f"job {job} is not running, and the Ray that ran it is gone; its folder is "
+            f"{self._storage_of(job)}/jobs/{job}"
+        )
 
     def _state(self, job: str, attempts: list[Any]) -> JobState:
         """What the job's own process said last, put right by what Ray knows of that process."""
         latest = attempts[-1]
         state = None
         storage = latest.metadata["storage"]
-        if not is_url(storage) and (not self._ray.remote or _is_here(self._ray.address)):
+        if not is_url(storage) and (not self._ray.remote or is_loopback(self._ray.address)):
             state = JobFolder(Path(storage).expanduser(), job).read_state()
         if state is None:
             log = self._ray.client().get_job_logs(latest.submission_id).splitlines()
             marks = [line for line in log if line.startswith(MARK)]
-            state = JobState.from_json(json.loads(marks[-1].removeprefix(MARK))) if marks else None
+            state = _told(marks[-1].removeprefix(MARK)) if marks else None
         if state is None or state.attempt < len(attempts):  # its process has said nothing yet
             begun = (latest.start_time or 0) / 1000
             state = JobState(
@@ -195,7 +229,7 @@ class Service:
         if latest.status.is_terminal() and state.state not in ENDED:
             stopped = latest.status.value == "STOPPED"
             state.state = "cancelled" if stopped else "failed"
-            state.error = None if stopped else (latest.message or "its process ended")
+            state.error = None if stopped else cut(latest.message or "its process ended")
             state.ended = (latest.end_time or 0) / 1000 or None
         return state
 
@@ -206,13 +240,13 @@ class Service:
                     f"storage: jobs of this machine lie in {local.home()}; XDG_DATA_HOME moves that"
                 )
             return str(local.home())
-        return asked or REMOTE_STORAGE
+        return check_storage(asked or REMOTE_STORAGE)
 
     def _fetch_by_log(self, job: str, out: Path) -> None:
         """Through the one port that is open: a small job on the head prints the results, packed."""
-        storage = self._latest(job)[1].metadata["storage"]
+        storage = self._storage_of(job)
         module = "apportion.search.service.dump_results"
-        send = f"exec python -m {module} --storage {quoted(storage)} --job {job}"
+        send = f'exec "$RAY_PYTHON" -m {module} --storage {quoted(storage)} --job {job}'
         status, text = self._ray.run(f"{in_package(storage, job)} {send}")
         if status != "SUCCEEDED" or BEGIN not in text:
             reason = (text.strip().splitlines() or ["no reason is known"])[-1]
@@ -223,16 +257,12 @@ class Service:
             archive.extractall(out, filter="data")  # nothing outside `out`
 
 
-def _http(address: str | None) -> str | None:
-    if address is None or address.startswith("http"):
-        return address
-    raise ConfigurationError(
-        f"RAY_ADDRESS is {address}; jobs are submitted to a cluster's dashboard, http://HEAD:8265"
-    )
-
-
-def _is_here(address: str | None) -> bool:
-    return address is not None and any(name in address for name in ("//127.0.0.1", "//localhost"))
+def _told(text: str) -> JobState | None:
+    """A state as the log tells it; None of a line that was cut or altered."""
+    try:
+        return JobState.from_json(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _slug(text: str) -> str:
@@ -240,8 +270,17 @@ def _slug(text: str) -> str:
     return kept or "job"
 
 
-def _lost(state: JobState) -> JobState:
-    """Of a job whose Ray is gone: if it had not ended, it was stopped with it."""
-    if state.state not in ENDED:
+def _lost(state: JobState, folder: JobFolder | None = None) -> JobState:
+    """Of a job that Ray does not know: if it has not ended, and gives no sign of life, it was
+    stopped with its Ray."""
+    lives = folder is not None and folder.gave_signs() and folder.silence() < SILENT
+    if state.state not in ENDED and not lives:
         state.state, state.error = "failed", "its Ray was stopped before it ended; resume it"
     return state
+
+
+def _script(storage: str, job: str) -> str:
+    """A command for the head that prints what its storage says."""
+    text = base64.b64encode(Path(stored.__file__).read_bytes()).decode()
+    run = f"import base64; exec(base64.b64decode('{text}'))"
+    return f'"$RAY_PYTHON" -c "{run}" {quoted(storage)} {shlex.quote(job)}'

@@ -16,62 +16,30 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
+from apportion.compressors.user_code import ALLOW, close_gate, is_refused
 from apportion.db.files import finite, write_json
 from apportion.db.runs.sqlite import sqlite_url
-from apportion.evaluators.cluster.connection import import_ray
+from apportion.db.runs.url import masked
+from apportion.evaluators.cluster.connection import import_ray, start_ray
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
-from apportion.search.service.folder import ALLOW, MARK, JobFolder, JobState
-from apportion.search.service.mirror import Mirror
-from apportion.search.service.package import JOB, code_names
-
-_WRITE_EVERY, _MARK_EVERY, _LINE_EVERY = 2.0, 5.0, 10.0
-
-
-class Reporter:
-    """A `Progress` callback that keeps the state file, and the log, up to date. `look` tells the
-    runs."""
-
-    def __init__(self, folder: JobFolder, state: JobState, mirror: Mirror) -> None:
-        self._folder, self.state, self._mirror = folder, state, mirror
-        self.look: Callable[[], None] = lambda: None
-        self._written = self._marked = self._lined = -_LINE_EVERY
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self.state.step = (what, done, total)
-        now = time.monotonic()
-        if now - self._lined > _LINE_EVERY:
-            self._lined = now
-            print(f"{what}  {done}/{total}", flush=True)
-        if now - self._written > _WRITE_EVERY:
-            self.look()
-            self.write()
-
-    def enter(self, state: str) -> None:
-        """Go on to the next state."""
-        self.state.state, self.state.step = state, None
-        print(state, flush=True)
-        self.look()
-        self.write(mark=True)
-        self._mirror.push(f"jobs/{self.state.job}/state.json")
-
-    def write(self, mark: bool = False) -> None:
-        self._written = now = time.monotonic()
-        self._folder.write_state(self.state)
-        if mark or now - self._marked > _MARK_EVERY:
-            self._marked = now
-            print(MARK + json.dumps(self.state.shown()), flush=True)
+from apportion.search.service.archive import FILES, check, unpack
+from apportion.search.service.folder import JobFolder, JobState
+from apportion.search.service.mirror import Mirror, check_storage
+from apportion.search.service.package import JOB, check_database, code_names
+from apportion.search.service.reporter import Reporter
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--storage", required=True, help="folder or URL")
+    parser.add_argument("--storage", required=True, help="folder, absolute or ~/..., or URL")
     parser.add_argument("--job", required=True)
     parser.add_argument("--file", default="", help="name of the job file, as the user knows it")
     parser.add_argument("--attempt", type=int, default=1)
@@ -82,8 +50,10 @@ def main() -> int:
         help="the user's own machine: code and paths of the job are trusted",
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _interrupt)
-    mirror = Mirror(options.storage)
+    try:
+        mirror = Mirror(check_storage(options.storage))
+    except ConfigurationError as error:
+        parser.error(str(error))
     folder = JobFolder(mirror.folder, options.job)
     before = folder.read_state()
     priority = float(os.environ.get(PRIORITY, "1"))
@@ -97,6 +67,8 @@ def main() -> int:
     if before is not None:
         state.submitted, state.file = before.submitted, before.file
     reporter = Reporter(folder, state, mirror)
+    signal.signal(signal.SIGTERM, partial(_interrupt, reporter))
+    reporter.start()
     try:
         _run(folder, options, reporter, mirror)
         return _finish(reporter, "finished", None)
@@ -109,10 +81,10 @@ def main() -> int:
         return _finish(reporter, "failed", f"{type(error).__name__}: {error}")
 
 
-def _interrupt(*_: object) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # once is enough: what follows must come to its end
+def _interrupt(reporter: Reporter, *_: object) -> None:
+    # Once is enough: what follows must come to its end.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    reporter.cancel()
     raise KeyboardInterrupt
 
 
@@ -133,11 +105,13 @@ def _run(
     mirror.pull(f"jobs/{folder.job}/package", JOB)
     reporter.enter("queued")
     _keep_package(folder)
+    check(folder.package)
     mirror.push(f"jobs/{folder.job}/package")
     os.chdir(folder.package)  # Ray may remove the folder that it started us in
     content = json.loads((folder.package / JOB).read_text())
-    named = code_names(content)
-    if named and not options.local and os.environ.get(ALLOW) != "1":
+    if not options.local:
+        close_gate()
+    if is_refused() and (named := code_names(content)):  # said before the job waits for its share
         raise ConfigurationError(
             f"the job names code of its own ({', '.join(named)}); the operator allows that with "
             f"{ALLOW}=1"
@@ -145,15 +119,8 @@ def _run(
     sys.path.insert(0, str(folder.package))
     ray = import_ray()
     if options.local and (cluster := local.running("cluster")):
-        os.environ["RAY_ADDRESS"] = (
-            cluster  # Ray has set it to what was last started on this machine, by whomsoever
-        )
-    ray.init(
-        address="auto",
-        log_to_driver=False,
-        logging_level="warning",
-        runtime_env=_environment(folder),
-    )
+        os.environ["RAY_ADDRESS"] = cluster
+    start_ray(ray, address="auto", runtime_env=_environment(folder))
     share = _wait_for_share(ray, content, reporter)
     reporter.state.started = time.time()
     try:
@@ -164,10 +131,10 @@ def _run(
 
 def _environment(folder: JobFolder) -> dict[str, Any] | None:
     """Workers get the package's code, where it holds some and Ray has not brought it already."""
-    if (folder.package / "search").is_dir() and "working_dir" not in os.environ.get(
+    if (folder.package / "apportion").is_dir() and "working_dir" not in os.environ.get(
         "RAY_JOB_CONFIG_JSON_ENV_VAR", ""
     ):
-        return {"working_dir": str(folder.package)}
+        return {"working_dir": str(folder.package), "excludes": [f"/{FILES}/"]}
     return None
 
 
@@ -179,6 +146,7 @@ def _keep_package(folder: JobFolder) -> None:
     coming = folder.path / "package.coming"
     shutil.rmtree(coming, ignore_errors=True)
     shutil.copytree(Path.cwd(), coming)
+    unpack(coming)
     coming.rename(folder.package)
 
 
@@ -209,7 +177,7 @@ def _work(
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
-    reporter.state.store = job.store
+    reporter.state.store = masked(job.store)
     store = RunStore(job.store)
     reporter.enter("building")
     database = f"databases/{job.database.path.name}" if isinstance(job, Job) else None
@@ -266,11 +234,8 @@ def _placed(folder: JobFolder, content: dict[str, Any], local: bool) -> Any:
     if database is not None:
         workers["count"] = max(1, workers.get("count", 0))
         path = Path(os.path.normpath(storage / "databases" / database["path"]))
-        if not local and not path.is_relative_to(storage):
-            raise ConfigurationError(
-                f"database.path: {database['path']} lies outside the storage, {storage}; give it a "
-                "name"
-            )
+        if not local:
+            check_database(database["path"], str(storage))
         content = content | {"workers": workers, "database": database | {"path": str(path)}}
     content.setdefault("store", sqlite_url(storage / "runs.sqlite"))
     return parse_job(content, folder.package / JOB)

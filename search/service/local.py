@@ -4,8 +4,10 @@ the last: python -m apportion.search.service.local"""
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -17,8 +19,9 @@ from typing import Any
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.folders import data_folder
 from apportion.db.files import write_json
-from apportion.db.runs.lease import is_alive
+from apportion.evaluators.cluster.address import spare_loopback
 from apportion.evaluators.cluster.connection import import_ray
+from apportion.search.service.folder import ENDED, SILENT, JobFolder, job_folders
 
 _IDLE = 20.0
 """Seconds without a job after which Ray is stopped."""
@@ -27,28 +30,57 @@ _STARTS_WITHIN = 90.0
 
 def home() -> Path:
     """$XDG_DATA_HOME/apportion, or ~/.local/share/apportion: the storage of jobs that run on this
-    machine."""
+    machine. Raises ConfigurationError for a relative one, which is another in every folder."""
+    named = os.environ.get("XDG_DATA_HOME")
+    if named and not Path(named).is_absolute():
+        raise ConfigurationError(f"XDG_DATA_HOME is {named!r}, which is no absolute path")
     return data_folder()
 
 
+def file(suffix: str) -> Path:
+    """`lock`, which whoever keeps Ray holds; `json`, where that Ray is; `log`. Of this machine
+    since its start, and of this container: others may share the home."""
+    machine = f"{platform.node()} {_boot()} {os.readlink('/proc/self/ns/pid')}"
+    digest = hashlib.sha256(machine.encode()).hexdigest()[:8]
+    return home() / f"local-{digest}.{suffix}"
+
+
 def running(what: str = "address") -> str | None:
-    """The address of the local Ray's job server, or of its `cluster`; None where there is none."""
+    """The address of the local Ray's job server, or of its `cluster`; None where there is none: a
+    process number may be another's by now, so that only who holds the lock is believed."""
     try:
-        there = json.loads((home() / "local.json").read_text())
-        return str(there[what]) if is_alive(there["pid"]) else None
-    except (FileNotFoundError, ValueError, KeyError):
+        with file("lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                there = json.loads(file("json").read_text())
+                return str(there[what]) if _started(there["pid"]) == there["started"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None  # nobody held it
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _started(process: int) -> str | None:
+    """When a process began, in ticks since the machine did; None where there is none."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
         return None
 
 
 def ensure() -> str:
     """The address of the local Ray, started where there is none. Raises ConfigurationError. Does
     not import Ray here: its token may not be there yet."""
-    home().mkdir(parents=True, exist_ok=True)
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
     end = time.monotonic() + _STARTS_WITHIN
     keeper = None
     while (address := running()) is None:
         if keeper is None:
-            with (home() / "local.log").open("ab") as log:
+            with file("log").open("ab") as log:
                 command = [sys.executable, "-m", "apportion.search.service.local"]
                 keeper = subprocess.Popen(
                     command,
@@ -59,7 +91,7 @@ def ensure() -> str:
                 )
         if keeper.poll() not in (None, 0) or time.monotonic() > end:
             raise ConfigurationError(
-                f"Ray cannot be started on this machine; {home() / 'local.log'} says why"
+                f"Ray cannot be started on this machine; {file('log')} says why"
             )
         if keeper.poll() == 0:  # another one is starting it
             keeper = None
@@ -69,13 +101,15 @@ def ensure() -> str:
 
 def main() -> int:
     """Keep Ray as long as there are jobs."""
-    with (home() / "local.lock").open("w") as lock:
+    with file("lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(1.0)
             return 0
+        file("json").unlink(missing_ok=True)  # of one that was killed
         os.environ.pop("RAY_ADDRESS", None)
+        spare_loopback()
         ray = import_ray()
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         context = ray.init(
@@ -88,25 +122,39 @@ def main() -> int:
         address = f"http://{context.address_info['webui_url']}"
         try:
             cluster = context.address_info["gcs_address"]
-            write_json(
-                home() / "local.json", {"address": address, "cluster": cluster, "pid": os.getpid()}
-            )
+            there = {"address": address, "cluster": cluster, "pid": os.getpid()}
+            write_json(file("json"), there | {"started": _started(os.getpid())})
             _serve(address)
         finally:
-            (home() / "local.json").unlink(missing_ok=True)
+            file("json").unlink(missing_ok=True)
             ray.shutdown()
     return 0
 
 
 def _serve(address: str) -> None:
+    """Until there has been no job for a while. The jobs' own signs of life count as much as what
+    Ray's job server says, which a machine short of memory may have lost."""
     from ray.job_submission import JobSubmissionClient
 
-    client = JobSubmissionClient(address)
+    client = None
     busy = time.monotonic()
     while time.monotonic() - busy < _IDLE:
         time.sleep(1.0)
-        if any(_is_active(job) for job in client.list_jobs()):
+        try:
+            client = client or JobSubmissionClient(address)
+            active = any(_is_active(job) for job in client.list_jobs())
+        except Exception as error:  # whatever is wrong with it, it must not end jobs that run
+            print(f"the job server does not answer: {error}", file=sys.stderr, flush=True)
+            active = False
+        if active or any(_gives_signs(folder) for folder in job_folders(home())):
             busy = time.monotonic()
+
+
+def _gives_signs(folder: JobFolder) -> bool:
+    if not folder.gave_signs() or folder.silence() >= SILENT:
+        return False
+    state = folder.read_state()
+    return state is not None and state.state not in ENDED
 
 
 def _is_active(job: Any) -> bool:

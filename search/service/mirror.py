@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,29 @@ from typing import Any
 
 import fsspec
 
-from apportion.compressors.errors import OutputError
+from apportion.compressors.errors import ConfigurationError, OutputError
 from apportion.db.files import write_atomically, write_bytes
+from apportion.db.runs.url import holds_secret, masked
 from apportion.evaluators.workloads.files import cache_folder, is_url
-from apportion.search.service.folder import ENDED
+from apportion.search.service.folder import ENDED, JobState
 
 _FOLLOW_EVERY = 5.0
+
+
+def check_storage(text: str) -> str:
+    """A storage that means the same wherever it is read. Raises ConfigurationError."""
+    if is_url(text):
+        if holds_secret(text):
+            raise ConfigurationError(
+                f"storage: {masked(text)} holds a password; credentials of a URL stand in the "
+                "head's environment"
+            )
+    elif not text.startswith("/") and text != "~" and not text.startswith("~/"):
+        raise ConfigurationError(
+            f"storage: {text!r} is relative; name a folder of the head node by an absolute path or "
+            "~/..., or a URL"
+        )
+    return text
 
 
 class Mirror:
@@ -76,21 +94,31 @@ class Mirror:
         try:
             system, root = fsspec.url_to_fs(self._url)
             system.invalidate_cache()
-            for there in system.glob(f"{root}/jobs/*/state.json"):
+            for there in system.find(f"{root}/jobs", maxdepth=2):
                 name = str(there)[len(str(root)) + 1 :]
+                if not re.fullmatch(r"jobs/[^/]+/state\.json", name):
+                    continue
                 folder = (self.folder / name).parent
                 content = system.cat_file(there)
                 if (folder / "state.json").is_file() and (
                     folder / "state.json"
                 ).read_bytes() == content:
                     continue
-                if json.loads(content)["state"] in ENDED and system.exists(
+                if _has_ended(content) and system.exists(
                     f"{str(there).rpartition('/')[0]}/results"
                 ):
                     fetch(system, f"{str(there).rpartition('/')[0]}/results", folder / "results")
                 write_atomically(folder / "state.json", partial(write_bytes, content=content))
         except Exception as error:  # each of fsspec's file systems raises its own
             raise OutputError(self._url, f"cannot be read: {error}") from error
+
+
+def _has_ended(content: bytes) -> bool:
+    """Of a state that cannot be read, one does not know."""
+    try:
+        return JobState.from_json(json.loads(content)).state in ENDED
+    except (ValueError, RecursionError):
+        return False
 
 
 def fetch(system: Any, path: str, target: Path, last: str = "") -> None:

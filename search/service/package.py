@@ -4,23 +4,31 @@ small, the project's code, and the user's own modules."""
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
 import shutil
 import sysconfig
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.files import write_json
-from apportion.evaluators.costs.latency import is_function
+from apportion.db.runs.url import holds_secret, masked
+from apportion.evaluators.workloads.files import is_url
 from apportion.evaluators.workloads.huggingface import PREFIX
-from apportion.search.jobs.job import AnyJob
+from apportion.search.jobs.job import AnyJob, Job
 from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
+from apportion.search.service.archive import FILES, Archive, regular_files, size_of
 
 JOB = "job.json"
 LIMIT = 64 << 20
-"""Bytes up to which a file or folder is uploaded. Ray takes 512 MiB in all."""
+"""Bytes up to which a file or folder is uploaded."""
+_ALL = 500 << 20
+"""Bytes in all; Ray takes 512 MiB."""
+_UNUSED = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so", ".gitignore", ".rayignore")
 _PROJECT = "apportion"
+_CODE = re.compile(r"[^\s:/]+:[^\W\d]\w*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +39,22 @@ class Packed:
     notes: tuple[str, ...]
 
 
-def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
+def pack(job_file: Path, target: Path, *, upload: bool, storage: str | None = None) -> Packed:
     """Check the job and fill the folder `target`. Without `upload` the job runs on this machine,
-    and its files stay where they are. Raises JobError, ConfigurationError."""
+    and its files stay where they are. `storage`: where it will lie, if that is known. Raises
+    JobError, ConfigurationError."""
     job = load_job(job_file)
     notes: list[str] = []
     content = read_content(job_file)
+    _check_store(job, content, job_file, upload)
+    archive = Archive(target)
     if upload:
-        _check_store(content, job_file)
-        files = _Files(job_file, target, notes)
+        if isinstance(job, Job):
+            try:
+                check_database(str(content["database"]["path"]), storage)
+            except ConfigurationError as error:
+                raise JobError(job_file, "database.path", str(error)) from error
+        files = _Files(job_file, archive, notes)
         content = map_paths(content, files.place)
         _copy_module(_PROJECT, target)
         for name in code_names(content):
@@ -47,11 +62,19 @@ def pack(job_file: Path, target: Path, *, upload: bool) -> Packed:
     else:
         content = resolve_paths(content, job_file.absolute().parent) | {"store": job.store}
     write_json(target / JOB, content)
+    archive.close()
+    if upload and (size := size_of(regular_files(target), _ALL)) > _ALL:
+        raise ConfigurationError(
+            f"the job's files are more than {size >> 20} MiB together, and Ray takes "
+            f"{_ALL >> 20} MiB; put some of them on the head node, and name them by their paths "
+            "there"
+        )
     return Packed(job, tuple(notes))
 
 
 def code_names(content: dict[str, Any]) -> list[str]:
-    """What a job's content names as module:function or module:Class, and so runs."""
+    """What a job's content names as module:function or module:Class, and so runs: to upload it, and
+    to say early what will be refused. What is imported is decided in `load_object` alone."""
     found: list[str] = []
 
     def look(part: Any) -> None:
@@ -65,7 +88,7 @@ def code_names(content: dict[str, Any]) -> list[str]:
             look(one)
         if (
             isinstance(part, str)
-            and is_function(part)
+            and _CODE.fullmatch(part)
             and not part.startswith(("torchvision:", PREFIX))
         ):
             found.append(part)
@@ -88,18 +111,16 @@ def code_names(content: dict[str, Any]) -> list[str]:
 class _Files:
     """Where each path of a job goes."""
 
-    def __init__(self, job_file: Path, target: Path, notes: list[str]) -> None:
-        self._job_file, self._target, self._notes = job_file, target, notes
+    def __init__(self, job_file: Path, archive: Archive, notes: list[str]) -> None:
+        self._job_file, self._archive, self._notes = job_file, archive, notes
         self._number = 0
 
     def place(self, keys: tuple[str, ...], text: str) -> str:
         """The path that the job has on the cluster, relative to the package where it was
         uploaded."""
+        if keys == ("database", "path"):  # in the storage's own folder of databases
+            return text if text.startswith("/") else Path(text).name
         path = Path(text).expanduser()
-        if keys == ("database", "path"):
-            return (
-                str(path) if path.is_absolute() else path.name
-            )  # in the storage's own folder of databases
         here = self._job_file.absolute().parent / path
         field = ".".join(keys)
         if not here.exists():
@@ -113,39 +134,56 @@ class _Files:
                 field,
                 f"no such file: {here} (one that is on the cluster is named by an absolute path)",
             )
-        size = _size(here)
-        if size > LIMIT:
-            self._notes.append(
-                f"{field}: {here} is too large to upload ({size / 2**20:.0f} MiB); the head node "
-                "must have it"
-            )
-            return str(here)
-        self._number += 1
-        name = f"files/{self._number}-{here.name}"
-        copy = self._target / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        if here.is_dir():
-            shutil.copytree(here, copy)
-        else:
-            shutil.copy2(here, copy)
-        return name
+        try:
+            size = size_of(regular_files(here), LIMIT)
+            if size > LIMIT:
+                self._notes.append(
+                    f"{field}: {here} is too large to upload (more than {LIMIT >> 20} MiB); the "
+                    "head node must have it"
+                )
+                return str(here)
+            self._number += 1
+            name = f"{self._number}-{here.name}"
+            self._archive.add(here, name)
+        except ConfigurationError as error:
+            raise JobError(self._job_file, field, str(error)) from error
+        return f"{FILES}/{name}"
 
 
-def _size(path: Path) -> int:
-    return (
-        sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
-        if path.is_dir()
-        else path.stat().st_size
-    )
+def check_database(path: str, storage: str | None) -> None:
+    """Raises ConfigurationError for a database outside the storage of a cluster's jobs. A relative
+    path counts by its name alone, in the storage's folder of databases; `storage` may begin with
+    ~/, the home of the head's user, which is not known here."""
+    named = PurePosixPath(path)
+    if not named.is_absolute():
+        wrong = named.name in ("", "..")
+    else:
+        below = storage is not None and not is_url(storage) and storage.startswith("/")
+        plain = os.path.normpath(path)
+        inside = os.path.normpath(storage or "/") + "/"
+        wrong = (below and not plain.startswith(inside)) or (storage is not None and not below)
+    if wrong:
+        raise ConfigurationError(
+            f"{path} lies outside the storage{f', {storage}' if storage else ''}; give it a name"
+        )
 
 
-def _check_store(content: dict[str, Any], job_file: Path) -> None:
-    store = content.get("store")
-    if store is not None and str(store).startswith("sqlite"):
+def _check_store(job: AnyJob, content: dict[str, Any], job_file: Path, upload: bool) -> None:
+    """`content` is what the file says; `job` has the default store where it says nothing."""
+    if content.get("store") is None or job.store is None:
+        return
+    if holds_secret(job.store):
         raise JobError(
             job_file,
             "store",
-            f"{store} is a file on this machine; name a PostgreSQL server that the cluster "
+            f"{masked(job.store)} holds a password, which would lie in the job's files; write "
+            "{url: URL without it, password_env: NAME}, and set NAME where the job runs",
+        )
+    if upload and job.store.startswith("sqlite"):
+        raise JobError(
+            job_file,
+            "store",
+            f"{job.store} is a file on this machine; name a PostgreSQL server that the cluster "
             "reaches, or leave it out",
         )
 
@@ -168,5 +206,12 @@ def _copy_module(name: str, target: Path, *, own: bool = False) -> None:
     if origin.name != "__init__.py":
         shutil.copy2(origin, target / origin.name)
         return
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
-    shutil.copytree(origin.parent, target / name, ignore=ignored, dirs_exist_ok=True)
+    if not own:  # its folders are links, to those beside it
+        shutil.copytree(origin.parent, target / name, ignore=_UNUSED, dirs_exist_ok=True)
+        return
+    if size_of(regular_files(origin.parent), LIMIT) > LIMIT:
+        raise ConfigurationError(
+            f"module {name!r}: {origin.parent} is too large to upload (more than "
+            f"{LIMIT >> 20} MiB); keep data elsewhere, or install it on the nodes"
+        )
+    shutil.copytree(origin.parent, target / name, ignore=_UNUSED, dirs_exist_ok=True)

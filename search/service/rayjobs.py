@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError
+from apportion.evaluators.cluster.address import proxy_of, spare_loopback
 from apportion.evaluators.cluster.connection import import_ray
 from apportion.evaluators.cluster.scheduler import JOB, PRIORITY
 from apportion.evaluators.workloads.files import is_url
@@ -19,6 +20,21 @@ from apportion.search.service import local
 
 KEY = "apportion"
 _READY_WITHIN = 60.0
+_STOPS_WITHIN = "15"
+"""Seconds that a cancelled job has to end by itself; Ray gives 3, and workers may take longer."""
+
+
+HEADS_OWN = (
+    "R=/proc/$(sed 's/.*) . \\([0-9]*\\) .*/\\1/' /proc/$PPID/stat)/cmdline; "
+    "A=$(tr '\\0' '\\n' < $R | sed -n 's/^--gcs-address=//p'); "
+    "RAY_PYTHON=$(tr '\\0' '\\n' < $R | "
+    "sed -n 's/^--python_worker_command=\\([^ ]*\\) .*/\\1/p'); "
+    'if [ -n "$A" ]; then export RAY_ADDRESS="$A"; fi; '
+    "RAY_PYTHON=${RAY_PYTHON:-python}; "
+)
+"""Begins commands on the head. The parent of a job's parent is its node's raylet, whose arguments
+say which cluster this is (Ray's own RAY_ADDRESS is what was last started on the machine) and which
+interpreter runs it (`python` may be another, or none)."""
 
 
 class RayJobs:
@@ -39,6 +55,7 @@ class RayJobs:
             if address is None:
                 return None
             _use_token()
+            spare_loopback()
             ray = import_ray()
             from ray.job_submission import JobSubmissionClient
 
@@ -54,8 +71,10 @@ class RayJobs:
                 getattr(ray.exceptions, "AuthenticationError", RuntimeError),
             ) as error:
                 reason = str(error).strip().splitlines()[0]
+                proxy = proxy_of(address)
+                through = f", through the proxy {proxy} (no_proxy says where not)" if proxy else ""
                 raise ConfigurationError(
-                    f"no Ray cluster answers at {address}: {reason}"
+                    f"no Ray cluster answers at {address}{through}: {reason}"
                 ) from error
             self.address = address
         return self._client
@@ -74,7 +93,7 @@ class RayJobs:
         """Start an attempt at a job: its first with what lies in `working_dir`, later ones with
         what the first one kept. Raises ConfigurationError where that attempt is there already."""
         job, storage = metadata[KEY], metadata["storage"]
-        python = "python" if self.remote else shlex.quote(sys.executable)
+        python = '"$RAY_PYTHON"' if self.remote else shlex.quote(sys.executable)
         command = (
             f"exec {python} -m apportion.search.service.driver --storage {quoted(storage)} --job "
             f"{job} --attempt {attempt} "
@@ -82,6 +101,7 @@ class RayJobs:
             + ("" if self.remote else " --local")
         )
         environment = {JOB: job, PRIORITY: metadata["priority"], "PYTHONUNBUFFERED": "1"}
+        environment["RAY_JOB_STOP_WAIT_TIME_S"] = _STOPS_WITHIN
         if not self.remote:
             environment |= {
                 key: os.environ[key]
@@ -101,11 +121,13 @@ class RayJobs:
             raise ConfigurationError(
                 f"job {job}: attempt {attempt} was started by somebody else this moment"
             )
+        command = f"{HEADS_OWN}{command}"
         self._submit(entrypoint=command, submission_id=name, runtime_env=runtime, metadata=metadata)
 
     def run(self, command: str) -> tuple[str, str]:
-        """Run a short command on the head node; how it ended, and what it printed."""
-        submission = self._submit(entrypoint=command)
+        """Run a short command on the head node, where "$RAY_PYTHON" is Ray's own interpreter; how
+        it ended, and what it printed."""
+        submission = self._submit(entrypoint=f"{HEADS_OWN}{command}")
         status = self.finished(submission)
         printed: str = self.client().get_job_logs(submission)
         self.client().delete_job(submission)

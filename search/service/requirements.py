@@ -74,7 +74,7 @@ def _most(run: Callable[[str], tuple[str, str]], names: list[str]) -> dict[str, 
     out. Ray's dashboard does not say, so that the autoscaler's configuration is looked at, from the
     head (`limits`)."""
     script = base64.b64encode(Path(limits.__file__).read_bytes()).decode()
-    _, text = run(f"python -c \"import base64; exec(base64.b64decode('{script}'))\"")
+    _, text = run(f'"$RAY_PYTHON" -c "import base64; exec(base64.b64decode(\'{script}\'))"')
     told = [line.partition(limits.MARK)[2] for line in text.splitlines() if limits.MARK in line]
     if not told:
         return {}

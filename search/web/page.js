@@ -19,13 +19,15 @@ const text = (value) => value === null || value === undefined ? "–"
   : typeof value === "number" ? (Number.isInteger(value) ? String(value) : value.toPrecision(5).replace(/\.?0+$/, "")) : String(value);
 const colour = (names, name) => COLOURS[names.indexOf(name) % COLOURS.length];
 
+const SHOWN = 500; // rows of a table: browsers are slow with more
 // A table whose columns sort. columns: [key, title, cell(row)?]
 const sorted = {}; // caption -> [key, ascending]: an update keeps the order that a table was given
 function table(columns, rows, caption) {
   const body = el("tbody");
   const numeric = (key) => rows.some((row) => typeof row[key] === "number");
-  const fill = (ordered) => body.replaceChildren(...ordered.map((row) => el("tr", {}, columns.map(([key, , cell]) =>
-    el("td", { class: numeric(key) ? "number" : null }, cell ? cell(row) : text(row[key]))))));
+  const kinds = Object.fromEntries(columns.map(([key]) => [key, numeric(key)]));
+  const fill = (ordered) => body.replaceChildren(...ordered.slice(0, SHOWN).map((row) => el("tr", {}, columns.map(([key, , cell]) =>
+    el("td", { class: kinds[key] ? "number" : null }, cell ? cell(row) : text(row[key]))))));
   const order = () => {
     const [key, up] = sorted[caption] || [];
     heads.forEach((head, i) => head.setAttribute("aria-sort", columns[i][0] !== key ? "none" : up ? "ascending" : "descending"));
@@ -44,33 +46,41 @@ function table(columns, rows, caption) {
     } }, title)));
   order();
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
-    el("table", {}, el("caption", { class: "visually-hidden" }, caption), el("thead", {}, el("tr", {}, heads)), body));
+    el("table", {}, el("caption", { class: "visually-hidden" }, caption), el("thead", {}, el("tr", {}, heads)), body),
+    rows.length > SHOWN ? el("p", { class: "soft" }, `${SHOWN} of ${rows.length} are shown; sorting chooses among all`) : null);
 }
 
 function scale(low, high, from, to, log) {
   const f = log ? Math.log : (v) => v, a = f(low), b = f(high) === a ? a + 1 : f(high);
   return (value) => from + (f(value) - a) / (b - a) * (to - from);
 }
-function ticks(low, high, count = 6) {
-  if (!(high > low)) return [text(low)].map((label) => ({ value: low, label }));
+// Where an axis has its marks, with short labels; `note`: what they leave out, for the axis' title.
+function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= raw);
-  const found = [], digits = Math.max(0, -Math.floor(Math.log10(step)));
-  for (let k = Math.ceil(low / step); k * step <= high + 1e-12; k++) found.push({ value: k * step, label: (k * step).toFixed(Math.min(digits, 12)) });
-  return found;
+  const step = [1, 2, 5, 10].map((k) => k * power).find((k) => k >= raw), fine = Math.floor(Math.log10(step) + 1e-9);
+  const large = Math.floor(Math.log10(Math.max(Math.abs(low), Math.abs(high), step)) + 1e-9), places = Math.max(0, -fine);
+  const plain = Math.max(large, 0) + 1 + places <= 5;
+  const base = plain || large - fine < 4 ? 0 : Math.floor(low / (100 * step)) * 100 * step; // far from zero: counted from here
+  const unit = plain ? 1 : 10 ** (base ? fine : large), digits = plain ? places : base ? 0 : Math.min(4, large - fine);
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-6); k * step <= high + 1e-6 * step; k++) found.push({ value: k * step, label: ((k * step - base) / unit).toFixed(digits) });
+  const times = plain ? "" : `× ${unit.toExponential(0).replace("e+", "e")}`;
+  return { marks: found, note: plain ? "" : base ? ` (${Number(base.toPrecision(12))} + … ${times})` : ` (${times})` };
 }
+const room = () => Math.max(280, Math.min(860, main.clientWidth - parseFloat(getComputedStyle(main).paddingLeft) * 2 || 860));
 function frame(label, xs, ys, titles) {
-  const width = 860, height = 380, box = { left: 70, right: 20, top: 14, bottom: 44 };
+  const width = room(), height = Math.round(Math.max(260, width * .44)), box = { left: 70, right: 20, top: 14, bottom: 44 };
   const x = scale(xs[0], xs[1], box.left, width - box.right), y = scale(ys[0], ys[1], height - box.bottom, box.top);
   const svg = el("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
-  for (const { value, label: words } of ticks(...xs)) svg.append(el("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: height - box.bottom }),
-    el("text", { x: x(value), y: height - box.bottom + 16, "text-anchor": "middle" }, words));
-  for (const { value, label: words } of ticks(...ys)) svg.append(el("line", { class: "grid", x1: box.left, x2: width - box.right, y1: y(value), y2: y(value) }),
-    el("text", { x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, words));
+  const across = ticks(...xs, Math.max(2, Math.min(7, Math.floor(width / 110)))), up = ticks(...ys, 6);
+  for (const { value, label: words } of across.marks) svg.append(el("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: height - box.bottom }),
+    el("text", { class: "tick", x: x(value), y: height - box.bottom + 16, "text-anchor": "middle" }, words));
+  for (const { value, label: words } of up.marks) svg.append(el("line", { class: "grid", x1: box.left, x2: width - box.right, y1: y(value), y2: y(value) }),
+    el("text", { class: "tick", x: box.left - 6, y: y(value) + 4, "text-anchor": "end" }, words));
   svg.append(el("line", { class: "axis", x1: box.left, x2: width - box.right, y1: height - box.bottom, y2: height - box.bottom }),
     el("line", { class: "axis", x1: box.left, x2: box.left, y1: box.top, y2: height - box.bottom }),
-    el("text", { x: (width + box.left) / 2, y: height - 8, "text-anchor": "middle" }, titles[0]),
-    el("text", { x: 14, y: height / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${height / 2})` }, titles[1]));
+    el("text", { class: "axis-title", x: (width + box.left) / 2, y: height - 8, "text-anchor": "middle" }, titles[0] + across.note),
+    el("text", { class: "axis-title", x: 14, y: (height - box.bottom) / 2, "text-anchor": "middle", transform: `rotate(-90 14 ${(height - box.bottom) / 2})` }, titles[1] + up.note));
   return { svg, x, y };
 }
 const quantile = (values, q) => [...values].sort((a, b) => a - b)[Math.min(values.length - 1, Math.floor(q * values.length))];
@@ -84,10 +94,10 @@ function convergence(job, redraw) {
     el("span", { class: "swatch", style: `background:${colour(names, curve.algorithm)}` }), `${curve.algorithm} (${curve.runs})`))));
   if (!shown.length) return [legend];
   const lows = shown.flatMap((c) => c.low), tops = shown.map((c) => quantile(c.high, .1));
-  const low = Math.min(...lows), top = Math.max(...tops), pad = (top - low) * .05 || 1e-6;
+  const low = Math.min(...lows), top = Math.max(...tops), pad = (top - low) * .05 || Math.abs(low) * .05 || 1;
   const end = Math.max(...shown.map((c) => c.evaluations.at(-1)));
   const { svg, x, y } = frame("Best fitness so far by evaluations, for each algorithm", [1, Math.max(2, end)], [low - pad, top + pad],
-    ["evaluations", `best ${job.summary.fitness} so far (lower is better)`]);
+    ["evaluations", `best ${job.summary.fitness} so far`]);
   const clip = (v) => Math.min(v, top + pad);
   for (const curve of shown) {
     const at = curve.evaluations, ink = colour(names, curve.algorithm);
@@ -109,7 +119,7 @@ function front(job, show) {
   if (!points.length) return [];
   const costs = points.map((p) => p.cost), values = points.map((p) => p.fitness);
   const top = Math.max(quantile(values, .9), ...points.filter((p) => same(p.levels, space.uniform)).map((p) => p.fitness));
-  const low = Math.min(...values), span = (top - low) * .05 || 1e-6, left = Math.min(...costs), right = Math.max(...costs);
+  const low = Math.min(...values), span = (top - low) * .05 || Math.abs(low) * .05 || 1, left = Math.min(...costs), right = Math.max(...costs);
   const { svg, x, y } = frame("Cost and fitness of the scored profiles", [left - (right - left || left) * .03, right + (right - left || left) * .03],
     [low - span, top + span], [`${metric}, share of the dense model`, job.summary.fitness]);
   const algorithms = [...new Set(job.runs.map((run) => run.algorithm))], of = Object.fromEntries(job.runs.map((run) => [run.run, run.algorithm]));
@@ -126,9 +136,9 @@ function front(job, show) {
   for (const [i, [, levels]] of marks.entries()) {
     const point = points.find((p) => same(p.levels, levels));
     if (!point || marks.slice(0, i).some(([, earlier]) => same(earlier, levels))) continue;
-    const name = marks.filter(([, other]) => same(other, levels)).map(([n]) => n).join(", ");
-    svg.append(el("circle", { cx: x(point.cost), cy: y(point.fitness), r: 7, fill: "none", stroke: "currentColor", "stroke-width": 2 }),
-      el("text", { x: x(point.cost) - 11, y: y(point.fitness) + 4, "text-anchor": "end" }, name));
+    const names = marks.filter(([, other]) => same(other, levels)).map(([n]) => n), at = x(point.cost), before = at > room() / 2;
+    svg.append(el("circle", { cx: at, cy: y(point.fitness), r: 7, fill: "none", stroke: "currentColor", "stroke-width": 2 }),
+      ...names.map((name, line) => el("text", { x: at + (before ? -11 : 11), y: y(point.fitness) + 4 + 14 * line, "text-anchor": before ? "end" : "start" }, name)));
   }
   return [svg];
 }
@@ -174,7 +184,7 @@ function jobView(job) {
     el("h2", {}, `Job ${summary.job}`),
     el("ul", { class: "cards" }, [["state", summary.state], ["fitness", summary.fitness], ["best", summary.best], ["evaluations", `${text(summary.asked)} of ${text(summary.evaluations)}`],
       ...Object.entries(summary.budgets).map(([metric, bound]) => [`budget ${metric}`, bound])].map(([name, value]) => el("li", {}, el("b", {}, text(value)), name))),
-    el("h2", {}, "Convergence"), el("p", { class: "soft" }, "Median of the runs of each algorithm; the band reaches from the lowest to the highest."), curves,
+    el("h2", {}, "Convergence"), el("p", { class: "soft" }, "Median of the runs of each algorithm, lower is better; the band reaches from the lowest to the highest."), curves,
     el("h2", {}, "League"),
     table([["algorithm", "algorithm"], ["best", "best"], ["median", "median"], ["q1", "q1"], ["q3", "q3"], ["area", "area"], ["to_best", "to best"], ["wins", "wins"], ["seeds", "seeds"],
       ["evaluations", "evaluations"], ["scored", "scored"], ["seconds", "seconds"], ["thinking", "thinking"]], job.league, "Standings of the algorithms"),
@@ -192,11 +202,12 @@ function jobView(job) {
   return [...parts, panel];
 }
 
-async function get(path) {
+async function ask(path) {
   const answer = await fetch(path);
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
-  return answer.json();
+  return [await answer.json(), answer.headers.get("ETag")];
 }
+const get = async (path) => (await ask(path))[0];
 function crumbs(...parts) {
   document.getElementById("crumbs").replaceChildren(...parts.flatMap((part, i) => i ? [" › ", part] : [part]));
 }
@@ -215,8 +226,14 @@ async function listView() {
       ["job", "job", (row) => row.waiting ? row.job : el("a", { href: `#/job/${encodeURIComponent(row.job)}` }, row.name || row.job)], ["state", "state"], ["bounds", "budgets"], ["fitness", "fitness"],
       ["names", "algorithms"], ["done", "done", (row) => `${Math.floor(100 * row.done)} %`], ["best", "best"]], rows, "Jobs") : el("p", {}, "No jobs yet."), compare);
   };
-  draw(await get("api/jobs"));
-  follow("api/events", draw);
+  const [loaded, version] = await ask("api/jobs"), known = new Map(loaded.map((row) => [row.job, row]));
+  let order = [...known.keys()];
+  draw(loaded);
+  follow(`api/events?seen=${version}`, (news) => {
+    for (const row of news.rows) known.set(row.job, row);
+    order = news.order || order;
+    draw(order.map((job) => known.get(job)));
+  });
 }
 async function showJob(id) {
   crumbs(el("a", { href: "#/" }, "jobs"), id);
@@ -243,6 +260,7 @@ async function showComparison(ids) {
 function follow(path, draw) {
   stream = new EventSource(path);
   stream.onmessage = (event) => { draw(JSON.parse(event.data)); live(`updated ${new Date().toLocaleTimeString()}`); };
+  stream.addEventListener("trouble", (event) => live(JSON.parse(event.data) || "live"));
   stream.onerror = () => live("not connected; trying again");
   stream.onopen = () => live("live");
 }
@@ -252,5 +270,13 @@ function route() {
   const shown = kind === "job" ? showJob(ids[0]) : kind === "compare" ? showComparison(ids) : listView();
   shown.catch((problem) => main.replaceChildren(el("p", { role: "alert" }, String(problem.message))));
 }
-if (embedded) { crumbs(`report of ${embedded.written}`); main.replaceChildren(...jobView(embedded)); }
-else { window.addEventListener("hashchange", route); route(); }
+function start() {
+  if (embedded) { crumbs(`report of ${embedded.written}`); main.replaceChildren(...jobView(embedded)); } else route();
+}
+let drawn = room(), later = 0;
+window.addEventListener("resize", () => { // figures are drawn for the room that they have
+  clearTimeout(later);
+  later = setTimeout(() => { if (room() !== drawn) { drawn = room(); start(); } }, 200);
+});
+if (!embedded) window.addEventListener("hashchange", route);
+start();

@@ -15,13 +15,15 @@ from apportion.search.report.figures import job_figures
 _FOLDER = Path(__file__).parent
 
 
+def page_script() -> str:
+    return (_FOLDER / "page.js").read_text(encoding="utf-8")
+
+
 def page(data: dict[str, Any] | None = None) -> str:
     """The HTML page, style and script within; with `data`, of one job; without, it asks its
     server."""
     text = (_FOLDER / "page.html").read_text(encoding="utf-8")
-    style, script = (
-        (_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
-    )
+    style, script = (_FOLDER / "page.css").read_text(encoding="utf-8"), page_script()
     embedded = ""
     if data is not None:
         # In a script element nothing ends the text but "</": no other character needs an escape

@@ -206,7 +206,7 @@ def test_ctrl_c_keeps_what_is_there(job_file: Callable[..., Path]) -> None:
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors
-    assert RunStore(f"sqlite:///{job.parent / 'apportion.sqlite'}").runs()[0].state == "running"
+    assert RunStore(f"sqlite:///{job.parent / 'apportion.sqlite'}").runs()[0].state == "cancelled"
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ def test_a_run_stopped_anywhere_ends_like_one_that_was_not(
     try:
         start(store_at(tmp_path / "stopped.sqlite"), pool, name)
     except KeyboardInterrupt:
-        assert store_at(tmp_path / "stopped.sqlite").run(f"{name}-0").state == "running"
+        assert store_at(tmp_path / "stopped.sqlite").run(f"{name}-0").state == "cancelled"
     rest = Counting()
     resumed = start(store_at(tmp_path / "stopped.sqlite"), rest, name)
     assert resumed.trials == whole.trials

@@ -88,7 +88,7 @@ def test_what_kuberays_autoscaler_may_add_is_found(kubernetes: dict[str, str]) -
         environment = {
             **os.environ,
             **kubernetes,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "RAY_PYTHON": sys.executable,
         }
         done = subprocess.run(
             command, shell=True, env=environment, capture_output=True, text=True, timeout=120

@@ -23,8 +23,9 @@ from apportion.search.jobs.job_file import parse_job
 from apportion.search.runs.pipeline import prepare, run_search
 from apportion.search.service import mirror
 from apportion.search.service.folder import JobFolder, JobState
+from apportion.search.web.jobs import Jobs
 from apportion.search.web.report import page, write_report
-from apportion.search.web.server import Jobs, make_app
+from apportion.search.web.server import make_app
 from tests.needs import missing
 from tests.service.conftest import free_port
 
@@ -63,9 +64,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
     return opened
 
 
+def visitor(app: Any, host: str = "127.0.0.1:8080") -> TestClient:
+    """One who asks the server by an address that it serves."""
+    return TestClient(app, base_url=f"http://{host}")
+
+
 @pytest.fixture(scope="module")
 def client(store: RunStore, tmp_path_factory: pytest.TempPathFactory) -> TestClient:
-    return TestClient(make_app(Jobs(store.url, tmp_path_factory.mktemp("no-jobs"))))
+    return visitor(make_app(Jobs(store.url, tmp_path_factory.mktemp("no-jobs"))))
 
 
 def test_the_figures_hold_what_the_store_holds(client: TestClient, store: RunStore) -> None:
@@ -94,22 +100,66 @@ def test_a_run_without_any_finite_score_is_shown(tmp_path: Path) -> None:
     opened.add_job("job", {"fitness": "kl"})
     run = opened.add_run(Run("ga-s0-1", "job", "ga", {}, 0, 2))
     opened.append(run.id, "problem", 0, StoredTrial((0, 1), 1.0, float("inf"), True, 0.1))
-    client = TestClient(make_app(Jobs(opened.url, tmp_path)))
+    client = visitor(make_app(Jobs(opened.url, tmp_path)))
     assert client.get("/api/jobs").json()[0]["best"] is None
     assert client.get("/api/jobs/job").json()["runs"][0]["best"] is None
 
 
 def test_only_who_has_the_token_gets_in(store: RunStore, tmp_path: Path) -> None:
     app = make_app(Jobs(store.url, tmp_path), token="secret")
-    assert TestClient(app).get("/api/jobs").status_code == 401
-    assert TestClient(app).get("/?token=wrong").status_code == 401
+    assert visitor(app).get("/api/jobs").status_code == 401
+    assert visitor(app).get("/?token=wrong").status_code == 401
     assert (
-        TestClient(app).get("/api/jobs", headers={"Authorization": "Bearer secret"}).status_code
-        == 200
+        visitor(app).get("/api/jobs", headers={"Authorization": "Bearer secret"}).status_code == 200
     )
-    visitor = TestClient(app)
-    assert visitor.get("/?token=secret").status_code == 200
-    assert visitor.get("/api/jobs").status_code == 200  # by the cookie
+    known = visitor(app)
+    assert known.get("/?token=secret").status_code == 200
+    assert known.get("/api/jobs").status_code == 200  # by the cookie
+
+
+PATHS = ("/", "/api/jobs", "/api/events", "/api/jobs/none", "/api/jobs/none/events", "/nothing")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example"])
+def test_a_name_that_was_made_to_lead_here_gets_nothing(
+    path: str, host: str, store: RunStore, tmp_path: Path
+) -> None:
+    answer = visitor(make_app(Jobs(store.url, tmp_path)), host).get(path)
+    assert answer.status_code == 421
+    assert "--allow-host" in answer.json()["detail"]
+    assert_guarded(answer.headers)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.1:9", "LOCALHOST:8080", "localhost.", "[::1]:8080", "[::1]"]
+)
+def test_its_own_names_at_any_port_get_in(host: str, store: RunStore, tmp_path: Path) -> None:
+    assert visitor(make_app(Jobs(store.url, tmp_path)), host).get("/api/jobs").status_code == 200
+
+
+def test_a_proxys_name_gets_in_where_it_is_allowed(store: RunStore, tmp_path: Path) -> None:
+    app = make_app(Jobs(store.url, tmp_path), hosts=["page.example"])
+    assert visitor(app, "page.example").get("/api/jobs").status_code == 200
+    assert visitor(app, "127.0.0.1").get("/api/jobs").status_code == 421
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+@pytest.mark.parametrize("path", ["/", "/api/jobs", "/api/jobs/none", "/nothing"])
+def test_every_answer_says_what_browsers_may_do_with_it(
+    path: str, token: str | None, store: RunStore, tmp_path: Path
+) -> None:
+    assert_guarded(visitor(make_app(Jobs(store.url, tmp_path), token)).get(path).headers)
+
+
+def assert_guarded(headers: Any) -> None:
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
 
 
 def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(
@@ -122,7 +172,7 @@ def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(
     (folder.results / "best" / "profile.json").write_text("{}")
     (folder.path / "secret.txt").write_text("secret")
     (folder.results / "link").symlink_to(folder.path / "secret.txt")
-    client = TestClient(make_app(Jobs(None, tmp_path)))
+    client = visitor(make_app(Jobs(None, tmp_path)))
     assert client.get(f"/api/jobs/{job}").json()["files"] == ["best/profile.json"]
     assert client.get(f"/api/jobs/{job}/files/best/profile.json").text == "{}"
     for name in (
@@ -140,7 +190,6 @@ def test_nothing_can_be_changed_and_no_file_outside_the_results_leaves(
         "GET",
         "HEAD",
     }
-    assert "default-src 'none'" in client.get("/").headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("at_a_url", [False, True])
@@ -151,7 +200,7 @@ def test_jobs_of_a_storage_before_and_after_their_search(
     folder = JobFolder(tmp_path, "mine")
     state = JobState("mine", "job.yaml", state="building", step=("compress", 3, 14))
     folder.write_state(state)
-    client = TestClient(make_app(Jobs(None, f"file://{tmp_path}" if at_a_url else tmp_path)))
+    client = visitor(make_app(Jobs(None, f"file://{tmp_path}" if at_a_url else tmp_path)))
     (row,) = client.get("/api/jobs").json()
     assert (row["job"], row["state"], row["waiting"]) == ("mine", "building: compress 3/14", True)
     state.state, state.store, state.search = "finished", store.url, store.jobs()[0]
@@ -163,12 +212,10 @@ def test_jobs_of_a_storage_before_and_after_their_search(
     assert client.get(f"/api/jobs/{row['job']}/files/best/profile.json").text == "{}"
 
 
-def test_a_storage_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
-    (tmp_path / "jobs/a").mkdir(parents=True)
-    (tmp_path / "jobs/a/state.json").write_text("not JSON")
-    answer = TestClient(make_app(Jobs(None, f"file://{tmp_path}"))).get("/api/jobs")
+def test_a_storage_that_cannot_be_reached_is_named() -> None:
+    answer = visitor(make_app(Jobs(None, "nosuch://bucket/jobs"))).get("/api/jobs")
     assert answer.status_code == 503
-    assert f"file://{tmp_path}" in answer.json()["detail"]
+    assert "nosuch://bucket/jobs" in answer.json()["detail"]
 
 
 def test_a_report_cannot_break_out_of_its_data() -> None:
