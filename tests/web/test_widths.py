@@ -100,7 +100,8 @@ LAYOUT = """() => {
   return {
     width: document.documentElement.scrollWidth, window: window.innerWidth, overlaps,
     ticks: [...document.querySelectorAll("text.tick")].map((one) => one.textContent),
-    small: Math.min(...boxes(document.querySelectorAll("text.tick")).map(([, box]) => box.height)) };
+    small: Math.min(
+      ...boxes(document.querySelectorAll("text.tick")).map(([, box]) => box.height)) };
 }"""
 
 
