@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from apportion.compressors.kinds import products
+from apportion.evaluators.workloads.tasks import registry as tasks
 from apportion.search.export import registry
 from apportion.search.export.formats import Format
 
@@ -60,6 +61,15 @@ def test_a_kind_of_layer_records_the_error_that_is_measured(
     monkeypatch.setattr(products, "_READERS", dict(products._READERS))
     scope: dict[str, object] = {"__name__": "contributing"}
     for code in recipe("Add a kind of layer", "python"):
+        exec(compile(code, "CONTRIBUTING.md", "exec"), scope)
+    (test,) = (v for name, v in scope.items() if name.startswith("test_") and callable(v))
+    test()
+
+
+def test_a_task_goes_with_its_model_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    scope: dict[str, object] = {"__name__": "contributing"}
+    for code in recipe("Add a task", "python"):
         exec(compile(code, "CONTRIBUTING.md", "exec"), scope)
     (test,) = (v for name, v in scope.items() if name.startswith("test_") and callable(v))
     test()
