@@ -219,6 +219,10 @@ class AlgorithmError(ApportionError):
         super().__init__(f"algorithm {algorithm!r}: {reason}")
 
 
+class WorkersError(ApportionError):
+    """Workers that are lost or hang over and over."""
+
+
 class TrainingError(ApportionError):
     """Training that several processes shared, and that failed on them."""
 

@@ -48,10 +48,12 @@ class ActorPool(AbstractContextManager["ActorPool"]):
         self._idle: list[Any] = []
         self._taken = 0
 
-    def acquire(self) -> Any:
-        """An idle actor, or a new one, which the cluster may not have room for yet."""
+    def acquire(self) -> tuple[Any, bool]:
+        """An idle actor and True, or a new one and False, which the cluster may not have room for
+        yet. A request to an actor that is there has to be answered in time; one to a new actor may
+        wait for as long as the cluster is full."""
         self._taken += 1
-        return self._idle.pop() if self._idle else self._make.remote(self.threads)
+        return (self._idle.pop(), True) if self._idle else (self._make.remote(self.threads), False)
 
     def release(self, actor: Any) -> None:
         """It is idle. It is stopped where the job's share of the cluster has shrunk."""
@@ -74,6 +76,10 @@ class ActorPool(AbstractContextManager["ActorPool"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def answer(_state: dict[str, Any]) -> None:
+    """Tells that an actor is there."""
 
 
 class PoolActor:

@@ -3,6 +3,9 @@ others a few rows a worker."""
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -11,20 +14,30 @@ from typing import Any
 from torch import Tensor
 
 from apportion.compressors.elimination.dispatch import Limits
+from apportion.compressors.errors import WorkersError, first_line
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for
 from apportion.db.layers.executor import Encoded, LayerTask
-from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.actor_pool import ActorPool, answer
+from apportion.evaluators.scoring.pool import DEADLINE
+
+log = logging.getLogger(__name__)
 
 _LOST_AT_MOST = 3
+_SLOWEST = 1e9
+"""Work (see LayerTask.work) of a second at least: a hundredth of what a core does."""
+_LONGEST = 3600.0
+"""Seconds of one look at the actors."""
 
 
 class RayExecutor:
     """The actors of `actors`, which stays open. On CPUs the result is the same to the bit as in one
-    process."""
+    process. An actor that has not finished what it was given after `deadline` seconds, and a whole
+    layer after a hundred times what it should take, counts as hung: it is replaced, and its work
+    given out again."""
 
-    def __init__(self, actors: ActorPool) -> None:
-        self._actors, self._ray = actors, actors.ray
+    def __init__(self, actors: ActorPool, deadline: float = DEADLINE) -> None:
+        self._actors, self._ray, self._deadline = actors, actors.ray, deadline
 
     def run(
         self, tasks: Sequence[LayerTask], progress: Progress | None
@@ -38,7 +51,8 @@ class RayExecutor:
         ]
         whole = [task for task in tasks if task not in shared]
         for number, encoded in self._as_finished(
-            [(_whole, (task, self._actors.gpus)) for task in whole]
+            [(_whole, (task, self._actors.gpus)) for task in whole],
+            [task.work * len(task.levels) / _SLOWEST for task in whole],
         ):
             yield whole[number], encoded
         for task in shared:
@@ -56,7 +70,7 @@ class RayExecutor:
             (_part, (self._actors.threads, function, *(self._sent(a, sent) for a in arguments)))
             for arguments in tasks
         ]
-        for number, result in self._as_finished(calls):
+        for number, result in self._as_finished(calls, [0.0] * len(calls)):
             done[number] = result
             while told in done:
                 yield done.pop(told)
@@ -75,15 +89,30 @@ class RayExecutor:
         return sent[id(argument)][0]
 
     def _as_finished(
-        self, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]
+        self,
+        calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]],
+        allowances: Sequence[float],
     ) -> Iterator[tuple[int, Any]]:
-        """The number of each call and its result. One whose actor is lost is made again, up to
-        three times."""
+        """The number of each call and its result. One whose actor is lost, or has not finished
+        within the deadline and its allowance (seconds), is made again, up to three times. Raises
+        WorkersError."""
         errors = self._ray.exceptions
         waiting, lost = deque(range(len(calls))), Counter[int | None]()
         there: list[Any] = []
         starting: dict[Any, Any] = {}
         flying: dict[Any, tuple[int, Any]] = {}
+        due: dict[Any, float] = {}  # by request
+        done: int | None
+
+        def again(number: int | None, actor: Any, why: str) -> None:
+            self._actors.stop(actor)
+            lost[number] += 1
+            log.warning("%s; it is replaced, and its work given out again", why)
+            if lost[number] > _LOST_AT_MOST:
+                raise WorkersError(f"compressing on Ray: {why}, {lost[number]} times")
+            if number is not None:
+                waiting.appendleft(number)
+
         try:
             while waiting or flying:
                 allowed = max(1, self._actors.share.count())
@@ -92,42 +121,48 @@ class RayExecutor:
                 while len(there) + len(starting) + len(flying) < min(
                     allowed, len(waiting) + len(flying)
                 ):
-                    actor = self._actors.acquire()
-                    starting[actor.apply.remote(_nothing)] = actor
+                    actor, was_there = self._actors.acquire()
+                    reference = actor.apply.remote(answer)
+                    starting[reference] = actor
+                    due[reference] = time.monotonic() + self._deadline if was_there else math.inf
                 while there and waiting:
                     actor = there.pop()
-                    function, arguments = calls[waiting[0]]
-                    flying[actor.apply.remote(function, *arguments)] = waiting.popleft(), actor
-                (ready, *_), _ = self._ray.wait([*flying, *starting], num_returns=1)
-                number: int | None
-                number, actor = (
-                    flying.pop(ready) if ready in flying else (None, starting.pop(ready))
+                    number = waiting.popleft()
+                    function, arguments = calls[number]
+                    reference = actor.apply.remote(function, *arguments)
+                    flying[reference] = number, actor
+                    due[reference] = time.monotonic() + self._deadline + allowances[number]
+                left = max(0.0, min(due.values()) - time.monotonic())
+                found, _ = self._ray.wait(
+                    [*flying, *starting], num_returns=1, timeout=min(left, _LONGEST)
                 )
+                if not found:
+                    for late in [r for r, at in due.items() if at <= time.monotonic()]:
+                        done, actor = (
+                            flying.pop(late) if late in flying else (None, starting.pop(late))
+                        )
+                        del due[late]
+                        again(done, actor, "a worker hung")
+                    continue
+                (ready,) = found
+                del due[ready]
+                done, actor = flying.pop(ready) if ready in flying else (None, starting.pop(ready))
                 try:
                     result = self._ray.get(ready)
                 except errors.RayTaskError as error:
                     self._actors.stop(actor)
                     raise error.as_instanceof_cause() from error
-                except errors.RayError:
-                    self._actors.stop(actor)
-                    lost[number] += 1
-                    if lost[number] > _LOST_AT_MOST:
-                        raise
-                    if number is not None:
-                        waiting.appendleft(number)
+                except errors.RayError as error:
+                    again(done, actor, f"a worker was lost: {first_line(error)}")
                     continue
                 there.append(actor)
-                if number is not None:
-                    yield number, result
+                if done is not None:
+                    yield done, result
         finally:
             for actor in there:
                 self._actors.release(actor)
             for actor in [*starting.values(), *(actor for _, actor in flying.values())]:
                 self._actors.stop(actor)
-
-
-def _nothing(_state: dict[str, Any]) -> None:
-    """Tells that an actor is there."""
 
 
 def _whole(_state: dict[str, Any], task: LayerTask, gpus: float) -> Encoded:

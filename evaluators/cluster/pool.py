@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from apportion.compressors.errors import EvaluationError
-from apportion.evaluators.cluster.actor_pool import ActorPool
+from apportion.evaluators.cluster.actor_pool import ActorPool, answer
 from apportion.evaluators.cluster.shipping import RayShipment
 from apportion.evaluators.scoring.pool import (
     DEADLINE,
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 _LOST_AT_MOST = 4
 """Workers that may be lost over one candidate: more, and the candidate is what kills them."""
+_TO_START = DEADLINE
+"""Seconds at least that a worker which is there may take to make its scorer."""
 _LOOK_AGAIN = 2.0
 """Seconds between looks at the share of a cluster that a job may have."""
 _IMPATIENT = 60.0
@@ -37,12 +39,14 @@ _IMPATIENT = 60.0
 
 @dataclass(slots=True)
 class _Slot:
-    """One worker's place. `starting` is pending until its scorer is made (None then); `since`: when
-    it began what it is doing; `lost`: workers that were lost here one after the other while they
-    started; `width`: requests that it takes at once; `finished`: with all that it was given."""
+    """One worker's place. `starting` is pending until the actor is `there`, and then until its
+    scorer is made (None then); `since`: when it began what it is doing; `lost`: workers that were
+    lost here one after the other while they started; `width`: requests that it takes at once;
+    `finished`: with all that it was given."""
 
     actor: Any
     starting: Any
+    there: bool
     since: float = 0.0
     lost: int = 0
     width: int = 1
@@ -81,15 +85,17 @@ class RayPool(Pool):
     """Scores on the actors of `actors`, which stays open.
 
     As many of them are used as the job may have at the time; one that is lost with its node comes
-    back as soon as there is room again. A worker that dies, or scores one candidate for more than
-    `deadline` seconds, is replaced and its work given out again; `events` counts these. `evaluate`
-    raises EvaluationError for a candidate that fails or hangs twice, or loses four workers."""
+    back as soon as there is room again. A worker that dies, does not make its scorer in time, or
+    scores one candidate for more than `deadline` seconds, is replaced and its work given out again;
+    `events` counts these. `evaluate` raises EvaluationError for a candidate that fails or hangs
+    twice, or loses four workers."""
 
     def __init__(
         self, make_scorer: Callable[[], Scorer], actors: ActorPool, deadline: float = DEADLINE
     ) -> None:
         super().__init__()
         self._deadline, self._actors, self._ray = deadline, actors, actors.ray
+        self._to_start = max(deadline, _TO_START)
         self._slots: list[_Slot] = []
         self._make = make_scorer
         self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
@@ -142,15 +148,17 @@ class RayPool(Pool):
         self._slots += [self._new() for _ in range(allowed - len(self._slots))]
 
     def _new(self) -> _Slot:
-        actor = self._actors.acquire()
-        return _Slot(actor, actor.apply.remote(_prepare, self._made))
+        actor, there = self._actors.acquire()
+        request = (_prepare, self._made) if there else (answer,)
+        return _Slot(actor, actor.apply.remote(*request), there, time.monotonic())
 
     def _replace(self, slot: _Slot) -> None:
         self._actors.stop(
             slot.actor
         )  # it may be out of reach alone, and keep its place in the cluster
         fresh = self._new()
-        slot.actor, slot.starting = fresh.actor, fresh.starting
+        slot.actor, slot.starting, slot.there = fresh.actor, fresh.starting, fresh.there
+        slot.since = fresh.since
 
     def _give_out(self, work: _Work) -> None:
         """To idle workers; and while there is plenty, each has the next one waiting when it
@@ -185,10 +193,9 @@ class RayPool(Pool):
     def _wait(self, work: _Work) -> None:
         """Until something is finished, has failed, or is overdue."""
         starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
-        first = min(
-            (flight.slot.since for flight in work.flying.values()), default=time.monotonic()
-        )
-        patience = first + self._deadline - time.monotonic() if work.flying else _IMPATIENT
+        due = [flight.slot.since + self._deadline for flight in work.flying.values()]
+        due += [slot.since + self._to_start for slot in starting.values() if slot.there]
+        patience = min(due) - time.monotonic() if due else _IMPATIENT
         if self._actors.share.shared:
             patience = min(patience, _LOOK_AGAIN)
         if not (work.flying or starting):
@@ -200,7 +207,7 @@ class RayPool(Pool):
         if not ready:
             if patience == _LOOK_AGAIN:
                 return
-            if work.flying:
+            if due:
                 self._give_up_overdue(work)
             else:
                 log.warning(
@@ -222,7 +229,7 @@ class RayPool(Pool):
     def _started(self, slot: _Slot) -> None:
         errors = self._ray.exceptions
         try:
-            slot.width = self._ray.get(slot.starting)
+            found = self._ray.get(slot.starting)
         except errors.RayTaskError as error:
             if isinstance(error.cause, DatabaseElsewhereError) and isinstance(
                 self._make, ScoringSpec
@@ -232,13 +239,20 @@ class RayPool(Pool):
             # No other worker could make the scorer either.
             raise EvaluationError((), str(error)) from error
         except errors.RayError as error:
-            slot.lost += 1
-            if slot.lost == _LOST_AT_MOST:
-                raise EvaluationError((), str(error)) from error
             self._event("lost", f"a worker was lost while it started: {_first_line(error)}")
-            self._replace(slot)
+            self._start_again(slot, str(error))
             return
-        slot.starting, slot.lost = None, 0
+        if not slot.there:
+            slot.there, slot.since = True, time.monotonic()
+            slot.starting = slot.actor.apply.remote(_prepare, self._made)
+            return
+        slot.width, slot.starting, slot.lost = found, None, 0
+
+    def _start_again(self, slot: _Slot, why: str) -> None:
+        slot.lost += 1
+        if slot.lost == _LOST_AT_MOST:
+            raise EvaluationError((), why)
+        self._replace(slot)
 
     def _ship(self, slot: _Slot) -> None:
         """Give the worker's node, and all that come after it, the database along."""
@@ -249,6 +263,7 @@ class RayPool(Pool):
                 self._make, shipment=RayShipment.of(self._make.path, self._ray.put)
             )
             self._made = self._ray.put(self._make)
+        slot.since = time.monotonic()
         slot.starting = slot.actor.apply.remote(_prepare, self._made)
 
     def _finished(self, work: _Work, reference: Any) -> None:
@@ -273,8 +288,13 @@ class RayPool(Pool):
         flight.slot.since = time.monotonic()
 
     def _give_up_overdue(self, work: _Work) -> None:
-        limit = time.monotonic() - self._deadline
+        now = time.monotonic()
+        limit = now - self._deadline
         for slot in self._slots:
+            if slot.starting is not None and slot.there and slot.since + self._to_start <= now:
+                self._event("hung", "a worker hung while it started")
+                self._start_again(slot, f"a worker had not started after {self._to_start:g} s")
+                continue
             flight = next((flight for flight in work.flying.values() if flight.slot is slot), None)
             if flight and slot.since <= limit:
                 self._event("hung", f"a worker hung for more than {self._deadline:g} seconds")

@@ -16,7 +16,7 @@ from apportion.db.layers.executor import Executor, LocalExecutor
 from apportion.evaluators.cluster.actor_pool import ActorPool
 from apportion.evaluators.cluster.executor import RayExecutor
 from apportion.evaluators.cluster.pool import RayPool
-from apportion.evaluators.scoring.pool import LazyPool, LocalPool, Pool
+from apportion.evaluators.scoring.pool import DEADLINE, LazyPool, LocalPool, Pool
 from apportion.evaluators.scoring.sensitivity import measure_losses
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.workloads.workload import Workload
@@ -35,7 +35,7 @@ class Workers(AbstractContextManager["Workers"]):
     def executor(self) -> Executor:
         self._check_device()  # a database takes hours, and the search could not use it here
         return (
-            RayExecutor(self._start_actors())
+            RayExecutor(self._start_actors(), max(self._config.deadline, DEADLINE))
             if self._config.count
             else LocalExecutor(self._config.gpus)
         )

@@ -19,6 +19,7 @@ from apportion.evaluators.scoring.pool import Pool, Score
 ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from apportion.evaluators.cluster import pool as pool_module  # noqa: E402
 from apportion.evaluators.cluster.actor_pool import ActorPool  # noqa: E402
 from apportion.evaluators.cluster.executor import RayExecutor  # noqa: E402
 from apportion.evaluators.cluster.pool import RayPool  # noqa: E402
@@ -109,6 +110,32 @@ def test_a_hung_worker_is_replaced(tmp_path: Path) -> None:
         requests = [((i,), 1.0) for i in (5, -4, 6, 7)]
         assert fitness(pool.evaluate(requests)) == [5.0, -4.0, 6.0, 7.0]
         assert pool.events == {"hung": 1}
+
+
+class Starting(Fragile):
+    """Hangs while it is made: the first `times` of them, counted by files."""
+
+    def __init__(self, folder: Path, times: int) -> None:
+        if len(list(folder.glob("hung-*"))) < times:
+            (folder / f"hung-{os.getpid()}").touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        super().__init__(folder)
+
+
+def test_a_worker_that_hangs_while_it_starts_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_TO_START", 4.0)
+    requests = [((i,), 1.0) for i in (5, 6)]
+    with ActorPool(1, 1) as crew:
+        with RayPool(partial(Starting, tmp_path, 1), crew, deadline=4.0) as pool:
+            assert fitness(pool.evaluate(requests)) == [5.0, 6.0]
+            assert pool.events == {"hung": 1}
+        with (
+            RayPool(partial(Starting, tmp_path, 99), crew, deadline=4.0) as pool,
+            pytest.raises(EvaluationError, match="cannot be started.*\n.*had not started after 4"),
+        ):
+            fitness(pool.evaluate(requests))
 
 
 def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:

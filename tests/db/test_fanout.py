@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from apportion.compressors.elimination import work
-from apportion.compressors.errors import LayerError
+from apportion.compressors.errors import LayerError, WorkersError
 from apportion.db.layers.executor import LocalExecutor
 from apportion.evaluators.cluster.actor_pool import ActorPool
 from apportion.evaluators.cluster.executor import RayExecutor
@@ -58,6 +58,41 @@ def test_a_layer_that_cannot_be_made_is_the_same_error_on_a_worker(tmp_path: Pat
             with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):
                 make(tmp_path / "nan", model, executor=executor)
     assert not ray.is_initialized()
+
+
+def test_work_of_a_worker_that_hangs_is_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hung_once(number: int) -> int:
+        marker = tmp_path / f"hung-{number}"
+        if number == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return number
+
+    def always(_number: int) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    with ActorPool(2, 1) as crew:
+        executor = RayExecutor(crew, deadline=3.0)
+        assert list(executor._map(hung_once, [(i,) for i in range(6)])) == list(range(6))
+        assert "a worker hung; it is replaced" in caplog.text
+        with pytest.raises(WorkersError, match="a worker hung, 4 times"):
+            list(executor._map(always, [(0,)]))
+
+
+def test_an_idle_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    def process(number: int) -> int:
+        (tmp_path / f"pid-{os.getpid()}").touch()
+        return number
+
+    with ActorPool(1, 1) as crew:
+        executor = RayExecutor(crew, deadline=3.0)
+        assert list(executor._map(process, [(1,)])) == [1]
+        (idle,) = tmp_path.glob("pid-*")
+        os.kill(int(idle.name.removeprefix("pid-")), signal.SIGSTOP)
+        assert list(executor._map(process, [(2,)])) == [2]
+    assert len(list(tmp_path.glob("pid-*"))) == 2
 
 
 def test_work_of_a_worker_that_dies_is_done_again(tmp_path: Path) -> None:
