@@ -110,6 +110,7 @@ class _Pass:
         self._error: BaseException | None = None
         self._go, self._rests = threading.Event(), threading.Event()
         self._done = self._stopped = False
+        self._threads = torch.get_num_threads()  # which a new thread does not take over
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def resume(self) -> bool:
@@ -146,6 +147,7 @@ class _Pass:
 
     def _work(self) -> None:
         _LOCAL.running = self
+        torch.set_num_threads(self._threads)
         try:
             self._run()
         except _StoppedError:

@@ -157,7 +157,7 @@ def test_names_of_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert make_task("tests.tagging:Tagging").identity == "tests.tagging:Tagging"
     with pytest.raises(UnknownNameError, match="did you mean 'image-classification'"):
         make_task("image-clasification")
-    with pytest.raises(ConfigurationError, match="task 'no_such:Thing' cannot be loaded"):
+    with pytest.raises(ConfigurationError, match="task 'no_such:Thing': module 'no_such' cannot"):
         make_task("no_such:Thing")
     with pytest.raises(ConfigurationError, match="'tests.tagging:Tagger' is not a subclass"):
         make_task("tests.tagging:Tagger")
