@@ -108,6 +108,7 @@ def _run(
     check(folder.package)
     mirror.push(f"jobs/{folder.job}/package")
     os.chdir(folder.package)  # Ray may remove the folder that it started us in
+    _import_from(folder.package)
     content = json.loads((folder.package / JOB).read_text())
     if not options.local:
         close_gate()
@@ -136,6 +137,14 @@ def _environment(folder: JobFolder) -> dict[str, Any] | None:
     ):
         return {"working_dir": str(folder.package), "excludes": [f"/{FILES}/"]}
     return None
+
+
+def _import_from(package: Path) -> None:
+    """What the project has not imported yet comes from the kept package, where it lies in it."""
+    for name, module in list(sys.modules.items()):
+        kept = package / name.replace(".", "/")
+        if name.partition(".")[0] == "apportion" and hasattr(module, "__path__") and kept.is_dir():
+            module.__path__ = [str(kept)]
 
 
 def _keep_package(folder: JobFolder) -> None:

@@ -57,8 +57,9 @@ def pack(job_file: Path, target: Path, *, upload: bool, storage: str | None = No
         files = _Files(job_file, archive, notes)
         content = map_paths(content, files.place)
         _copy_module(_PROJECT, target)
-        for name in code_names(content):
-            _copy_module(name.partition(":")[0].partition(".")[0], target, own=True)
+        modules = {name.partition(":")[0].partition(".")[0] for name in code_names(content)}
+        for name in sorted(modules - {_PROJECT}):
+            _copy_module(name, target, own=True)
     else:
         content = resolve_paths(content, job_file.absolute().parent) | {"store": job.store}
     write_json(target / JOB, content)

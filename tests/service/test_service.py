@@ -209,8 +209,9 @@ def test_a_job_may_not_name_code_where_the_operator_has_not_allowed_it(
 
 def test_a_job_may_not_write_outside_the_storage(cluster: ServiceCluster, tmp_path: Path) -> None:
     outside = {"path": str(tmp_path / "outside"), "levels": ["dense", "unstr-0.50"]}
-    state = _wait_failed(cluster, cluster.submit(write_job(tmp_path, database=outside)))
-    assert "lies outside the storage" in state["error"]
+    refused = cluster.apportion("submit", write_job(tmp_path, database=outside), check=False)
+    assert refused.returncode == 1
+    assert "lies outside the storage" in refused.stderr
     assert not (tmp_path / "outside").exists()
 
 
