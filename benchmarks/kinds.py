@@ -24,7 +24,7 @@ from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.cli.progress import TerminalProgress
 from apportion.search.jobs.job import Job
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 
 ROWS = {
     "w8": "rtn:w8",

@@ -26,7 +26,7 @@ from apportion.evaluators.cluster.pool import RayPool
 from apportion.evaluators.scoring.pool import Pool, Request
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 
 
 class Sleeper:

@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 from resnet20 import job
 
-from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.training.config import RecoveryConfig
 from apportion.search.cli.progress import TerminalProgress
 from apportion.search.export.exporting import export, score_profile
 from apportion.search.runs.pipeline import prepare

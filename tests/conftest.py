@@ -15,7 +15,7 @@ import yaml
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 
 _RAY = (
     "tests/service/",

@@ -7,11 +7,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from apportion.compressors.errors import EvaluationError
 from apportion.evaluators.cluster.actor_pool import ActorPool, answer
+from apportion.evaluators.cluster.flights import Flight, Slot, Tries, Work
 from apportion.evaluators.cluster.shipping import RayShipment
 from apportion.evaluators.scoring.pool import (
     DEADLINE,
@@ -37,50 +38,6 @@ _IMPATIENT = 60.0
 """Seconds without any worker after which the log says what is waited for."""
 
 
-@dataclass(slots=True)
-class _Slot:
-    """One worker's place. `starting` is pending until the actor is `there`, and then until its
-    scorer is made (None then); `since`: when it began what it is doing; `lost`: workers that were
-    lost here one after the other while they started; `width`: requests that it takes at once;
-    `finished`: with all that it was given."""
-
-    actor: Any
-    starting: Any
-    there: bool
-    since: float = 0.0
-    lost: int = 0
-    width: int = 1
-    finished: bool = True
-
-
-@dataclass(slots=True)
-class _Tries:
-    failed: int = 0
-    lost: int = 0
-
-
-@dataclass(slots=True)
-class _Flight:
-    """Requests that a worker has been given: their numbers, the place, and the actor that was
-    there."""
-
-    slot: _Slot
-    actor: Any
-    numbers: list[int]
-
-
-@dataclass(slots=True)
-class _Work:
-    """What one `evaluate` still has to do. `flying`: reference -> what was given out, the oldest
-    first."""
-
-    requests: Sequence[Request]
-    waiting: deque[int]
-    flying: dict[Any, _Flight] = field(default_factory=dict)
-    tries: dict[int, _Tries] = field(default_factory=dict)
-    done: dict[int, Score] = field(default_factory=dict)
-
-
 class RayPool(Pool):
     """Scores on the actors of `actors`, which stays open.
 
@@ -96,13 +53,13 @@ class RayPool(Pool):
         super().__init__()
         self._deadline, self._actors, self._ray = deadline, actors, actors.ray
         self._to_start = max(deadline, _TO_START)
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._make = make_scorer
         self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
         self._follow_share()
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
-        work = _Work(requests, deque(prefix_order(requests)))
+        work = Work(requests, deque(prefix_order(requests)))
         told = 0
         try:
             while told < len(requests):
@@ -134,7 +91,7 @@ class RayPool(Pool):
             )(slot.actor)
         self._slots = []
 
-    def _follow_share(self, work: _Work | None = None) -> None:
+    def _follow_share(self, work: Work | None = None) -> None:
         """As many workers as the job may have now. Those that are one too many are idle ones, or
         finish what they have."""
         allowed = min(self._actors.count, self._actors.share.count())
@@ -147,12 +104,12 @@ class RayPool(Pool):
         self._allowed = allowed
         self._slots += [self._new() for _ in range(allowed - len(self._slots))]
 
-    def _new(self) -> _Slot:
+    def _new(self) -> Slot:
         actor, there = self._actors.acquire()
         request = (_prepare, self._made) if there else (answer,)
-        return _Slot(actor, actor.apply.remote(*request), there, time.monotonic())
+        return Slot(actor, actor.apply.remote(*request), there, time.monotonic())
 
-    def _replace(self, slot: _Slot) -> None:
+    def _replace(self, slot: Slot) -> None:
         self._actors.stop(
             slot.actor
         )  # it may be out of reach alone, and keep its place in the cluster
@@ -160,7 +117,7 @@ class RayPool(Pool):
         slot.actor, slot.starting, slot.there = fresh.actor, fresh.starting, fresh.there
         slot.since = fresh.since
 
-    def _give_out(self, work: _Work) -> None:
+    def _give_out(self, work: Work) -> None:
         """To idle workers; and while there is plenty, each has the next one waiting when it
         finishes the first."""
         there = [slot for slot in self._slots if slot.starting is None][: self._allowed]
@@ -178,10 +135,10 @@ class RayPool(Pool):
                         slot.since = time.monotonic()
                     numbers = self._take(work, slot.width)
                     reference = slot.actor.apply.remote(_score, [work.requests[n] for n in numbers])
-                    work.flying[reference] = _Flight(slot, slot.actor, numbers)
+                    work.flying[reference] = Flight(slot, slot.actor, numbers)
                     load[id(slot)] += 1
 
-    def _take(self, work: _Work, width: int) -> list[int]:
+    def _take(self, work: Work, width: int) -> list[int]:
         """The next requests for one worker: its fair share of what is left, and one alone that
         failed before."""
         share = min(width, -(-len(work.waiting) // len(self._slots)))
@@ -190,7 +147,7 @@ class RayPool(Pool):
             numbers.append(work.waiting.popleft())
         return numbers
 
-    def _wait(self, work: _Work) -> None:
+    def _wait(self, work: Work) -> None:
         """Until something is finished, has failed, or is overdue."""
         starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
         due = [flight.slot.since + self._deadline for flight in work.flying.values()]
@@ -226,7 +183,7 @@ class RayPool(Pool):
             elif reference in work.flying:  # not given up with another one of its worker's
                 self._finished(work, reference)
 
-    def _started(self, slot: _Slot) -> None:
+    def _started(self, slot: Slot) -> None:
         errors = self._ray.exceptions
         try:
             found = self._ray.get(slot.starting)
@@ -248,13 +205,13 @@ class RayPool(Pool):
             return
         slot.width, slot.starting, slot.lost = found, None, 0
 
-    def _start_again(self, slot: _Slot, why: str) -> None:
+    def _start_again(self, slot: Slot, why: str) -> None:
         slot.lost += 1
         if slot.lost == _LOST_AT_MOST:
             raise EvaluationError((), why)
         self._replace(slot)
 
-    def _ship(self, slot: _Slot) -> None:
+    def _ship(self, slot: Slot) -> None:
         """Give the worker's node, and all that come after it, the database along."""
         assert isinstance(self._make, ScoringSpec)
         if self._make.shipment is None:
@@ -266,7 +223,7 @@ class RayPool(Pool):
         slot.since = time.monotonic()
         slot.starting = slot.actor.apply.remote(_prepare, self._made)
 
-    def _finished(self, work: _Work, reference: Any) -> None:
+    def _finished(self, work: Work, reference: Any) -> None:
         errors = self._ray.exceptions
         flight = work.flying[reference]
         try:
@@ -287,7 +244,7 @@ class RayPool(Pool):
             del work.flying[reference]
         flight.slot.since = time.monotonic()
 
-    def _give_up_overdue(self, work: _Work) -> None:
+    def _give_up_overdue(self, work: Work) -> None:
         now = time.monotonic()
         limit = now - self._deadline
         for slot in self._slots:
@@ -306,7 +263,7 @@ class RayPool(Pool):
                 )
 
     def _give_up(
-        self, work: _Work, flight: _Flight, why: str, failed: int = 0, lost: int = 0
+        self, work: Work, flight: Flight, why: str, failed: int = 0, lost: int = 0
     ) -> None:
         """Replace a worker. Of what it was given the oldest is to blame, the rest had to wait."""
         mine = [
@@ -319,11 +276,11 @@ class RayPool(Pool):
         self._again(work, oldest.numbers, why, failed, lost)
 
     def _again(
-        self, work: _Work, numbers: list[int], why: str, failed: int = 0, lost: int = 0
+        self, work: Work, numbers: list[int], why: str, failed: int = 0, lost: int = 0
     ) -> None:
         """Give requests out once more, one by one and before all others, or give up."""
         for number in numbers:
-            tries = work.tries.setdefault(number, _Tries())
+            tries = work.tries.setdefault(number, Tries())
             tries.failed += failed
             tries.lost += lost
             if len(numbers) == 1 and (tries.failed >= 2 or tries.lost >= _LOST_AT_MOST):

@@ -18,7 +18,8 @@ from apportion.compressors.progress import Progress
 from apportion.compressors.threads import torch_threads
 from apportion.evaluators.cluster.connection import Connection, check_resources
 from apportion.evaluators.training.checkpoints import read_state
-from apportion.evaluators.training.recovery import FinetuneConfig, Recovery, Team
+from apportion.evaluators.training.config import FinetuneConfig
+from apportion.evaluators.training.recovery import Recovery, Team
 from apportion.evaluators.workloads.dataset import Dataset
 
 _FILE = "state.pt"

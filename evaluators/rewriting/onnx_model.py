@@ -19,13 +19,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.calibration import count_samples
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import Grid
-from apportion.compressors.kinds.feeding import with_first
+from apportion.evaluators.rewriting.onnx_codes import (
+    CODES,
+    InputPair,
+    Pair,
+    make_from_codes,
+    stretched,
+    weight_of,
+)
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.workloads import trees
@@ -33,8 +39,6 @@ from apportion.evaluators.workloads.folding import fold_batchnorm
 from apportion.evaluators.workloads.task import Inputs
 
 log = logging.getLogger(__name__)
-_CODES = ".parametrizations.weight.original"
-"""What torch calls the codes of a layer whose weight is made from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +90,14 @@ def to_onnx(
     ] = {}  # of each weight that layers share, by its address and whether it is signed
     for name, what in quantized.items():
         if what.activation is not None:
-            pair = _InputPair(what.activation)
+            pair = InputPair(what.activation)
             modules[name].register_forward_pre_hook(pair, with_kwargs=True)
         if what.weight is not None:
-            _make_from_codes(
+            make_from_codes(
                 name, modules[name], what.weight, may_be_signed(what.weight, what.activation), codes
             )
     if output is not None:
-        plain = nn.Sequential(plain, _Pair(output))
+        plain = nn.Sequential(plain, Pair(output))
     proto = _exported(plain, example)
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -128,7 +132,7 @@ def in_integers(proto: Any) -> set[str]:
         if node.op_type not in ("DequantizeLinear", "Transpose")
         for value in node.input
     }
-    return {value.removesuffix(_CODES) for value in used if value.endswith(_CODES)}
+    return {value.removesuffix(CODES) for value in used if value.endswith(CODES)}
 
 
 def run(opened: Any, inputs: Inputs) -> Tensor:
@@ -157,18 +161,6 @@ def _import(name: str) -> Any:
         raise ConfigurationError(
             f"ONNX models need the package {name}: install apportion[onnx]"
         ) from error
-
-
-def stretched(grid: Grid, old: Tensor, new: Tensor) -> Grid:
-    """The grid of weights `new`, whose rows are those of `old` on `grid`, each times a number of
-    its own. Rows that are turned over have their codes mirrored."""
-    if torch.equal(old, new):
-        return grid
-    old, new = old.flatten(1), new.flatten(1)
-    factor = (old * new).sum(1, keepdim=True) / (old**2).sum(1, keepdim=True).clamp(min=1e-30)
-    factor = torch.where(factor == 0, 1.0, factor)
-    zero = torch.where(factor < 0, 2**grid.bits - 1 - grid.zero, grid.zero)
-    return Grid(grid.scale * factor.abs(), zero, grid.bits)
 
 
 def _once(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:
@@ -205,14 +197,9 @@ def _folded(
         if name in after:  # else the model never calls it
             grid = what.weight
             if grid is not None:
-                grid = stretched(grid, _weight(before[name]), _weight(after[name]))
+                grid = stretched(grid, weight_of(before[name]), weight_of(after[name]))
             made[name] = Quantized(grid, what.activation)
     return folded, made
-
-
-def _weight(module: nn.Module) -> Tensor:
-    assert isinstance(module.weight, Tensor)
-    return module.weight.detach()
 
 
 def _exported(model: nn.Module, example: Inputs) -> Any:
@@ -248,83 +235,3 @@ def _exported(model: nn.Module, example: Inputs) -> Any:
     for node in proto.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
     return proto
-
-
-class _Pair(nn.Module):
-    """QuantizeLinear and DequantizeLinear on `grid`. One of fewer than 8 bits is clipped to its
-    codes first."""
-
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, grid: ActivationGrid) -> None:
-        super().__init__()
-        top = 2**grid.bits - 1
-        self._range = (
-            tuple(grid.scale * (code - grid.zero) for code in (0, top)) if grid.bits < 8 else None
-        )
-        self.register_buffer("scale", torch.tensor(grid.scale, dtype=torch.float32))
-        self.register_buffer("zero", torch.tensor(grid.zero, dtype=torch.uint8))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = x.shape
-        if self._range is not None:
-            x = x.clamp(*self._range)
-        codes = torch.onnx.ops.symbolic(
-            "QuantizeLinear", (x, self.scale, self.zero), dtype=torch.uint8, shape=shape
-        )
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear", (codes, self.scale, self.zero), dtype=torch.float32, shape=shape
-        )
-
-
-class _InputPair:
-    def __init__(self, grid: ActivationGrid) -> None:
-        self._pair = _Pair(grid)
-
-    def __call__(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return with_first(args, kwargs, self._pair)
-
-
-class _FromCodes(nn.Module):
-    """Codes -> weight, by DequantizeLinear."""
-
-    scale: Tensor
-    zero: Tensor
-
-    def __init__(self, scale: Tensor, zero: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("zero", zero)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        along: dict[str, Any] = {"axis": 0} if self.scale.ndim else {}
-        inputs = (codes, self.scale, self.zero)
-        return torch.onnx.ops.symbolic(
-            "DequantizeLinear", inputs, along, dtype=torch.float32, shape=codes.shape
-        )
-
-
-def _make_from_codes(
-    name: str, module: nn.Module, grid: Grid, signed: bool, shared: dict[tuple[int, bool], Tensor]
-) -> None:
-    """Let `module` make its weight from its codes, which are moved to int8 about 0 if they are to
-    be `signed`."""
-    weight = _weight(module)
-    codes = grid.codes(weight.flatten(1))
-    if not torch.allclose(grid.values(codes).reshape(weight.shape), weight, rtol=1e-4, atol=1e-7):
-        raise ModelError(f"layer {name!r}: its weights do not lie on their grid")
-    kind, offset = (torch.int8, grid.zero[:1]) if signed else (torch.uint8, torch.zeros(1))
-    shape = (-1,) if len(grid.scale) > 1 else ()
-    made = _FromCodes(
-        grid.scale.reshape(shape).float(), (grid.zero - offset).reshape(shape).to(kind)
-    )
-    stored = shared.setdefault(
-        (weight.data_ptr(), signed), (codes - offset).reshape(weight.shape).to(kind)
-    )
-    # torch would run `made` to see whether it gives a weight of that shape; it stands for an
-    # operator of ONNX and gives none
-    parametrize.register_parametrization(module, "weight", made, unsafe=True)
-    module.parametrizations.weight.original = nn.Parameter(stored, requires_grad=False)  # type: ignore[union-attr]

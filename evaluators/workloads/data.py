@@ -5,95 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from apportion.compressors.errors import DataError, first_line
 from apportion.compressors.progress import Progress
 from apportion.compressors.user_code import load_object
-from apportion.db.documents.section import Section
+from apportion.evaluators.workloads.data_config import (
+    Cifar10Data,
+    ImageFolderData,
+    NpzData,
+    PythonData,
+)
 from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset
 from apportion.evaluators.workloads.files import local_file
 from apportion.evaluators.workloads.images import ImageFolder
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-_Mean = Annotated[float, Field(allow_inf_nan=False)]
-_Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-_Location = Annotated[
-    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
-]
-"""A file or a URL; a Path would make one slash of a URL's two."""
-
-
-class DigitsData(Section):
-    """The 1,797 handwritten 8 x 8 digits that ship with scikit-learn."""
-
-    kind: Literal["digits"]
-
-
-class NpzData(Section):
-    """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer
-    [N]."""
-
-    kind: Literal["npz"]
-    calibration: _Location = Field(
-        description="Images to compress and search with: a file, or a URL."
-    )
-    test: _Location = Field(description="Images that only reports look at.")
-    train: _Location | None = Field(
-        None, description="Images for batch-norm re-tuning; default: the calibration images."
-    )
-    mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
-    std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
-
-
-class ImageFolderData(Section):
-    """Folders with one folder of images per class (torchvision's ImageFolder)."""
-
-    kind: Literal["imagefolder"]
-    calibration: Path
-    test: Path
-    train: Path | None = Field(
-        None, description="Images for batch-norm re-tuning; default: the calibration images."
-    )
-    resize: int = Field(256, ge=1, description="Shorter side after resizing.")
-    size: int = Field(224, ge=1, description="Side of the square that is cut from the centre.")
-    mean: tuple[_Mean, _Mean, _Mean] = _IMAGENET_MEAN
-    std: tuple[_Std, _Std, _Std] = _IMAGENET_STD
-
-
-class Cifar10Data(Section):
-    """CIFAR-10 as torchvision reads it: calibration and re-tuning from its training images, test
-    from its test images."""
-
-    kind: Literal["cifar10"]
-    root: Path
-    download: bool = False
-    mean: tuple[_Mean, _Mean, _Mean] = _CIFAR_MEAN
-    std: tuple[_Std, _Std, _Std] = _CIFAR_STD
-
-
-class PythonData(Section):
-    """Data of any kind, from the user's own code."""
-
-    kind: Literal["python"]
-    function: str = Field(
-        pattern=r"^[\w.]+:\w+$",
-        description="package.module:function, called without arguments for the Splits "
-        "(apportion.evaluators.workloads.dataset) that the task understands.",
-    )
-
-
-DataConfig = Annotated[
-    DigitsData | NpzData | ImageFolderData | Cifar10Data | PythonData, Field(discriminator="kind")
-]
 
 
 class TensorSplit(TensorDataset):

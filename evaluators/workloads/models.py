@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from apportion.compressors.errors import CodeError, ModelError, UnknownNameError, WeightsError
@@ -20,21 +19,11 @@ from apportion.evaluators.workloads import huggingface
 from apportion.evaluators.workloads.checkpoints import read_state
 from apportion.evaluators.workloads.files import local_file
 from apportion.evaluators.workloads.folding import fold_batchnorm
+from apportion.evaluators.workloads.networks import CifarResNet  # noqa: F401 - registers its kind
+from apportion.evaluators.workloads.registry import MODELS
 from apportion.evaluators.workloads.sharing import share_by_storage, shared_names
 
 log = logging.getLogger(__name__)
-
-_MODELS: dict[str, Callable[[], nn.Module]] = {}
-
-
-def register_model(name: str) -> Callable[[Callable[[], nn.Module]], Callable[[], nn.Module]]:
-    """Register a function without arguments that builds an nn.Module under `name`."""
-
-    def keep(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
-        _MODELS[name] = build
-        return build
-
-    return keep
 
 
 def build_model(name: str, weights: str | None = None) -> nn.Module:
@@ -42,8 +31,8 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
     `huggingface:NAME` (with its own weights), or `package.module:function`. `weights`: a file
     (.safetensors; .pt, .pth) or, for torchvision, the name of one of its weight enums. Raises
     UnknownNameError, ModelError, WeightsError."""
-    if name in _MODELS:
-        model = _MODELS[name]()
+    if name in MODELS:
+        model = MODELS[name]()
     elif name.startswith("torchvision:"):
         model = _torchvision(name.removeprefix("torchvision:"), weights)
         if weights is not None and not is_file_name(weights):
@@ -54,7 +43,7 @@ def build_model(name: str, weights: str | None = None) -> nn.Module:
         model = _call(name)
     else:
         valid = [
-            *_MODELS,
+            *MODELS,
             "torchvision:NAME",
             f"{huggingface.PREFIX}NAME",
             "package.module:function",
@@ -214,85 +203,6 @@ def _check_finite(model: nn.Module, name: str) -> None:
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ModelError(f"model {name!r}: tensor {key!r} holds NaN or infinity")
-
-
-class _Block(nn.Module):
-    """Two 3x3 convolutions around an identity shortcut that subsamples and zero-pads (He et al.
-    2016, option A)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self._stride, self._padding = stride, (outputs - inputs) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        if self._stride > 1 or self._padding:
-            x = F.pad(
-                x[:, :, :: self._stride, :: self._stride],
-                (0, 0, 0, 0, self._padding, self._padding),
-            )
-        return F.relu(x + y)
-
-
-class CifarResNet(nn.Module):
-    """ResNet-(6n+2) for small images (He et al. 2016, section 4.2): input [N, channels, H, W],
-    output [N, classes]."""
-
-    def __init__(
-        self,
-        blocks: int,
-        widths: tuple[int, int, int] = (16, 32, 64),
-        channels: int = 3,
-        classes: int = 10,
-    ) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = self._stage(blocks, widths[0], widths[0], 1)
-        self.layer2 = self._stage(blocks, widths[0], widths[1], 2)
-        self.layer3 = self._stage(blocks, widths[1], widths[2], 2)
-        self.linear = nn.Linear(widths[2], classes)
-
-    @staticmethod
-    def _stage(blocks: int, inputs: int, outputs: int, stride: int) -> nn.Sequential:
-        first = _Block(inputs, outputs, stride)
-        return nn.Sequential(first, *(_Block(outputs, outputs, 1) for _ in range(blocks - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
-
-
-@register_model("cifar_resnet20")
-def cifar_resnet20() -> nn.Module:
-    return CifarResNet(3)
-
-
-@register_model("cifar_resnet32")
-def cifar_resnet32() -> nn.Module:
-    return CifarResNet(5)
-
-
-@register_model("cifar_resnet44")
-def cifar_resnet44() -> nn.Module:
-    return CifarResNet(7)
-
-
-@register_model("cifar_resnet56")
-def cifar_resnet56() -> nn.Module:
-    return CifarResNet(9)
-
-
-@register_model("digits_resnet")
-def digits_resnet() -> nn.Module:
-    """A ResNet-14 for 8 x 8 gray images: 14 layers that can be compressed."""
-    return CifarResNet(2, widths=(8, 16, 32), channels=1)
 
 
 def folded(model: nn.Module, name: str, inputs: Any) -> nn.Module:

@@ -20,12 +20,8 @@ from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.checks import check_together
 from apportion.evaluators.workloads.classes import numbered
-from apportion.evaluators.workloads.data import (
-    DataConfig,
-    DigitsData,
-    ImageFolderData,
-    load_splits,
-)
+from apportion.evaluators.workloads.data import load_splits
+from apportion.evaluators.workloads.data_config import DataConfig, DigitsData, ImageFolderData
 from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset, draw
 from apportion.evaluators.workloads.digits import digits_splits, load_trained
 from apportion.evaluators.workloads.models import build_model, folded

@@ -96,7 +96,7 @@ def _part(
 
 def _sensitivity(options: argparse.Namespace) -> None:
     from apportion.search.jobs.job_file import load_model_job
-    from apportion.search.runs.pipeline import build
+    from apportion.search.runs.building import build
     from apportion.search.runs.workers import Workers, measured_errors
 
     job = load_model_job(options.job)
@@ -144,7 +144,7 @@ def _measure(options: argparse.Namespace) -> None:
     from apportion.compressors.threads import torch_threads
     from apportion.evaluators.costs.measure import measure_latency
     from apportion.search.jobs.job_file import load_model_job
-    from apportion.search.runs.pipeline import build
+    from apportion.search.runs.building import build
 
     job = load_model_job(options.job)
     with TerminalProgress() as progress:
@@ -199,7 +199,7 @@ def _check(options: argparse.Namespace) -> None:
     from apportion.evaluators.costs.latency_files import read_latency
     from apportion.evaluators.costs.measure import check_latency, sample_profiles
     from apportion.search.jobs.job_file import load_model_job
-    from apportion.search.runs.pipeline import build
+    from apportion.search.runs.building import build
 
     job = load_model_job(options.job)
     times = read_latency(options.table)

@@ -101,7 +101,7 @@ def _recovery(options: argparse.Namespace, job: Any) -> Any:
     """The steps that are asked for; None for the job's."""
     if options.recover is None:
         return None
-    from apportion.evaluators.training.recovery import RecoveryConfig
+    from apportion.evaluators.training.config import RecoveryConfig
 
     given = job.recovery.model_dump(exclude_none=True)
     return RecoveryConfig.model_validate({step: given.get(step, {}) for step in options.recover})

@@ -14,8 +14,9 @@ from apportion.db.layers import format
 from apportion.db.layers.profile import to_json
 from apportion.evaluators.cluster.training import train_together
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
+from apportion.evaluators.training.config import RecoveryConfig
 from apportion.evaluators.training.held import Hold
-from apportion.evaluators.training.recovery import Recovery, RecoveryConfig, teacher_of
+from apportion.evaluators.training.recovery import Recovery, teacher_of
 from apportion.search.export.compressed_model import CompressedModel
 
 

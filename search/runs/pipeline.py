@@ -7,17 +7,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 from typing import Any, overload
 
 import numpy as np
 
-from apportion.compressors.calibration import FullPass
-from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import parse_level
 from apportion.compressors.progress import Progress
 from apportion.db.layers import format
-from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import Run, RunStore
 from apportion.db.runs.url import masked
@@ -25,21 +21,17 @@ from apportion.evaluators.costs.budgets import Budget
 from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function
 from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.costs.model import cost_tables
-from apportion.evaluators.scoring.batchnorm import check_single
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
-from apportion.evaluators.training.recovery import check_held, check_recovery
+from apportion.evaluators.training.recovery import check_held
 from apportion.evaluators.workloads.workload import (
-    TUNING,
     Workload,
     data_fingerprint,
-    first_inputs,
-    load_workload,
-    model_fingerprint,
-    model_outputs,
 )
 from apportion.search.algorithms.registry import create
-from apportion.search.jobs.job import AnyJob, Job, LatencyConfig, TableJob
+from apportion.search.jobs.job import AnyJob, Job, TableJob
+from apportion.search.jobs.sections import LatencyConfig
+from apportion.search.runs.building import build
 from apportion.search.runs.loop import RunResult, search
 from apportion.search.runs.problem import Problem
 from apportion.search.runs.selection import select
@@ -47,15 +39,9 @@ from apportion.search.runs.table_problem import TableProblem, prepare_table
 from apportion.search.runs.workers import Workers, measured_errors, scoring_spec
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.feasibility import check_budgets
-from apportion.search.space.moves import draw
 from apportion.search.space.space import SearchSpace
 
 log = logging.getLogger(__name__)
-
-_AGREEING = 64
-"""Candidates that two precisions are compared on."""
-_OUTPUTS = 8
-"""Calibration inputs whose outputs a database records."""
 
 
 @dataclass(kw_only=True)
@@ -89,78 +75,6 @@ class ModelProblem(Problem):
 
     def _spec(self, fitness: str, workload: Workload) -> ScoringSpec:
         return scoring_spec(self.job, workload, self.database, fitness, self.job.batchnorm)
-
-
-def build(
-    job: Job, progress: Progress | None = None, workers: Workers | None = None
-) -> tuple[Workload, LayerDatabase]:
-    """Load the job's workload and build its layer database, or go on with one that was begun; by
-    `workers`, which stays, or by workers of the build's own. Raises ApportionError."""
-    if workers is None:
-        with Workers(job.workers) as own:
-            return build(job, progress, own)
-    workload = load_workload(job.workload, progress)
-    check_recovery(workload, job.recovery)
-    workload.task.check_dense(workload.model, workload.test, job.workload.name, progress)
-    _check_batches(job, workload)
-    config = job.database
-    default = config.expanded()
-    found = find_layers(workload.model, _traced(workload))
-    built = job.layers.built(found.layers, default)
-    database = build_database(
-        config.path,
-        workload.model,
-        found,
-        _calibration(job, workload),
-        default,
-        model_fingerprint=model_fingerprint(workload.model),
-        model_outputs=model_outputs(workload.model, first_inputs(workload, _OUTPUTS)),
-        calibration_fingerprint=_calibration_fingerprint(job, workload),
-        exceptions={name: levels for name, levels in built.items() if levels != default},
-        options=config.options(),
-        progress=progress,
-        executor=workers.executor,
-    )
-    return workload, database
-
-
-def _check_batches(job: Job, workload: Workload) -> None:
-    """No batch of which the job takes batch-norm's statistics may be a single sample that gives
-    none. Raises DataError."""
-    counts = []
-    if job.batchnorm != "running" or "batchnorm" in job.corrections.score:
-        counts.append(len(workload.calibration))
-        if workload.selection is not None and job.search.picks > 1:
-            counts.append(len(workload.selection.indices))
-    if "batchnorm" in job.corrections.export:
-        counts.append(min(len(workload.train), TUNING))
-    for count in counts:
-        check_single(workload.model, first_inputs(workload, 1), count, workload.batch_size)
-
-
-def _traced(workload: Workload) -> FullPass:
-    """What layers are found on: two samples, which show most models whole, and then all of them."""
-    data, size = workload.calibration, workload.batch_size
-    return workload.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))
-
-
-def _calibration(job: Job, workload: Workload) -> FullPass:
-    """What the database is built from."""
-    data, size, augment = workload.calibration, workload.batch_size, job.database.augment
-    count = -(-len(data) // size)
-    if augment is None:
-        return workload.full_pass(lambda: data.batches(size), count)
-    count *= augment.rounds
-    return workload.full_pass(lambda: workload.augmented(augment, job.workload.seed), count)
-
-
-def _calibration_fingerprint(job: Job, workload: Workload) -> str:
-    """Of the data that the database is built from, of how they are fed, and augmented."""
-    data, task = data_fingerprint(workload.calibration), workload.task.key()
-    if job.database.augment is None:
-        return format.digest({"data": data, **task}) if task else data
-    config = job.database.augment.model_dump()
-    return format.digest({"images": data, "seed": job.workload.seed, **task, **config})
 
 
 @overload
@@ -355,30 +269,3 @@ def make_run(
         seed,
         float(evaluations),
     )
-
-
-def precision_agrees(problem: ModelProblem, progress: Progress | None = None) -> float:
-    """Spearman's rank correlation between the fitnesses of 64 random profiles within the budgets in
-    the job's precision and in float32. Below 0.99 or so, a lower precision changes which profile is
-    found."""
-    from scipy.stats import spearmanr  # takes most of a second to import
-
-    rng = np.random.default_rng(0)
-    space = problem.space
-    drawn = dict.fromkeys(draw(space, rng) for _ in range(8 * _AGREEING))
-    requests = [(problem.decisions.expand(candidate), 1.0) for candidate in list(drawn)[:_AGREEING]]
-    found = []
-    for precision in (problem.job.workers.precision, "float32"):
-        job = problem.job.model_copy(
-            update={"workers": problem.job.workers.model_copy(update={"precision": precision})}
-        )
-        with problem.workers.pool(
-            scoring_spec(job, problem.workload, problem.database, job.fitness, job.batchnorm)
-        ) as pool:
-            scores = []
-            for done, score in enumerate(pool.evaluate(requests)):
-                scores.append(score.fitness)
-                if progress:
-                    progress(f"check ranks, {precision}", done + 1, len(requests))
-        found.append(scores)
-    return float(spearmanr(found[0], found[1]).statistic)

@@ -20,7 +20,8 @@ from apportion.evaluators.scoring.pool import DEADLINE, LazyPool, LocalPool, Poo
 from apportion.evaluators.scoring.sensitivity import measure_losses
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.workloads.workload import Workload
-from apportion.search.jobs.job import Job, WorkersConfig
+from apportion.search.jobs.job import Job
+from apportion.search.jobs.sections import WorkersConfig
 
 
 class Workers(AbstractContextManager["Workers"]):

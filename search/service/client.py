@@ -22,7 +22,6 @@ from apportion.compressors.errors import ConfigurationError, JobError, OutputErr
 from apportion.evaluators.cluster.address import dashboard_address, is_loopback
 from apportion.evaluators.workloads.files import is_url
 from apportion.search.service import local, stored
-from apportion.search.service.dump_results import BEGIN, END
 from apportion.search.service.folder import (
     ENDED,
     MARK,
@@ -32,6 +31,7 @@ from apportion.search.service.folder import (
     cut,
     job_folders,
 )
+from apportion.search.service.head.dump_results import BEGIN, END
 from apportion.search.service.mirror import Mirror, check_storage, fetch
 from apportion.search.service.rayjobs import KEY, RayJobs, in_package, quoted
 
@@ -245,7 +245,7 @@ class Service:
     def _fetch_by_log(self, job: str, out: Path) -> None:
         """Through the one port that is open: a small job on the head prints the results, packed."""
         storage = self._storage_of(job)
-        module = "apportion.search.service.dump_results"
+        module = "apportion.search.service.head.dump_results"
         send = f'exec "$RAY_PYTHON" -m {module} --storage {quoted(storage)} --job {job}'
         status, text = self._ray.run(f"{in_package(storage, job)} {send}")
         if status != "SUCCEEDED" or BEGIN not in text:

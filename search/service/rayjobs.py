@@ -95,8 +95,8 @@ class RayJobs:
         job, storage = metadata[KEY], metadata["storage"]
         python = '"$RAY_PYTHON"' if self.remote else shlex.quote(sys.executable)
         command = (
-            f"exec {python} -m apportion.search.service.driver --storage {quoted(storage)} --job "
-            f"{job} --attempt {attempt} "
+            f"exec {python} -m apportion.search.service.head.driver "
+            f"--storage {quoted(storage)} --job {job} --attempt {attempt} "
             f"--file {shlex.quote(metadata['file'])} --formats {metadata['formats']}"
             + ("" if self.remote else " --local")
         )

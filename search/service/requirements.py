@@ -11,7 +11,7 @@ from typing import Any
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.cluster.connection import label
 from apportion.search.jobs.job import AnyJob, Job
-from apportion.search.service import limits
+from apportion.search.service.head import limits
 
 
 def check_requirements(

@@ -32,7 +32,7 @@ from apportion.db.files import save_tensors
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.search.jobs.job_file import load_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 from tests.conftest import LEVELS
 
 

@@ -17,7 +17,7 @@ from apportion.compressors.errors import DataError, ModelError, WeightsError
 from apportion.evaluators.workloads import models
 from apportion.evaluators.workloads.models import build_model, load_weights
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 from tests.fitted import fitted
 
 
@@ -161,7 +161,7 @@ def test_another_models_weights_are_still_refused(tmp_path: Path) -> None:
 def test_models_that_are_not_compressed_are_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, make: Callable[[], nn.Module], message: str
 ) -> None:
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": make})
+    monkeypatch.setitem(models.MODELS, "mine", make)
     with pytest.raises(ModelError, match=f"model 'mine': parameter {message}"):
         build_model("mine")
 
@@ -172,7 +172,7 @@ def test_a_lazy_model_that_was_run_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
         model(torch.ones(1, 4))
         return model
 
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": make})
+    monkeypatch.setitem(models.MODELS, "mine", make)
     assert build_model("mine").get_parameter("0.weight").shape == (3, 4)
 
 
@@ -211,7 +211,7 @@ def test_a_sample_alone_in_the_last_batch(
     alone: bool,
 ) -> None:
     made = fitted(make(), "4")
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": lambda: made})
+    monkeypatch.setitem(models.MODELS, "mine", lambda: made)
     content = {
         "workload": {
             "model": "mine",

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from apportion.compressors.errors import DataError
 from apportion.evaluators.workloads import images
-from apportion.evaluators.workloads.data import DataConfig, DigitsData, load_splits
+from apportion.evaluators.workloads.data import load_splits
+from apportion.evaluators.workloads.data_config import DataConfig, DigitsData
 from apportion.evaluators.workloads.dataset import Splits, draw
 from apportion.evaluators.workloads.tasks.image_classification import Labelled
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload

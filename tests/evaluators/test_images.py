@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from apportion.compressors.errors import DataError
 from apportion.evaluators.workloads import models
 from apportion.evaluators.workloads.chance import check_better_than_chance
-from apportion.evaluators.workloads.data import ImageFolderData, TensorSplit, load_splits
+from apportion.evaluators.workloads.data import TensorSplit, load_splits
+from apportion.evaluators.workloads.data_config import ImageFolderData
 from apportion.evaluators.workloads.huggingface import Logits
 from apportion.evaluators.workloads.images import read_image
 from apportion.evaluators.workloads.models import class_names
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 
 
 def picture(value: int = 100, side: int = 40) -> Image.Image:
@@ -54,7 +55,7 @@ class Net(nn.Module):
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Any:
     def loaded(path: Path, names: list[str] | None = None, **more: Any) -> Workload:
-        monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": lambda: Net(names)})
+        monkeypatch.setitem(models.MODELS, "mine", lambda: Net(names))
         data = {"kind": "imagefolder", "calibration": path, "test": path, "resize": 32, "size": 32}
         return load_workload(WorkloadConfig.model_validate({"model": "mine", "data": data | more}))
 
@@ -165,7 +166,7 @@ def test_labels_that_are_not_the_models_stop_the_job(
 
     model = models.build_model("digits_resnet")
     load_trained(model)
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": lambda: model})
+    monkeypatch.setitem(models.MODELS, "mine", lambda: model)
     split = digits_splits().test
     inputs, labels = next(split.batches(400))
     pixels = ((inputs + 1) * 127.5).round().to(torch.uint8).squeeze(1).numpy()

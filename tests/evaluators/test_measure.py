@@ -28,7 +28,7 @@ from apportion.evaluators.costs.measure import check_latency, measure_latency, s
 from apportion.evaluators.costs.runtimes import OnnxRuntime, Runtime, TorchRuntime, open_runtime
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build
+from apportion.search.runs.building import build
 
 pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
 pytest.importorskip("onnxscript", reason="apportion[onnx] is not installed")

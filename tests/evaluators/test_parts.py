@@ -27,7 +27,8 @@ from apportion.evaluators.costs.runtimes import TorchRuntime
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.scoring.segments import cut
 from apportion.evaluators.scoring.stitched import StitchedScorer
-from apportion.evaluators.training.recovery import AdaPruneConfig, RecoveryConfig, check_held
+from apportion.evaluators.training.config import AdaPruneConfig, RecoveryConfig
+from apportion.evaluators.training.recovery import check_held
 from apportion.evaluators.workloads.data import TensorSplit
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from apportion.compressors.errors import ConfigurationError, TrainingError
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
+from apportion.evaluators.training.config import FinetuneConfig
 from apportion.evaluators.training.held import Hold
-from apportion.evaluators.training.recovery import FinetuneConfig, Recovery
+from apportion.evaluators.training.recovery import Recovery
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.data import TensorSplit
 from apportion.evaluators.workloads.dataset import Dataset

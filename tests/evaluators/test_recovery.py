@@ -10,13 +10,9 @@ from torch import Tensor, nn
 
 from apportion.compressors.errors import ModelError
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
+from apportion.evaluators.training.config import AdaPruneConfig, FinetuneConfig, LintuneConfig
 from apportion.evaluators.training.held import Hold
-from apportion.evaluators.training.recovery import (
-    AdaPruneConfig,
-    FinetuneConfig,
-    LintuneConfig,
-    Recovery,
-)
+from apportion.evaluators.training.recovery import Recovery
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.data import TensorSplit
 from apportion.evaluators.workloads.tasks.image_classification import ImageClassification

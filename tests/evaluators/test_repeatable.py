@@ -99,7 +99,7 @@ def test_a_workload_is_checked_before_anything_is_built(monkeypatch: pytest.Monk
     def build() -> nn.Module:
         return nn.Sequential(nn.Flatten(), Body("dropout"), nn.Linear(32, 10))
 
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": build})
+    monkeypatch.setitem(models.MODELS, "mine", build)
     config = WorkloadConfig.model_validate({"model": "mine", "data": {"kind": "digits"}})
     with pytest.raises(ModelError, match=r"dropout\(\) in '1' \(Body\)"):
         load_workload(config)

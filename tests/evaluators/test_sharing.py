@@ -68,9 +68,7 @@ def users(way: Callable[[Net], None], seed: int = 0) -> Net:
 def test_what_is_reported_is_what_the_users_own_model_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[[Net], None]
 ) -> None:
-    monkeypatch.setattr(
-        models, "_MODELS", {**models._MODELS, "mine": lambda: fitted(users(way), "head")}
-    )
+    monkeypatch.setitem(models.MODELS, "mine", lambda: fitted(users(way), "head"))
     content = {
         "workload": {"model": "mine", "data": {"kind": "digits"}, "calibration_samples": 128},
         "database": {"path": str(tmp_path / "db"), "levels": ["dense", "unstr-0.80"]},
@@ -206,7 +204,7 @@ def test_recurrent_layers_keep_their_list() -> None:
 def test_weights_files_of_models_that_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": lambda: users(by_data)})
+    monkeypatch.setitem(models.MODELS, "mine", lambda: users(by_data))
     state = {key: tensor.clone() for key, tensor in users(by_data, seed=3).state_dict().items()}
     save_file(state, tmp_path / "both.safetensors")
     one = {key: tensor for key, tensor in state.items() if key != "a.weight"}

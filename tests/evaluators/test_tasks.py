@@ -28,7 +28,8 @@ from apportion.evaluators.workloads.tasks.registry import make_task, register_ta
 from apportion.evaluators.workloads.workload import Workload, data_fingerprint
 from apportion.search.cli.main import main
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build, prepare
+from apportion.search.runs.building import build
+from apportion.search.runs.pipeline import prepare
 from tests import tagging
 from tests.tagging import Tagging, job_content, sentences, splits, tagger
 

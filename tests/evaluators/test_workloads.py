@@ -13,7 +13,8 @@ from apportion.compressors.errors import DataError, ModelError, UnknownNameError
 from apportion.compressors.kinds.find import find_layers
 from apportion.evaluators.workloads.dataset import draw
 from apportion.evaluators.workloads.evaluate import evaluate
-from apportion.evaluators.workloads.models import build_model, register_model
+from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.workloads.registry import register_model
 from apportion.evaluators.workloads.workload import (
     Workload,
     WorkloadConfig,
@@ -154,7 +155,7 @@ def test_callables_that_are_no_models(name: str, message: str) -> None:
 def test_a_users_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from apportion.evaluators.workloads import models
 
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS})
+    monkeypatch.setitem(models.MODELS, "mine", nn.Module)  # so that it goes again
     register_model("mine")(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
     assert load(tmp_path, model="mine").calibration.batch[1].max() == 9
     (tmp_path / "my_nets.py").write_text(

@@ -17,7 +17,7 @@ from apportion.compressors.levels import parse_level
 from apportion.db.layers.packed import load_packed
 from apportion.db.layers.profile_files import read_profile
 from apportion.db.runs.store import RunStore
-from apportion.evaluators.training.recovery import RecoveryConfig
+from apportion.evaluators.training.config import RecoveryConfig
 from apportion.evaluators.workloads.data import TensorSplit
 from apportion.search.export import exporting, formats, registry
 from apportion.search.export.exporting import export, score_profile

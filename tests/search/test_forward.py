@@ -18,11 +18,12 @@ from apportion.compressors.errors import DatabaseError, DatabaseMismatchError
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.workloads import models
-from apportion.evaluators.workloads.models import CifarResNet
+from apportion.evaluators.workloads.networks import CifarResNet
 from apportion.evaluators.workloads.workload import model_fingerprint, model_outputs
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs import pipeline
-from apportion.search.runs.pipeline import build, prepare, run_search
+from apportion.search.runs import building
+from apportion.search.runs.building import build
+from apportion.search.runs.pipeline import prepare, run_search
 from tests.fitted import fitted
 
 V0_1_0 = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
@@ -57,7 +58,7 @@ def job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         del net.way
         return net
 
-    monkeypatch.setattr(models, "_MODELS", {**models._MODELS, "mine": make})
+    monkeypatch.setitem(models.MODELS, "mine", make)
     data = {"kind": "digits"}
     content = {
         "workload": {"model": "mine", "data": data, "calibration_samples": 64, "batch_size": 64},
@@ -170,9 +171,9 @@ def test_runs_of_version_0_1_0_go_on(old: Any) -> None:
 def test_a_forward_corrected_beside_an_old_database_is_said_to_be_unchecked(
     old: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check: Callable[..., Any] = pipeline.model_outputs
+    check: Callable[..., Any] = building.model_outputs
     monkeypatch.setattr(
-        pipeline, "model_outputs", lambda *arguments: [2 * x for x in check(*arguments)]
+        building, "model_outputs", lambda *arguments: [2 * x for x in check(*arguments)]
     )
     with caplog.at_level(logging.WARNING):
         found: LayerDatabase = build(old)[1]

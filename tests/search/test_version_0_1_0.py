@@ -12,7 +12,8 @@ import yaml
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import RunStore
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import build, job_runs, prepare, run_search
+from apportion.search.runs.building import build
+from apportion.search.runs.pipeline import job_runs, prepare, run_search
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "v0_1_0"
 

@@ -8,7 +8,7 @@ import torch
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
-from apportion.search.jobs.job import WorkersConfig
+from apportion.search.jobs.sections import WorkersConfig
 from apportion.search.runs.workers import Workers
 
 

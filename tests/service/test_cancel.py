@@ -17,10 +17,10 @@ from apportion.db.runs.store import RunStore
 from apportion.evaluators.cluster.connection import start_ray
 from apportion.search.jobs.job_file import parse_job
 from apportion.search.runs.pipeline import prepare, run_search
-from apportion.search.service import driver
 from apportion.search.service.folder import JobFolder, JobState
+from apportion.search.service.head import driver
+from apportion.search.service.head.reporter import Reporter
 from apportion.search.service.mirror import Mirror
-from apportion.search.service.reporter import Reporter
 
 
 @pytest.fixture(autouse=True)

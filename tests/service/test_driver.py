@@ -11,7 +11,7 @@ from apportion.search.service.package import _PROJECT, _copy_module
 CODE = """
 import shutil, sys
 from pathlib import Path
-from apportion.search.service import driver
+from apportion.search.service.head import driver
 kept = Path(sys.argv[1])
 assert "apportion.search.runs.pipeline" not in sys.modules
 driver._import_from(kept)

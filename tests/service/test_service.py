@@ -127,7 +127,7 @@ def _until_trials(cluster: ServiceCluster, job: str, number: int, attempt: int =
 def _driver(job: str) -> int:
     """The process of the job's own Python."""
     listed = subprocess.run(
-        ["pgrep", "-f", f"apportion.search.service.driver .*--job {job}"],
+        ["pgrep", "-f", f"apportion.search.service.head.driver .*--job {job}"],
         capture_output=True,
         text=True,
         check=True,

@@ -1,5 +1,5 @@
 """Print a job's results, packed, for the one who fetches them: python -m
-apportion.search.service.dump_results --storage FOLDER --job ID"""
+apportion.search.service.head.dump_results --storage FOLDER --job ID"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""A submitted job's own process: python -m apportion.search.service.driver --storage FOLDER --job
-ID [--formats ...]
+"""A submitted job's own process:
+
+    python -m apportion.search.service.head.driver --storage FOLDER --job ID [--formats ...]
 
 Waits for its share of the cluster, builds, searches, exports the best profile, and keeps the job's
 state.json true meanwhile. Run again for the same job, it goes on where it stopped."""
@@ -30,9 +31,9 @@ from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
 from apportion.search.service.archive import FILES, check, unpack
 from apportion.search.service.folder import JobFolder, JobState
+from apportion.search.service.head.reporter import Reporter
 from apportion.search.service.mirror import Mirror, check_storage
 from apportion.search.service.package import JOB, check_database, code_names
-from apportion.search.service.reporter import Reporter
 
 
 def main() -> int:

@@ -1,0 +1,100 @@
+"""A job's workload and its layer database."""
+
+from __future__ import annotations
+
+from itertools import chain, islice
+
+from apportion.compressors.calibration import FullPass
+from apportion.compressors.kinds.find import find_layers
+from apportion.compressors.progress import Progress
+from apportion.db.layers import format
+from apportion.db.layers.build import build_database
+from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.scoring.batchnorm import check_single
+from apportion.evaluators.training.recovery import check_recovery
+from apportion.evaluators.workloads.workload import (
+    TUNING,
+    Workload,
+    data_fingerprint,
+    first_inputs,
+    load_workload,
+    model_fingerprint,
+    model_outputs,
+)
+from apportion.search.jobs.job import Job
+from apportion.search.runs.workers import Workers
+
+_OUTPUTS = 8
+"""Calibration inputs whose outputs a database records."""
+
+
+def build(
+    job: Job, progress: Progress | None = None, workers: Workers | None = None
+) -> tuple[Workload, LayerDatabase]:
+    """Load the job's workload and build its layer database, or go on with one that was begun; by
+    `workers`, which stays, or by workers of the build's own. Raises ApportionError."""
+    if workers is None:
+        with Workers(job.workers) as own:
+            return build(job, progress, own)
+    workload = load_workload(job.workload, progress)
+    check_recovery(workload, job.recovery)
+    workload.task.check_dense(workload.model, workload.test, job.workload.name, progress)
+    _check_batches(job, workload)
+    config = job.database
+    default = config.expanded()
+    found = find_layers(workload.model, _traced(workload))
+    built = job.layers.built(found.layers, default)
+    database = build_database(
+        config.path,
+        workload.model,
+        found,
+        _calibration(job, workload),
+        default,
+        model_fingerprint=model_fingerprint(workload.model),
+        model_outputs=model_outputs(workload.model, first_inputs(workload, _OUTPUTS)),
+        calibration_fingerprint=_calibration_fingerprint(job, workload),
+        exceptions={name: levels for name, levels in built.items() if levels != default},
+        options=config.options(),
+        progress=progress,
+        executor=workers.executor,
+    )
+    return workload, database
+
+
+def _check_batches(job: Job, workload: Workload) -> None:
+    """No batch of which the job takes batch-norm's statistics may be a single sample that gives
+    none. Raises DataError."""
+    counts = []
+    if job.batchnorm != "running" or "batchnorm" in job.corrections.score:
+        counts.append(len(workload.calibration))
+        if workload.selection is not None and job.search.picks > 1:
+            counts.append(len(workload.selection.indices))
+    if "batchnorm" in job.corrections.export:
+        counts.append(min(len(workload.train), TUNING))
+    for count in counts:
+        check_single(workload.model, first_inputs(workload, 1), count, workload.batch_size)
+
+
+def _traced(workload: Workload) -> FullPass:
+    """What layers are found on: two samples, which show most models whole, and then all of them."""
+    data, size = workload.calibration, workload.batch_size
+    return workload.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))
+
+
+def _calibration(job: Job, workload: Workload) -> FullPass:
+    """What the database is built from."""
+    data, size, augment = workload.calibration, workload.batch_size, job.database.augment
+    count = -(-len(data) // size)
+    if augment is None:
+        return workload.full_pass(lambda: data.batches(size), count)
+    count *= augment.rounds
+    return workload.full_pass(lambda: workload.augmented(augment, job.workload.seed), count)
+
+
+def _calibration_fingerprint(job: Job, workload: Workload) -> str:
+    """Of the data that the database is built from, of how they are fed, and augmented."""
+    data, task = data_fingerprint(workload.calibration), workload.task.key()
+    if job.database.augment is None:
+        return format.digest({"data": data, **task}) if task else data
+    config = job.database.augment.model_dump()
+    return format.digest({"images": data, "seed": job.workload.seed, **task, **config})
