@@ -29,9 +29,7 @@ from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.search.algorithms.registry import create
 from apportion.search.runs.pipeline import prepare
 from apportion.search.space.additive import optimum
-from apportion.search.space.space import SearchSpace
-
-Candidate = tuple[int, ...]
+from apportion.search.space.space import Candidate, SearchSpace
 
 
 def streams(space: SearchSpace, count: int) -> dict[str, list[list[Candidate]]]:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from apportion.compressors.calibration import Calibration, Inside
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.layers import hooked
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class BlockPass(Calibration):
         self,
         model: nn.Module,
         inside: Inside | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         what: str = "run the calibration data",
     ) -> int:
         """As `Calibration.run`. Raises ConfigurationError for a block that the model lacks."""
@@ -56,16 +56,14 @@ class BlockPass(Calibration):
                     total += self.samples(batch)
                     passes.append(_Pass(partial(self.one, model, batch, inside)))
                 while passes:
-                    if progress:
-                        progress(what, stage, max(len(self.blocks) + 1, stage + 1))
+                    progress(what, stage, max(len(self.blocks) + 1, stage + 1))
                     with self._on_device([one.block for one in passes]):
                         passes = [one for one in passes if one.resume()]
                     stage += 1
             finally:
                 for one in passes:
                     one.stop()
-        if progress:
-            progress(what, 1, 1)
+        progress(what, 1, 1)
         return total
 
     @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.errors import DataError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 
 Batch = Any
 """Any tree of tensors: a tensor, tuple, list or dict."""
@@ -57,7 +57,7 @@ class Calibration(ABC):
         self,
         model: nn.Module,
         inside: Inside | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         what: str = "run the calibration data",
     ) -> int:
         """Every batch through `model` once, without gradients, as the model is (eval mode is the
@@ -85,17 +85,15 @@ class FullPass(Calibration):
         self,
         model: nn.Module,
         inside: Inside | None = None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         what: str = "run the calibration data",
     ) -> int:
         total = 0
         for done, batch in enumerate(self.batches()):
-            if progress:
-                progress(what, done, max(self.count, done + 1))
+            progress(what, done, max(self.count, done + 1))
             self.one(model, batch, inside)
             total += self.samples(batch)
-        if progress:
-            progress(what, 1, 1)
+        progress(what, 1, 1)
         return total
 
 

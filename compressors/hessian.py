@@ -19,7 +19,7 @@ from apportion.compressors.kinds.collect import CHUNK_VALUES, Collector
 from apportion.compressors.kinds.feeding import first_tensor, module_columns
 from apportion.compressors.kinds.watch import unfused
 from apportion.compressors.layers import LayerSpec, hooked, layer_modules
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def collect_hessians(
     model: nn.Module,
     layers: Sequence[LayerSpec],
     calibration: Calibration,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Tensor]:
     """Layer name -> H, float64, on the model's device: [groups, d, d] with columns as in
     `layers.to_matrix`; of a table, whose rows are looked up, [rows, 1]. X are what the layer's

@@ -29,6 +29,8 @@ _PATTERN = re.compile(
     rf"|(?P<n>\d+):(?P<m>\d+)|filter-(?P<filter>{_FRACTION}))"
 )
 _QUANT = re.compile(r"(?P<rtn>rtn:)?(?:w(?P<w>\d+)(?:a(?P<a>\d+))?|a(?P<only>\d+))")
+Candidate = tuple[int, ...]
+"""A profile as level indices, one per layer."""
 _LADDER = re.compile(
     rf"(?P<head>(?:mag:)?(?:unstr|block\d+|filter)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
 )

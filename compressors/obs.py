@@ -22,7 +22,7 @@ from apportion.compressors.hessian import inverse
 from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
 from apportion.compressors.levels import Level, Quantization, Sparsity
 from apportion.compressors.lookup import TableProblem
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 
 
@@ -90,7 +90,7 @@ def compress_layer(
     levels: Sequence[Level],
     options: CompressionOptions | None = None,
     activations: Mapping[int, ActivationGrid] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     mapper: Mapper | None = None,
 ) -> Iterator[CompressedLayer]:
     """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apportion.compressors.elimination.dispatch import Limits
 from apportion.compressors.machine import free_memory
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 
 Mapper = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], Iterator[Any]]
 """map(function, tasks) yields function(*task) for every task, in their order."""
@@ -40,7 +40,7 @@ class Work:
 
     limits: Limits
     mapper: Mapper | None = None
-    progress: Progress | None = None
+    progress: Progress = silent
     title: str = ""
 
     def rows_at_once(self, group: Group) -> int:
@@ -56,7 +56,7 @@ class Work:
             self.mapper(function, tasks) if self.mapper else (function(*task) for task in tasks)
         )
         for done, result in enumerate(results):
-            if self.progress and len(tasks) > 2:
+            if len(tasks) > 2:
                 self.progress(f"{self.title}, rows", done + 1, len(tasks))
             yield result
 

@@ -22,7 +22,7 @@ from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level
 from apportion.compressors.obs import CompressionOptions, fits
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.claim import claimed
@@ -86,7 +86,7 @@ def build_database(
     model_outputs: Sequence[float] | None = None,
     exceptions: Mapping[str, Sequence[Level]] | None = None,
     options: CompressionOptions | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     executor: Callable[[], Executor] = LocalExecutor,
 ) -> LayerDatabase:
     """Compress every layer of `model` to every level that fits it and write the database at `path`.
@@ -151,7 +151,7 @@ class _Build:
     model: nn.Module
     found: Found
     calibration: Calibration
-    progress: Progress | None
+    progress: Progress
 
     def run(self, executor: Callable[[], Executor]) -> None:
         """Make the layers that are not there."""
@@ -223,8 +223,7 @@ class _Build:
         metadata = {"build": self.key, "record": json.dumps(record.to_json())}
         write_atomically(self._file(index), lambda path: save_tensors(tensors, path, metadata))
         self._done += 1
-        if self.progress:
-            self.progress("compress", self._done, len(self.found.layers))
+        self.progress("compress", self._done, len(self.found.layers))
 
     def _file(self, index: int) -> Path:
         return self.path / format.layer_file(index, self.found.layers[index].name)

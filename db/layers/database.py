@@ -25,7 +25,7 @@ from apportion.compressors.errors import (
 from apportion.compressors.grids import Grid
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import Level, parse_level
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.documents.json_reader import read_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.format import Entry, LayerRecord
@@ -127,14 +127,13 @@ class LayerDatabase:
         scale, zero = (parts[name].float()[:, None] for name in ("scale", "zero"))
         return Grid(scale, zero, int(packing.removeprefix("packed")))
 
-    def verify(self, progress: Progress | None = None) -> None:
+    def verify(self, progress: Progress = silent) -> None:
         """Read every entry and check it. Raises DatabaseCorruptError for the first one that is not
         as it was written."""
         for done, (name, record) in enumerate(self.layers.items()):
             for entry in record.entries:
                 self.weight(name, entry.level)
-            if progress:
-                progress("verify", done + 1, len(self.layers))
+            progress("verify", done + 1, len(self.layers))
 
     def stitch(self, model: nn.Module, profile: Mapping[str, Level]) -> None:
         """Give every layer of `model` the weight that `profile` picks, in place, and a hook that

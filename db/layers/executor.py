@@ -14,7 +14,7 @@ from apportion.compressors.elimination.work import Mapper
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import Level
 from apportion.compressors.obs import CompressionOptions, compress_layer
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
 from apportion.db.layers import codec, format
 from apportion.db.layers.format import Entry
@@ -44,7 +44,7 @@ class LayerTask:
         return float(self.layer.rows) * self.layer.columns**3
 
     def run(
-        self, progress: Progress | None = None, mapper: Mapper | None = None, device: str = "cpu"
+        self, progress: Progress = silent, mapper: Mapper | None = None, device: str = "cpu"
     ) -> Encoded:
         hessian = self.hessian.to(device)
         made = compress_layer(
@@ -62,7 +62,7 @@ class LayerTask:
 
 class Executor(Protocol):
     def run(
-        self, tasks: Sequence[LayerTask], progress: Progress | None
+        self, tasks: Sequence[LayerTask], progress: Progress
     ) -> Iterator[tuple[LayerTask, Encoded]]:
         """Every task with its result, as they finish."""
 
@@ -76,7 +76,7 @@ class LocalExecutor:
         self._device = device_for(gpus)
 
     def run(
-        self, tasks: Sequence[LayerTask], progress: Progress | None
+        self, tasks: Sequence[LayerTask], progress: Progress
     ) -> Iterator[tuple[LayerTask, Encoded]]:
         for task in tasks:
             yield task, task.run(progress, device=self._device)

@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.runs.process import Process
 from apportion.db.runs.schema import CLAIMS
 from apportion.db.runs.sql import Refused, SqlDatabase
@@ -48,7 +48,7 @@ class Lease:
         self,
         database: SqlDatabase,
         job: str,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         where: Surroundings | None = None,
     ) -> None:
         self._database, self._job, self._progress = database, job, progress
@@ -75,13 +75,12 @@ class Lease:
                     f"job {self._job} is being worked on by {held.holder}; cancel that first, or "
                     "wait until it ends",
                 )
-            watched, silent = seen, self._where.now() - since
-            if lives is False or silent >= STALE:
+            watched, quiet = seen, self._where.now() - since
+            if lives is False or quiet >= STALE:
                 if self._take_over(seen):
                     break
                 continue
-            if self._progress:
-                self._progress(f"wait for a sign of {held.holder}", int(silent), int(STALE))
+            self._progress(f"wait for a sign of {held.holder}", int(quiet), int(STALE))
             self._where.wait(_LOOK)
         self._beats.start()
         return self

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apportion.compressors.errors import StoreError
-
-Candidate = tuple[int, ...]
+from apportion.compressors.levels import Candidate
 
 
 def to_text(candidate: Candidate) -> str:

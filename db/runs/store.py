@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError, UnknownNameError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.secrets import masked
 from apportion.db.runs.lease import Lease, Surroundings, Watch
 from apportion.db.runs.overview import about, overview
@@ -57,7 +57,7 @@ class RunStore:
 
     @contextmanager
     def claim(
-        self, job: str, progress: Progress | None = None, where: Surroundings | None = None
+        self, job: str, progress: Progress = silent, where: Surroundings | None = None
     ) -> Iterator[Lease]:
         """A context inside which no other process can claim the job. Entering raises StoreError,
         with who holds it; `progress` is told while that is being found out. Inside, what is written

@@ -40,7 +40,7 @@ class RayExecutor:
         self._actors, self._ray, self._deadline = actors, actors.ray, deadline
 
     def run(
-        self, tasks: Sequence[LayerTask], progress: Progress | None
+        self, tasks: Sequence[LayerTask], progress: Progress
     ) -> Iterator[tuple[LayerTask, Encoded]]:
         total, count = sum(task.work for task in tasks), self._actors.count
         # A GPU takes all rows of a layer at once.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from apportion.compressors.errors import ConfigurationError, TrainingError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.evaluators.cluster.connection import Connection, check_resources
 from apportion.evaluators.training.checkpoints import read_state
@@ -33,7 +33,7 @@ def train_together(
     config: FinetuneConfig,
     each: Mapping[str, float],
     folder: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Run `recovery.finetune(data, config)` on `config.workers` processes with the resources
     `each`, which split every batch; normalisations see their own part of it. The last state ends in
@@ -67,7 +67,7 @@ def _trained(
     config: FinetuneConfig,
     needs: dict[str, float],
     folder: Path,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """The state after the last epoch."""
     import ray.train
@@ -87,10 +87,9 @@ def _trained(
 
     def follow() -> None:
         while (epoch := epochs.get()) is not None:
-            if progress:
-                progress("finetune, epochs", epoch, config.epochs)
+            progress("finetune, epochs", epoch, config.epochs)
 
-    sent = ray.put((replace(recovery, progress=None), data, config))  # once per node
+    sent = ray.put((replace(recovery, progress=silent), data, config))  # once per node
     threads = int(needs["CPU"])
 
     def loop() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.levels import DENSE, Level, parse_level
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.profile import Profile
 from apportion.evaluators.costs.alone import timed_alone
@@ -70,7 +70,7 @@ def measure_latency(
     database: LayerDatabase,
     example: Inputs,
     runtime: Runtime,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> MeasuredLatency:
     """Time the layers of `model` as `example`, what it is called with, reaches them. Layers of one
     shape are timed once. Raises ModelError for a model that the runtime cannot take."""
@@ -109,11 +109,9 @@ def measure_latency(
                 )
             layers[name][level] = known[key]
             done += 1
-            if progress:
-                progress("time layers", done, total)
+            progress("time layers", done, total)
     whole = time_run(runtime.prepare(model, example, {}, [], False))
-    if progress:
-        progress("time layers", total, total)
+    progress("time layers", total, total)
     facts = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(),
@@ -143,7 +141,7 @@ def check_latency(
     example: Inputs,
     runtime: Runtime,
     profiles: Sequence[Profile],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Check]:
     """Stitch each profile and time the whole model on `runtime`, beside what the table predicts."""
     checks = []
@@ -159,8 +157,7 @@ def check_latency(
         checks.append(
             Check({name: names.count(name) for name in dict.fromkeys(names)}, predicted, measured)
         )
-        if progress:
-            progress("time profiles", done + 1, len(profiles))
+        progress("time profiles", done + 1, len(profiles))
     return checks
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.tables import MeasuredTable
 from apportion.evaluators.scoring.pool import Pool
@@ -23,7 +23,7 @@ def measure_losses(
     database: LayerDatabase,
     batchnorm: str,
     pool: Pool,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     corrections: Sequence[str] = (),
 ) -> tuple[np.ndarray, ...]:
     """Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64
@@ -53,12 +53,11 @@ def measure_losses(
         rises = [0.0] * len(levels[name])
         for i, score in zip(others, pool.evaluate([(c, 1.0) for c in candidates]), strict=True):
             rises[i] = score.fitness - base
-            if progress:
-                progress(f"measure single layers, batch-norm {batchnorm}", done, total)
+            progress(f"measure single layers, batch-norm {batchnorm}", done, total)
             done += 1
         done += 1  # the dense level needs no evaluation
         table.add(name, rises)
-    if progress and missing:
+    if missing:
         progress(f"measure single layers, batch-norm {batchnorm}", total, total)
     rows = (np.array(table.rows[name], dtype=np.float64) for name in levels)
     return tuple(np.where(np.isfinite(row), row, UNUSABLE) for row in rows)

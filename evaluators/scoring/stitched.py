@@ -24,6 +24,7 @@ from apportion.compressors.corrections import (
     restore_state,
 )
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.compressors.levels import Candidate
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.scoring import batchnorm as bn
 from apportion.evaluators.scoring import stacked
@@ -35,7 +36,6 @@ from apportion.evaluators.workloads.task import Outputs
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
-Candidate = tuple[int, ...]
 
 PRECISIONS = ("float32", "bf16")
 _REMEMBERED = 4096

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.grids import Grid
 from apportion.compressors.layers import hooked
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
 from apportion.evaluators.training.config import (
@@ -99,7 +99,7 @@ class Recovery:
     seed: int
     checkpoints: Checkpoints
     key: str
-    progress: Progress | None = None
+    progress: Progress = silent
     device: str = "cpu"
     team: Team = Team()
 
@@ -227,8 +227,7 @@ class Recovery:
                     with torch.no_grad():
                         for mean, parameter in zip(average, parameters, strict=False):
                             mean.lerp_(parameter, 1 - ema)
-                    if self.progress:
-                        self.progress(name, epoch * each + step + 1, epochs * each)
+                    self.progress(name, epoch * each + step + 1, epochs * each)
                 self.checkpoints.write(name, state.content(epoch + 1))
             with torch.no_grad():
                 for mean, parameter in zip(average, parameters, strict=False):

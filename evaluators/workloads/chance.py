@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apportion.compressors.errors import DataError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.workloads.dataset import Dataset
 
 _FIRST, _MOST = 128, 1024
@@ -21,7 +21,7 @@ _SURE = 2.33
 
 
 def check_better_than_chance(
-    model: nn.Module, test: Dataset, name: str, progress: Progress | None = None
+    model: nn.Module, test: Dataset, name: str, progress: Progress = silent
 ) -> None:
     """Raises DataError where the dense model knows no more of the test images' labels than chance:
     as many as if its answers, each as often as it gives it, were handed out at random. Nothing is
@@ -39,8 +39,7 @@ def check_better_than_chance(
         spread = (expected * (1 - expected / len(labels))) ** 0.5
         if right > expected + _SURE * spread:
             return
-        if progress:
-            progress("try the dense model", len(labels), len(order))
+        progress("try the dense model", len(labels), len(order))
     if len(labels) < _ENOUGH or len(set(labels)) == 1:
         return
     raise DataError(

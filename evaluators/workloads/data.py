@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors.errors import DataError, first_line
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.user_code import load_object
 from apportion.evaluators.workloads.data_config import (
     Cifar10Data,
@@ -42,7 +42,7 @@ class TensorSplit(TensorDataset):
         labels: Tensor = self.batch[1]
         return labels
 
-    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
+    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorSplit:
         return TensorSplit(*super().subset(indices, progress).batch)
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
@@ -69,13 +69,12 @@ class DatasetSplit(Dataset):
             part = self.subset(range(start, min(start + batch_size, len(self))))
             yield part.batch
 
-    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorSplit:
+    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorSplit:
         items = []
         try:
             for i in indices:
                 items.append(self.dataset[int(i)])
-                if progress:
-                    progress(f"read images: {self.source}", len(items), len(indices))
+                progress(f"read images: {self.source}", len(items), len(indices))
         except (
             OSError,
             ValueError,
@@ -90,7 +89,7 @@ class DatasetSplit(Dataset):
         """The lowest and the highest label of all images; decodes none."""
         return min(self.dataset.targets), max(self.dataset.targets)
 
-    def check(self, indices: Sequence[int], progress: Progress | None = None) -> None:
+    def check(self, indices: Sequence[int], progress: Progress = silent) -> None:
         """Look at the files of these images without decoding them. Raises DataError."""
         if isinstance(self.dataset, ImageFolder):
             self.dataset.check(indices, progress)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors.errors import DataError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.workloads import trees
 
 Batch = Any
@@ -33,11 +33,11 @@ class Dataset(ABC):
         """All samples in order, `batch_size` at a time; the last batch holds what is left."""
 
     @abstractmethod
-    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorDataset:
+    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorDataset:
         """These samples, read into memory, in the order given. Raises DataError for one that cannot
         be read."""
 
-    def check(self, indices: Sequence[int], progress: Progress | None = None) -> None:  # noqa: B027
+    def check(self, indices: Sequence[int], progress: Progress = silent) -> None:  # noqa: B027
         """Look at these samples without reading them whole, where that can be done. Raises
         DataError for one that is broken."""
 
@@ -73,7 +73,7 @@ class TensorDataset(Dataset):
         for start in range(0, len(self), batch_size):
             yield self._cut(slice(start, start + batch_size))
 
-    def subset(self, indices: Sequence[int], progress: Progress | None = None) -> TensorDataset:  # noqa: ARG002
+    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorDataset:  # noqa: ARG002
         # in memory already: nothing to report
         return TensorDataset(self._cut(torch.as_tensor(np.asarray(indices, dtype=np.int64))))
 
@@ -96,7 +96,7 @@ class Splits:
 
 
 def draw(
-    dataset: Dataset, count: int, generator: np.random.Generator, progress: Progress | None = None
+    dataset: Dataset, count: int, generator: np.random.Generator, progress: Progress = silent
 ) -> TensorDataset:
     """A random subset of `count` samples, in random order: never the first ones of a source that
     may be sorted by class."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError
 from apportion.compressors.folders import cache_folder
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.files import write_atomically
 from apportion.evaluators.workloads.data import TensorSplit
@@ -48,7 +48,7 @@ def _table() -> np.ndarray:
     )
 
 
-def load_trained(model: nn.Module, progress: Progress | None = None) -> None:
+def load_trained(model: nn.Module, progress: Progress = silent) -> None:
     """Give the registered model `digits_resnet` its weights, trained here the first time and kept
     in the user's cache folder from then on."""
     file = cache_folder() / f"digits_resnet-{RECIPE}.safetensors"
@@ -63,7 +63,7 @@ def load_trained(model: nn.Module, progress: Progress | None = None) -> None:
     write_atomically(file, lambda path: save_file(state, path))
 
 
-def train(model: nn.Module, progress: Progress | None = None) -> None:
+def train(model: nn.Module, progress: Progress = silent) -> None:
     """Train `model` in place by SGD with momentum, one-cycle cosine rate, and shifts by up to one
     pixel; the same weights every time on the same machine. Leaves the model in eval mode."""
     generator = torch.Generator().manual_seed(0)
@@ -86,8 +86,7 @@ def train(model: nn.Module, progress: Progress | None = None) -> None:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            if progress:
-                progress("train digits_resnet", epoch + 1, _EPOCHS)
+            progress("train digits_resnet", epoch + 1, _EPOCHS)
     model.eval()
 
 

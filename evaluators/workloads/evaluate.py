@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.workloads import trees
 from apportion.evaluators.workloads.workload import Workload
 
@@ -16,7 +16,7 @@ def evaluate(
     workload: Workload,
     run: Callable[..., Any],
     device: str = "cpu",
-    progress: Progress | None = None,
+    progress: Progress = silent,
     what: str = "test",
 ) -> float:
     """The value of the task's metric on the test data, in its unit.
@@ -35,6 +35,5 @@ def evaluate(
             batch = trees.placed(batch, device)
             rows.append(task.rows(task.forward(run, batch), batch).cpu())
             seen += task.samples(batch)
-            if progress:
-                progress(what, seen, len(test))
+            progress(what, seen, len(test))
     return task.measure(torch.cat(rows))

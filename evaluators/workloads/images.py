@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from apportion.compressors.errors import DataError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
@@ -97,13 +97,13 @@ class ImageFolder:
         """The same images with other labels."""
         return replace(self, labels=labels)
 
-    def check(self, indices: Iterable[int], progress: Progress | None = None) -> None:
+    def check(self, indices: Iterable[int], progress: Progress = silent) -> None:
         """Look at image files without decoding them, but for those whose end is not there. Raises
         DataError for the first one that cannot be read, with the file."""
         wanted = list(indices)
         for done, index in enumerate(wanted, 1):
             check_image(self.files[index][0])
-            if progress and (done % 100 == 0 or done == len(wanted)):
+            if done % 100 == 0 or done == len(wanted):
                 progress(f"look at images: {self.source}", done, len(wanted))
 
 

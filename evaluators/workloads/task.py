@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from apportion.compressors.calibration import call, count_samples
 from apportion.compressors.errors import ConfigurationError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.workloads import trees
 from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.evaluators.workloads.dataset import Batch, Dataset
@@ -223,7 +223,7 @@ class Task(ABC):
         """
 
     def check_dense(  # noqa: B027
-        self, model: nn.Module, test: Dataset, name: str, progress: Progress | None = None
+        self, model: nn.Module, test: Dataset, name: str, progress: Progress = silent
     ) -> None:
         """Whether the dense model is any good on the test data: one that is not was given wrong
         labels, inputs or weights. By default nothing is said. Raises DataError."""

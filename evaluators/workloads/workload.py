@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.calibration import FullPass, call, count_samples
 from apportion.compressors.errors import ApportionError, DataError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.workloads.augment import AugmentConfig
@@ -106,13 +106,13 @@ class WorkloadConfig(Section):
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Subset:
     """Some samples of a split, not loaded yet."""
 
     split: Dataset
     indices: tuple[int, ...]
 
-    def load(self, progress: Progress | None = None) -> TensorDataset:
+    def load(self, progress: Progress = silent) -> TensorDataset:
         return self.split.subset(self.indices, progress)
 
 
@@ -136,7 +136,7 @@ class Workload:
     train: Dataset
     test: Dataset
     batch_size: int = 128
-    selection: Chosen | None = None
+    selection: Subset | None = None
     task: Task = field(default_factory=ImageClassification)
 
     def full_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
@@ -152,7 +152,7 @@ class Workload:
                 yield self.task.augment(batch, config, generator)
 
 
-def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> Workload:
+def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Workload:
     """Load the model and its data, and check that they go together. Raises ModelError,
     WeightsError, DataError, UnknownNameError."""
     name = config.name
@@ -189,7 +189,7 @@ def load_workload(config: WorkloadConfig, progress: Progress | None = None) -> W
     return workload
 
 
-def _check_files(workload: Workload, progress: Progress | None) -> None:
+def _check_files(workload: Workload, progress: Progress) -> None:
     """Broken image files show now, and not when the search is over: all test images, those of the
     final pick, and training images unless those are very many."""
     chosen = workload.selection
@@ -203,7 +203,7 @@ def _check_files(workload: Workload, progress: Progress | None) -> None:
 
 def _selection(
     splits: Splits, wanted: int, seed: int, generator: np.random.Generator
-) -> Chosen | None:
+) -> Subset | None:
     """Random training samples, none of them among the `wanted` ones that were drawn for
     calibration."""
     if splits.train is None or splits.train is splits.calibration:
@@ -213,7 +213,7 @@ def _selection(
         )
     else:
         split, order = splits.train, generator.permutation(len(splits.train))
-    return Chosen(split, tuple(order[:_SELECTION].tolist())) if len(order) >= _FEW else None
+    return Subset(split, tuple(order[:_SELECTION].tolist())) if len(order) >= _FEW else None
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 
 from apportion.compressors.corrections import correct, needs_dense, record
 from apportion.compressors.errors import ProfileError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
@@ -102,7 +102,7 @@ def export(
     chosen: Chosen | RunResult,
     problem: ModelProblem,
     out: str | Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     formats: Sequence[str] = ("safetensors",),
     recovery: RecoveryConfig | None = None,
 ) -> Exported:
@@ -198,7 +198,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def _compress(
-    subject: CompressedModel, recovery: RecoveryConfig, training: Path, progress: Progress | None
+    subject: CompressedModel, recovery: RecoveryConfig, training: Path, progress: Progress
 ) -> dict[str, float]:
     """Stitch, correct and train `subject.model`; the metric on test data after each step.
     `training`: a folder for what is needed to go on with a training that was interrupted."""

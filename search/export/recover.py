@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for, torch_threads
 from apportion.db.layers import format
 from apportion.db.layers.profile import to_json
@@ -25,7 +25,7 @@ def recover(
     config: RecoveryConfig,
     folder: Path,
     done: Callable[[str], None],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> None:
     """Train `subject.model` as `config` says; `done` is told the name of each step after it.
     `folder` keeps the training's state after each epoch. Raises OutputError; with workers, what

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from apportion.compressors.errors import OutputError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
 from apportion.evaluators.rewriting.processor import instructions
 from apportion.evaluators.workloads import trees
@@ -26,7 +26,7 @@ def verify(
     path: Path,
     value: float,
     shown: Path,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Load what was written in its runtime, run it, and compare it with the model.
 

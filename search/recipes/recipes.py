@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, UnknownNameError
 from apportion.compressors.levels import DENSE, parse_level
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.profile import Profile
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
@@ -140,7 +140,7 @@ def job_of(
 
 
 def run_recipe(
-    recipe: Recipe, job: Job, out: Path, progress: Progress | None = None
+    recipe: Recipe, job: Job, out: Path, progress: Progress = silent
 ) -> Iterator[dict[str, Any]]:
     """Every row as soon as it is there: its name, the values of its metric, what was published, and
     costs as shares of dense. Its export is in the folder `out`/ROW; a row that is there already is
@@ -156,7 +156,7 @@ def run_recipe(
         }
 
 
-def _make(row: Row, job: Job, out: Path, progress: Progress | None) -> Exported:
+def _make(row: Row, job: Job, out: Path, progress: Progress) -> Exported:
     # A uniform profile is not searched: its job needs no budgets, and no losses measured level by
     # level.
     change = {"errors": "layer"} if row.budgets is None else {"budgets": row.budgets}
@@ -165,7 +165,7 @@ def _make(row: Row, job: Job, out: Path, progress: Progress | None) -> Exported:
         return exported_before(chosen, problem, out) or export(chosen, problem, out, progress)
 
 
-def _searched(problem: ModelProblem, progress: Progress | None) -> Chosen:
+def _searched(problem: ModelProblem, progress: Progress) -> Chosen:
     assert problem.job.store is not None  # job_of sets it
     results = run_search(problem, RunStore(problem.job.store), progress)
     return Chosen.of(min(results, key=lambda result: result.pick.fitness))

@@ -6,7 +6,7 @@ from itertools import chain, islice
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.kinds.find import find_layers
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers import format
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
@@ -29,7 +29,7 @@ _OUTPUTS = 8
 
 
 def build(
-    job: Job, progress: Progress | None = None, workers: Workers | None = None
+    job: Job, progress: Progress = silent, workers: Workers | None = None
 ) -> tuple[Workload, LayerDatabase]:
     """Load the job's workload and build its layer database, or go on with one that was begun; by
     `workers`, which stays, or by workers of the build's own. Raises ApportionError."""

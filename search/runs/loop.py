@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from apportion.compressors.errors import StoreError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.runs.store import Run, RunStore, StoredTrial
 from apportion.evaluators.scoring.pool import Pool
 from apportion.search.algorithms.base import Algorithm, Trial
@@ -51,7 +51,7 @@ def search(
     store: RunStore,
     run: Run,
     problem: str,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     expand: Callable[[Candidate], Candidate] = tuple,
 ) -> RunResult:
     """Drive `algorithm` until it has asked for `run.evaluations` full evaluations, or asks for
@@ -101,8 +101,7 @@ def search(
                         trial, fitness=scored.fitness if scored.fitness <= trial.bound else math.inf
                     )
                 )
-                if progress:
-                    _report(progress, run, told)
+                _report(progress, run, told)
             if len(affordable) < len(asked):
                 break  # the budget ends within what was asked: nothing is left to tell it for
             thinking.time(partial(asker.tell, batch))
@@ -113,8 +112,7 @@ def search(
         raise
     finally:
         store.set_state(run.id, state, time.monotonic() - started)
-    if progress:
-        progress(_title(run, told), 1, 1)
+    progress(_title(run, told), 1, 1)
     return result_of(replace(store.run(run.id)), told)
 
 

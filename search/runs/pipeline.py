@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from apportion.compressors.levels import parse_level
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers import format
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import Run, RunStore
@@ -78,15 +78,15 @@ class ModelProblem(Problem):
 
 
 @overload
-def prepare(job: Job, progress: Progress | None = None) -> ModelProblem: ...
+def prepare(job: Job, progress: Progress = silent) -> ModelProblem: ...
 @overload
-def prepare(job: TableJob, progress: Progress | None = None) -> TableProblem: ...
-def prepare(job: AnyJob, progress: Progress | None = None) -> Problem:
+def prepare(job: TableJob, progress: Progress = silent) -> TableProblem: ...
+def prepare(job: AnyJob, progress: Progress = silent) -> Problem:
     """The job's problem, ready to be searched. Raises ApportionError."""
     return prepare_table(job) if isinstance(job, TableJob) else _prepare_model(job, progress)
 
 
-def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
+def _prepare_model(job: Job, progress: Progress = silent) -> ModelProblem:
     """Build what is missing, check the budgets, and measure the additive table where the job asks
     for it. Raises InfeasibleBudgetError before any evaluation, and whatever `build` raises."""
     with ExitStack() as stack:
@@ -95,7 +95,7 @@ def _prepare_model(job: Job, progress: Progress | None = None) -> ModelProblem:
     return problem
 
 
-def _loaded(job: Job, workers: Workers, progress: Progress | None) -> ModelProblem:
+def _loaded(job: Job, workers: Workers, progress: Progress) -> ModelProblem:
     workload, database = build(job, progress, workers)
     check_held(database, job.recovery)
     key = format.digest(
@@ -191,9 +191,7 @@ def make_space(
     )
 
 
-def run_search(
-    problem: Problem, store: RunStore, progress: Progress | None = None
-) -> list[RunResult]:
+def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -> list[RunResult]:
     """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any
     point, the same call goes on where it stopped and ends with the same results. Raises StoreError
     while another process works on the job."""
@@ -229,7 +227,7 @@ def run_search(
 
 
 def pick(
-    result: RunResult, problem: Problem, store: RunStore, progress: Progress | None = None
+    result: RunResult, problem: Problem, store: RunStore, progress: Progress = silent
 ) -> RunResult:
     """The run with its final pick: among the profiles near the best fitness, the one whose outputs
     on samples that neither database nor search saw are nearest to the dense model's (the task's

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.search.runs.pipeline import ModelProblem
 from apportion.search.runs.workers import scoring_spec
 from apportion.search.space.moves import draw
@@ -13,7 +13,7 @@ _AGREEING = 64
 """Candidates that two precisions are compared on."""
 
 
-def precision_agrees(problem: ModelProblem, progress: Progress | None = None) -> float:
+def precision_agrees(problem: ModelProblem, progress: Progress = silent) -> float:
     """Spearman's rank correlation between the fitnesses of 64 random profiles within the budgets in
     the job's precision and in float32. Below 0.99 or so, a lower precision changes which profile is
     found."""
@@ -34,7 +34,6 @@ def precision_agrees(problem: ModelProblem, progress: Progress | None = None) ->
             scores = []
             for done, score in enumerate(pool.evaluate(requests)):
                 scores.append(score.fitness)
-                if progress:
-                    progress(f"check ranks, {precision}", done + 1, len(requests))
+                progress(f"check ranks, {precision}", done + 1, len(requests))
         found.append(scores)
     return float(spearmanr(found[0], found[1]).statistic)

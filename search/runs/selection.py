@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.runs.store import RunStore, StoredTrial
 from apportion.evaluators.scoring.pool import Pool
 from apportion.search.runs.loop import RunResult
@@ -18,7 +18,7 @@ _WITHIN = 0.02
 
 
 def select(
-    result: RunResult, count: int, pool: Pool, store: RunStore, progress: Progress | None = None
+    result: RunResult, count: int, pool: Pool, store: RunStore, progress: Progress = silent
 ) -> RunResult:
     """The run with the candidate picked that has the lowest score in `pool` among `count` of its
     best. Scores are kept in a store that is not opened for reading alone: stopped at any point,
@@ -30,10 +30,7 @@ def select(
         scores[candidate] = score.fitness
         if not store.reading:
             store.add_selection(result.run.id, candidate, score.fitness)
-        if progress:
-            progress(
-                f"pick {result.run.algorithm} seed {result.run.seed}", len(scores), len(chosen)
-            )
+        progress(f"pick {result.run.algorithm} seed {result.run.seed}", len(scores), len(chosen))
     picked = min(
         chosen, key=scores.__getitem__
     )  # of equal scores the one with the better fitness: it comes first

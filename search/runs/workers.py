@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from apportion.compressors.errors import ConfigurationError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Executor, LocalExecutor
 from apportion.evaluators.cluster.actor_pool import ActorPool
@@ -109,7 +109,7 @@ def measured_errors(
     workload: Workload,
     database: LayerDatabase,
     workers: Workers,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> tuple[np.ndarray, ...]:
     """Measured single-layer losses, [levels] per layer: with running statistics, and where the
     search scores otherwise the larger of that and the rise with the batch's own. A level that is

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apportion.compressors.errors import SpaceError
+from apportion.compressors.levels import Candidate
 
-Candidate = tuple[int, ...]
 ROUNDING = 1e-12
 """A total within this relative distance above a bound meets it: costs are summed in floating
 point."""

@@ -154,7 +154,8 @@ def test_trained_models_keep_their_masks_and_grids_and_stay_small(
     problem, result = found
     steps = RecoveryConfig.model_validate({"adaprune": {"epochs": 1}, "finetune": {"epochs": 1}})
     plain = export(result, problem, tmp_path / "plain", formats=("compressed",))
-    trained = export(result, problem, tmp_path / "out", None, ("compressed", "onnx"), steps)
+    out = tmp_path / "out"
+    trained = export(result, problem, out, formats=("compressed", "onnx"), recovery=steps)
     assert list(trained.content["accuracy"])[-2:] == ["adapruned", "fine-tuned"]
     assert (
         trained.files["model.packed"].stat().st_size

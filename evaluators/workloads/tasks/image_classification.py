@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
-from apportion.compressors.progress import Progress
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.workloads.augment import AugmentConfig, augment
 from apportion.evaluators.workloads.chance import check_better_than_chance
 from apportion.evaluators.workloads.dataset import Dataset
@@ -90,7 +90,7 @@ class ImageClassification(Task):
             )
 
     def check_dense(
-        self, model: nn.Module, test: Dataset, name: str, progress: Progress | None = None
+        self, model: nn.Module, test: Dataset, name: str, progress: Progress = silent
     ) -> None:
         """Better than chance, where there are enough images to tell."""
         check_better_than_chance(model, test, name, progress)
