@@ -93,11 +93,25 @@ def compress_layer(
     progress: Progress = silent,
     mapper: Mapper | None = None,
 ) -> Iterator[CompressedLayer]:
-    """Yield `weight` [rows, ...] compressed to each of `levels` that fits the layer, in order.
-    hessian: as `hessian.collect_hessians` gives it; its device does the work.
-    `activations`: bits -> grid, for levels that quantize inputs. A `mapper` runs the tasks that the
-    layer is cut into (by default one after the other, here). Raises LayerError for values that are
-    not finite, LevelError."""
+    """Compress one layer to many levels; one elimination gives all levels of a kind.
+
+    Args:
+        weight: [rows, ...], in the layer's shape.
+        spec: the layer.
+        hessian: as `hessian.collect_hessians` gives it; its device does the work.
+        levels: those that fit the layer are made.
+        options: of the compressor.
+        activations: bits -> grid, for levels that quantize inputs.
+        progress: told of tasks.
+        mapper: runs the tasks that the layer is cut into; by default one after the other, here.
+
+    Yields:
+        The layer at each level that fits it, in their order.
+
+    Raises:
+        LayerError: weights or Hessian are not finite.
+        LevelError: a level quantizes inputs, and its grid is missing.
+    """
     for level in levels:
         if level.activation_bits and level.activation_bits not in (activations or {}):
             raise LevelError(

@@ -72,7 +72,16 @@ class Seen:
     def add(
         self, kind: str, matrix: Matrix, part: Part, macs: float, live: bool, by_module: bool
     ) -> None:
-        """One more product with a part of a matrix."""
+        """One more product with a part of a matrix.
+
+        Args:
+            kind: of the product.
+            matrix: the product's weight.
+            part: the rows of it that are one layer's.
+            macs: multiply-accumulates of the part, over all samples of the batch.
+            live: whether an input depended on the data.
+            by_module: whether it was a plain module's own product.
+        """
         shape = (part.rows, *matrix.shape[1:])
         key = (kind, part.place, matrix.groups, shape)
         use = self._uses.setdefault(key, _Use(kind, part.place, matrix.groups, shape))

@@ -68,7 +68,7 @@ class Scheduler:
     """The actor."""
 
     def __init__(self) -> None:
-        self._claimants: dict[str, Demand] = {}
+        self._demands: dict[str, Demand] = {}
 
     def ask(
         self,
@@ -79,19 +79,31 @@ class Scheduler:
         priority: float,
         there: Mapping[str, float],
     ) -> int:
-        """The number of workers that `job` may have now; `there`: the cluster's resources."""
+        """A job's question, which is also its sign of life.
+
+        Args:
+            job: who asks.
+            wanted: workers that it would have at the most.
+            cpus: of each worker.
+            gpus: of each worker.
+            priority: its share beside other jobs', above 0.
+            there: the cluster's resources by name.
+
+        Returns:
+            The number of workers that it may have now.
+        """
         now = time.monotonic()
-        own = self._claimants.setdefault(job, Demand(wanted, cpus, gpus, priority))
+        own = self._demands.setdefault(job, Demand(wanted, cpus, gpus, priority))
         own.wanted, own.cpus, own.gpus, own.priority, own.heard = wanted, cpus, gpus, priority, now
-        for name in [name for name, one in self._claimants.items() if now - one.heard > _GONE]:
-            del self._claimants[name]
-        given = divide(list(self._claimants.values()), there.get("CPU", 0.0), there.get("GPU", 0.0))
-        share = given[list(self._claimants).index(job)]
+        for name in [name for name, one in self._demands.items() if now - one.heard > _GONE]:
+            del self._demands[name]
+        given = divide(list(self._demands.values()), there.get("CPU", 0.0), there.get("GPU", 0.0))
+        share = given[list(self._demands).index(job)]
         own.running = own.running or share > 0
         return share
 
     def leave(self, job: str) -> None:
-        self._claimants.pop(job, None)
+        self._demands.pop(job, None)
 
 
 class Quota:

@@ -35,10 +35,22 @@ def train_together(
     folder: Path,
     progress: Progress = silent,
 ) -> None:
-    """Run `recovery.finetune(data, config)` on `config.workers` processes with the resources
-    `each`, which split every batch; normalisations see their own part of it. The last state ends in
-    `recovery.checkpoints`, so that `recovery.finetune` ends at once. Ray Train keeps its states in
-    `folder`, which all nodes must see. Raises ConfigurationError, TrainingError."""
+    """Run `recovery.finetune(data, config)` on several processes, which split every batch;
+    normalisations see their own part of it.
+
+    Args:
+        recovery: the training. The last state ends in its checkpoints, so that its own `finetune`
+            ends at once.
+        data: what it trains on.
+        config: `config.workers` is the number of processes.
+        each: resources of a process by name.
+        folder: where Ray Train keeps its states; all nodes must see it.
+        progress: told of epochs.
+
+    Raises:
+        ConfigurationError: the processes do not divide the batch.
+        TrainingError: the training failed on them.
+    """
     count = config.workers
     if recovery.batch_size % count:
         raise ConfigurationError(

@@ -72,8 +72,21 @@ def measure_latency(
     runtime: Runtime,
     progress: Progress = silent,
 ) -> MeasuredLatency:
-    """Time the layers of `model` as `example`, what it is called with, reaches them. Layers of one
-    shape are timed once. Raises ModelError for a model that the runtime cannot take."""
+    """Time the layers of a model; those of one shape once.
+
+    Args:
+        model: dense, in eval mode.
+        database: gives its layers, their levels and grids.
+        example: what the model is called with; layers are timed on what reaches them of it.
+        runtime: what runs them.
+        progress: told of layers.
+
+    Returns:
+        Seconds of each level that the runtime runs faster, with those of the whole model.
+
+    Raises:
+        ModelError: the runtime cannot take the model.
+    """
     modules, inputs = timed_alone(model, database, example)
     levels = {
         name: [parse_level(text) for text in texts] for name, texts in database.levels().items()
@@ -143,7 +156,20 @@ def check_latency(
     profiles: Sequence[Profile],
     progress: Progress = silent,
 ) -> list[Check]:
-    """Stitch each profile and time the whole model on `runtime`, beside what the table predicts."""
+    """Time whole models beside what a table predicts for them.
+
+    Args:
+        model: dense, in eval mode.
+        database: gives its layers.
+        table: seconds of each layer at each level.
+        example: what the model is called with.
+        runtime: what runs it.
+        profiles: those to stitch.
+        progress: told of profiles.
+
+    Returns:
+        Predicted and measured seconds of each profile.
+    """
     checks = []
     for done, profile in enumerate(profiles):
         stitched = copy.deepcopy(model)

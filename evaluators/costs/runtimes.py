@@ -56,9 +56,18 @@ class Runtime(ABC):
         reduced: Collection[str],
         chained: bool,
     ) -> Callable[[], object]:
-        """A call that runs `model` once on `inputs`, with the layers `reduced` in the shapes that
-        are left of them. `chained`: a single layer, whose outputs are quantized for the next
-        one."""
+        """Make ready to run a model.
+
+        Args:
+            model: the model, or a single layer.
+            inputs: what it is called with.
+            quantized: its quantized layers by name.
+            reduced: layers that run in the shapes that are left of them.
+            chained: it is a single layer, whose outputs are quantized for the next one.
+
+        Returns:
+            A call that runs it once.
+        """
 
     def chained(
         self,

@@ -95,8 +95,18 @@ class _FromCodes(nn.Module):
 def make_from_codes(
     name: str, module: nn.Module, grid: Grid, signed: bool, shared: dict[tuple[int, bool], Tensor]
 ) -> None:
-    """Let `module` make its weight from its codes, which are moved to int8 about 0 if they are to
-    be `signed`."""
+    """Let a module make its weight from its codes.
+
+    Args:
+        name: the module's, for messages.
+        module: whose weight lies on the grid; changed in place.
+        grid: of its rows, or of all of it.
+        signed: whether codes are int8 about 0, instead of uint8.
+        shared: codes that are there already, by the weight's address and `signed`; added to.
+
+    Raises:
+        ModelError: the weight does not lie on the grid.
+    """
     weight = weight_of(module)
     codes = grid.codes(weight.flatten(1))
     if not torch.allclose(grid.values(codes).reshape(weight.shape), weight, rtol=1e-4, atol=1e-7):

@@ -26,10 +26,24 @@ def measure_losses(
     progress: Progress = silent,
     corrections: Sequence[str] = (),
 ) -> tuple[np.ndarray, ...]:
-    """Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64
-    [n_levels], in the loss's unit, lower is better, 0 for dense. `pool` must score `loss` in the
-    mode `batchnorm` with `corrections`. Kept in the database's folder layer by layer; what is there
-    is not measured again. Raises EvaluationError, OutputError, DatabaseCorruptError."""
+    """The rise of the loss when one layer alone is compressed. Kept in the database's folder layer
+    by layer; what is there is not measured again.
+
+    Args:
+        workload: whose calibration data are scored.
+        database: gives layers and levels.
+        batchnorm: the batch-norm mode in which `pool` scores.
+        pool: scores `loss`.
+        progress: told of levels.
+        corrections: made for every candidate by `pool`.
+
+    Returns:
+        Per layer: loss of (this layer at level i, all others dense) minus the dense loss, float64
+        [n_levels], in the loss's unit, lower is better, 0 for dense.
+
+    Raises:
+        EvaluationError, OutputError, DatabaseCorruptError.
+    """
     key = {
         "what": "rise of the calibration loss, one layer alone",
         "calibration": data_fingerprint(workload.calibration),

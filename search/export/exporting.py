@@ -106,14 +106,29 @@ def export(
     formats: Sequence[str] = ("safetensors",),
     recovery: RecoveryConfig | None = None,
 ) -> Exported:
-    """Stitch a run's pick, or another profile, correct the model on the workload's training data
-    and train it, as the job says (or `recovery`), measure the task's metric on test data dense,
-    stitched and after each step, and write the profile and the model in `formats` to the folder
-    `out`. Each written model is loaded in what runs it and compared (`verify`). A training that is
+    """Stitch a profile, correct the model on the workload's training data and train it, measure the
+    task's metric on test data dense, stitched and after each step, and write profile and model.
+    Each written model is loaded in what runs it and compared (`verify`). A training that is
     interrupted goes on at its last whole epoch: its state is in OUT.recovery until the export is
-    there. Raises UnknownNameError, ConfigurationError for two formats of one file, ModelError for a
-    model that a format cannot hold, and OutputError, also for a file that is another model; then
-    nothing is left in `out`."""
+    there.
+
+    Args:
+        chosen: a run's result, whose pick is taken, or another profile.
+        problem: what it is a profile of.
+        out: the folder to write to.
+        progress: told of each step.
+        formats: names of what the model is written as.
+        recovery: how to train; by default as the job says.
+
+    Returns:
+        The files, and what the profile file says.
+
+    Raises:
+        UnknownNameError: a format that is not known.
+        ConfigurationError: two formats of one file.
+        ModelError: a format cannot hold the model.
+        OutputError: a file cannot be written, or is another model; then nothing is left in `out`.
+    """
     out = Path(out)
     forms = resolve(formats)
     chosen = Chosen.of(chosen) if isinstance(chosen, RunResult) else chosen

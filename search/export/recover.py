@@ -27,9 +27,18 @@ def recover(
     done: Callable[[str], None],
     progress: Progress = silent,
 ) -> None:
-    """Train `subject.model` as `config` says; `done` is told the name of each step after it.
-    `folder` keeps the training's state after each epoch. Raises OutputError; with workers, what
-    `train_together` raises."""
+    """Train a compressed model.
+
+    Args:
+        subject: the model, which is trained in place.
+        config: the steps.
+        folder: keeps the training's state after each epoch.
+        done: told the name of each step after it.
+        progress: told of epochs.
+
+    Raises:
+        OutputError: the folder cannot be written; with workers, also what `train_together` raises.
+    """
     if config == RecoveryConfig():
         return
     problem = subject.problem

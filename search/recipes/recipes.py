@@ -117,8 +117,21 @@ def job_of(
     weights: str | None,
     workers: dict[str, float] | None = None,
 ) -> Job:
-    """The recipe's job on the user's data, without budgets; database and runs go to the folder
-    `out`. Raises JobError, ConfigurationError."""
+    """The recipe's job on the user's data, without budgets.
+
+    Args:
+        recipe: the recipe.
+        out: the folder of database and runs.
+        data: the user's data; None where the recipe brings its own.
+        weights: a file, a URL or a name; None for what the recipe says.
+        workers: the job's `workers`; None for what the recipe says.
+
+    Returns:
+        The job.
+
+    Raises:
+        JobError, ConfigurationError: data are missing, or do not fit.
+    """
     if recipe.needs_data and data is None:
         raise ConfigurationError(f"--data is missing: a folder with {', '.join(_wanted(recipe))}")
     if not recipe.needs_data and data is not None:

@@ -251,7 +251,18 @@ def job_runs(problem: Problem) -> list[Run]:
 def make_run(
     job: str, algorithm: str, parameters: dict[str, Any], seed: int, evaluations: float
 ) -> Run:
-    """A run whose id is the same whenever the same run is asked for."""
+    """A run whose id is the same whenever the same run is asked for.
+
+    Args:
+        job: the job's id.
+        algorithm: its name.
+        parameters: of the algorithm, those that are not the default.
+        seed: of all its randomness.
+        evaluations: how many it may spend.
+
+    Returns:
+        The run, which no store knows yet.
+    """
     identity = {
         "job": job,
         "algorithm": algorithm,

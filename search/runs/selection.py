@@ -20,9 +20,22 @@ _WITHIN = 0.02
 def select(
     result: RunResult, count: int, pool: Pool, store: RunStore, progress: Progress = silent
 ) -> RunResult:
-    """The run with the candidate picked that has the lowest score in `pool` among `count` of its
-    best. Scores are kept in a store that is not opened for reading alone: stopped at any point,
-    the same call goes on. Raises EvaluationError, StoreError."""
+    """Pick among a run's best candidates the one with the lowest score. Scores are kept in a store
+    that is not opened for reading alone: stopped at any point, the same call goes on.
+
+    Args:
+        result: the finished run.
+        count: candidates to choose among.
+        pool: scores them, on data that the run did not see; lower is better.
+        store: keeps the scores.
+        progress: told of candidates.
+
+    Returns:
+        The run with its pick.
+
+    Raises:
+        EvaluationError, StoreError.
+    """
     chosen = [trial.candidate for trial in shortlist(result, count)]
     scores = store.selection(result.run.id)
     missing = [candidate for candidate in chosen if candidate not in scores]

@@ -111,10 +111,20 @@ def measured_errors(
     workers: Workers,
     progress: Progress = silent,
 ) -> tuple[np.ndarray, ...]:
-    """Measured single-layer losses, [levels] per layer: with running statistics, and where the
-    search scores otherwise the larger of that and the rise with the batch's own. A level that is
-    harmless in one mode alone is not harmless: batch statistics hide a shift of the mean, running
-    statistics overstate it. Kept in the database's folder."""
+    """Measured single-layer losses: with running statistics, and where the search scores otherwise
+    the larger of that and the rise with the batch's own. A level that is harmless in one mode alone
+    is not harmless: batch statistics hide a shift of the mean, running statistics overstate it.
+
+    Args:
+        job: says how the search scores.
+        workload: the job's.
+        database: the job's, in whose folder the losses are kept.
+        workers: do the work.
+        progress: told of levels.
+
+    Returns:
+        Rises of the loss, float64 [levels] per layer; lower is better.
+    """
     modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
     tables = []
     for mode in modes:
