@@ -53,7 +53,9 @@ class Safetensors(Format):
     file, runtime, tolerance = "model.safetensors", "torch", 0.0
 
     def write(self, subject: CompressedModel, path: Path) -> None:
-        write_atomically(path, lambda temporary: save_model(subject.model, str(temporary)))
+        # Without the mark, other tools (transformers) refuse the file.
+        marks = {"format": "pt"}
+        write_atomically(path, lambda temporary: save_model(subject.model, str(temporary), marks))
 
     def load(self, subject: CompressedModel, path: Path) -> Runner:
         model = copy.deepcopy(subject.model)

@@ -2,13 +2,13 @@
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ModelError
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.config import AdaPruneConfig, FinetuneConfig, LintuneConfig
 from apportion.evaluators.training.held import Hold
@@ -51,7 +51,7 @@ def gap(dense: nn.Module, model: nn.Module) -> float:
 
 
 def training(
-    folder: Path, progress: Any = None, key: str = "k"
+    folder: Path, progress: Progress = silent, key: str = "k"
 ) -> tuple[Recovery, nn.Sequential, nn.Sequential]:
     dense, sparse, holds = models()
     task, states = ImageClassification(), FolderCheckpoints(folder)

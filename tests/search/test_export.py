@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from apportion.compressors.errors import ConfigurationError, OutputError, UnknownNameError
@@ -111,6 +112,8 @@ def test_every_format_is_the_same_model(
     assert files["model.pt2"]["bytes"] < 1 << 20  # and none of the images
     state = load_packed(exported.files["model.packed"])
     plain = load_file(exported.files["model.safetensors"])
+    with safe_open(exported.files["model.safetensors"], framework="pt") as opened:
+        assert opened.metadata()["format"] == "pt"  # transformers takes no file without
     assert all(torch.equal(state[name], plain[name]) for name in plain)
     levels = problem.database.levels()
     for name in ("profile.json", "profile.csv", "profile.yaml"):

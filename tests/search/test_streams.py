@@ -110,7 +110,7 @@ def test_a_broken_pipe_of_anything_else_is_an_error(
     def broken(_options: object) -> None:
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr(command_line, "_runs", broken)
+    monkeypatch.setattr(command_line, "runs_command", broken)
     assert main(["runs"]) == 1
     assert capsys.readouterr().err == "apportion: Broken pipe (--debug shows where)\n"
 
@@ -189,7 +189,7 @@ def test_whatever_escapes_is_one_line_and_debug_shows_where(
     def fail(_options: object) -> None:
         raise make()
 
-    monkeypatch.setattr(command_line, "_runs", fail)
+    monkeypatch.setattr(command_line, "runs_command", fail)
     assert main(["runs"]) == 1
     err = capsys.readouterr().err
     assert err.startswith(f"apportion: {said}")
