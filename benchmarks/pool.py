@@ -88,9 +88,9 @@ def real(rounds: int, count: int) -> None:
         )
         times: list[list[float]] = [[], []]
         try:
-            with ActorPool(1, 1) as first, RayPool(make, first) as one:
+            with ActorPool(1, {"CPU": 1}) as first, RayPool(make, first) as one:
                 timed(one, requests[:2])
-                with ActorPool(2, 1) as second, RayPool(make, second) as two:
+                with ActorPool(2, {"CPU": 1}) as second, RayPool(make, second) as two:
                     timed(two, requests[:4])
                     for _ in range(rounds):  # new ones each time: a worker remembers what it scored
                         requests = [
@@ -123,7 +123,10 @@ def sleeping(workers: list[int], seconds: float, rounds: int) -> None:
     print(f"{'workers':>7} {'efficiency':>10} {'wall s':>7}")
     try:
         for count in workers:
-            with ActorPool(count, 2 / 64) as crew, RayPool(partial(Sleeper, seconds), crew) as pool:
+            with (
+                ActorPool(count, {"CPU": 2 / 64}) as crew,
+                RayPool(partial(Sleeper, seconds), crew) as pool,
+            ):
                 while (
                     pool.there < count
                 ):  # starting processes would take the processor from the others

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,17 +39,40 @@ def _available(root: Path) -> int | None:
 def _left_by_groups(root: Path) -> Iterator[int]:
     """Of each group that this process is in, up to the outermost one that is to be seen: a limit
     holds for all below it."""
-    for base, place, files in _groups(root):
-        group = base / place.lstrip("/")
-        while group.is_relative_to(base):
-            limit, use = _number(group / files.limit), _number(group / files.use)
-            if limit is not None and use is not None:
-                cache = _field(group / "memory.stat", files.cache, 1) or 0
-                yield max(0, limit - max(0, use - cache))
-            group = group.parent
+    for group, second in _groups(root, "memory"):
+        files = _V2 if second else _V1
+        limit, use = _number(group / files.limit), _number(group / files.use)
+        if limit is not None and use is not None:
+            cache = _field(group / "memory.stat", files.cache, 1) or 0
+            yield max(0, limit - max(0, use - cache))
 
 
-def _groups(root: Path) -> Iterator[tuple[Path, str, _Files]]:
+def memory_kills(root: Path = Path("/")) -> int:
+    """Processes that the kernel has killed for want of memory since the machine started; 0 where it
+    does not say."""
+    return _field(root / "proc/vmstat", "oom_kill", 1) or 0
+
+
+def usable_cpus(root: Path = Path("/")) -> int:
+    """CPUs that this process may keep busy: those that it may run on (`taskset`, batch systems), or
+    the time that its control groups give it (containers), where that is less. `root` is where /proc
+    and /sys lie."""
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, _shares(root))]))
+
+
+def _shares(root: Path) -> Iterator[float]:
+    """CPU seconds a second of each group that has a limit."""
+    for group, second in _groups(root, "cpu"):
+        if second:
+            share, each = _pair(group / "cpu.max")
+        else:
+            share, each = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        if share is not None and share > 0 and each:  # version 1 says -1 where there is no limit
+            yield share / each
+
+
+def _groups(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """The groups that this process is in, and those around them; whether each is of version 2."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -56,10 +81,25 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, _Files]]:
         _, _, rest = line.partition(":")
         controllers, _, place = rest.partition(":")
         if not controllers:
-            for base in ("sys/fs/cgroup", "sys/fs/cgroup/unified"):
-                yield root / base, place, _V2
-        elif "memory" in controllers.split(","):
-            yield root / "sys/fs/cgroup/memory", place, _V1
+            bases = ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
+        elif controller in controllers.split(","):
+            bases = [f"sys/fs/cgroup/{controller}", f"sys/fs/cgroup/{controllers}"]
+        else:
+            continue
+        for base in (root / base for base in bases):
+            group = base / place.lstrip("/")
+            while group.is_relative_to(base):
+                yield group, not controllers
+                group = group.parent
+
+
+def _pair(file: Path) -> tuple[int | None, int | None]:
+    """`cpu.max`: the share, or `max`, and the time that it is of, in microseconds."""
+    try:
+        share, each = file.read_text().split()
+        return int(share), int(each)
+    except (OSError, ValueError):
+        return None, None
 
 
 def _number(file: Path) -> int | None:

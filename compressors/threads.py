@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from apportion.compressors.machine import usable_cpus
+
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
@@ -18,6 +20,12 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def limit_threads() -> None:
+    """No more of them than this process may use CPUs: torch counts those of the machine, of which a
+    container or a batch system may leave it a few."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cpus()))
 
 
 def device_for(gpus: float) -> str:

@@ -9,42 +9,34 @@ from typing import Any
 
 import torch
 
-from apportion.evaluators.cluster.connection import Connection, check_resources
+from apportion.evaluators.cluster.connection import Connection
+from apportion.evaluators.cluster.memory import Place, place
+from apportion.evaluators.cluster.room import cluster_room
 from apportion.evaluators.cluster.scheduler import Quota
 
 
 class ActorPool(AbstractContextManager["ActorPool"]):
-    """Up to `count` actors with `cpus`, `gpus` and custom `resources` each; `share.count()` says
-    how many of them the job may have now. An actor's `apply(function, *arguments)` gives
-    function(state, *arguments), `state` being a dictionary of its own. Leaving the context stops
-    them, and Ray where it was started for them. Raises ConfigurationError without Ray, or where the
-    cluster has no room for `at_least` (default: all)."""
+    """Up to `count` actors with the resources `each` ("CPU", "GPU", and custom ones by name);
+    `share.count()` says how many of them the job may have now. An actor's `apply(function,
+    *arguments)` gives function(state, *arguments), `state` being a dictionary of its own. Leaving
+    the context stops them, and Ray where it was started for them. Raises ConfigurationError without
+    Ray, or where the cluster will never have room for `at_least` (default: all)."""
 
-    def __init__(
-        self,
-        count: int,
-        cpus: float,
-        gpus: float = 0,
-        at_least: int | None = None,
-        resources: Mapping[str, float] | None = None,
-    ) -> None:
-        needs = dict(resources or {})
+    def __init__(self, count: int, each: Mapping[str, float], at_least: int | None = None) -> None:
+        custom = dict(each)
+        cpus, gpus = custom.pop("CPU"), custom.pop("GPU", 0)
         self._connection = Connection(count * cpus, count * gpus)
         try:
             self.ray = self._connection.open()
-            check_resources(
-                self.ray,
-                count if at_least is None else at_least,
-                {"CPU": cpus, "GPU": gpus, **needs},
-            )
-            self.share = Quota(self.ray, count, cpus, gpus)
+            cluster_room(self.ray).check(count if at_least is None else at_least, each)
+            self.share = Quota(self.ray, count, each)
         except BaseException:
             self._connection.close()
             raise
         self.count, self.gpus, self.threads = count, gpus, max(1, int(cpus))
-        self._make = self.ray.remote(num_cpus=cpus, num_gpus=gpus, resources=needs, max_restarts=0)(
-            PoolActor
-        )
+        self._make = self.ray.remote(
+            num_cpus=cpus, num_gpus=gpus, resources=custom, max_restarts=0
+        )(PoolActor)
         self._idle: list[Any] = []
         self._taken = 0
 
@@ -78,8 +70,9 @@ class ActorPool(AbstractContextManager["ActorPool"]):
         self.close()
 
 
-def answer(_state: dict[str, Any]) -> None:
-    """Tells that an actor is there."""
+def answer(_state: dict[str, Any]) -> Place:
+    """Tells that an actor is there, and where."""
+    return place()
 
 
 class PoolActor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Mapping
 from typing import Any
 
 from apportion.compressors.errors import ConfigurationError
@@ -74,20 +73,3 @@ def _start(ray: Any, cpus: float, gpus: float) -> None:
         object_store_memory=512 << 20,  # the workload's images and the model, once
         include_dashboard=False,
     )
-
-
-def check_resources(ray: Any, count: int, each: Mapping[str, float]) -> None:
-    """Raises ConfigurationError where `count` workers with `each` do not fit the cluster as it
-    is."""
-    there = ray.cluster_resources()
-    for name, amount in each.items():
-        if count * amount > there.get(name, 0):
-            raise ConfigurationError(
-                f"workers: {count} workers need {count * amount:g} {label(name)}, the cluster has "
-                f"{there.get(name, 0):g}"
-            )
-
-
-def label(resource: str) -> str:
-    """A resource as messages call it."""
-    return f"{resource}s" if resource in ("CPU", "GPU") else resource

@@ -18,6 +18,7 @@ from apportion.compressors.errors import WorkersError, first_line
 from apportion.compressors.progress import Progress
 from apportion.compressors.threads import device_for
 from apportion.db.layers.executor import Encoded, LayerTask
+from apportion.evaluators.cluster import memory
 from apportion.evaluators.cluster.actor_pool import ActorPool, answer
 from apportion.evaluators.scoring.pool import DEADLINE
 
@@ -98,16 +99,27 @@ class RayExecutor:
         WorkersError."""
         errors = self._ray.exceptions
         waiting, lost = deque(range(len(calls))), Counter[int | None]()
+        killed = Counter[int | None]()  # for want of memory
+        resting: list[float] = []  # when workers take the place of those
+        places: dict[Any, memory.Place] = {}
         there: list[Any] = []
         starting: dict[Any, Any] = {}
         flying: dict[Any, tuple[int, Any]] = {}
         due: dict[Any, float] = {}  # by request
         done: int | None
 
-        def again(number: int | None, actor: Any, why: str) -> None:
+        def again(number: int | None, actor: Any, why: str, error: Exception | None = None) -> None:
             self._actors.stop(actor)
-            lost[number] += 1
+            if error is not None and memory.was_killed(self._ray, error, places.get(actor)):
+                killed[number] += 1
+                pause = memory.pause(killed[number])
+                resting.append(time.monotonic() + pause)
+                why = f"a worker was killed for want of memory, and rests for {pause:g} s"
+            else:
+                lost[number] += 1
             log.warning("%s; it is replaced, and its work given out again", why)
+            if killed[number] >= memory.AT_MOST:
+                raise WorkersError(f"compressing on Ray: {memory.ADVICE.format(killed[number])}")
             if lost[number] > _LOST_AT_MOST:
                 raise WorkersError(f"compressing on Ray: {why}, {lost[number]} times")
             if number is not None:
@@ -118,7 +130,8 @@ class RayExecutor:
                 allowed = max(1, self._actors.share.count())
                 while there and len(there) + len(starting) + len(flying) > allowed:
                     self._actors.stop(there.pop())
-                while len(there) + len(starting) + len(flying) < min(
+                resting = [end for end in resting if end > time.monotonic()]
+                while len(there) + len(starting) + len(flying) + len(resting) < min(
                     allowed, len(waiting) + len(flying)
                 ):
                     actor, was_there = self._actors.acquire()
@@ -132,7 +145,10 @@ class RayExecutor:
                     reference = actor.apply.remote(function, *arguments)
                     flying[reference] = number, actor
                     due[reference] = time.monotonic() + self._deadline + allowances[number]
-                left = max(0.0, min(due.values()) - time.monotonic())
+                left = max(0.0, min([*due.values(), *resting]) - time.monotonic())
+                if not (flying or starting):
+                    time.sleep(left)
+                    continue
                 found, _ = self._ray.wait(
                     [*flying, *starting], num_returns=1, timeout=min(left, _LONGEST)
                 )
@@ -153,10 +169,12 @@ class RayExecutor:
                     self._actors.stop(actor)
                     raise error.as_instanceof_cause() from error
                 except errors.RayError as error:
-                    again(done, actor, f"a worker was lost: {first_line(error)}")
+                    again(done, actor, f"a worker was lost: {first_line(error)}", error)
                     continue
                 there.append(actor)
-                if done is not None:
+                if done is None:
+                    places[actor] = result
+                else:
                     yield done, result
         finally:
             for actor in there:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from apportion.compressors.errors import EvaluationError
+from apportion.evaluators.cluster import memory
 from apportion.evaluators.cluster.actor_pool import ActorPool, answer
 from apportion.evaluators.cluster.flights import Flight, Slot, Tries, Work
 from apportion.evaluators.cluster.shipping import RayShipment
@@ -44,8 +45,9 @@ class RayPool(Pool):
     As many of them are used as the job may have at the time; one that is lost with its node comes
     back as soon as there is room again. A worker that dies, does not make its scorer in time, or
     scores one candidate for more than `deadline` seconds, is replaced and its work given out again;
-    `events` counts these. `evaluate` raises EvaluationError for a candidate that fails or hangs
-    twice, or loses four workers."""
+    one that is killed for want of memory after a pause, which is longer each time. `events` counts
+    these. `evaluate` raises EvaluationError for a candidate that fails or hangs twice, loses four
+    workers, or twelve for want of memory."""
 
     def __init__(
         self, make_scorer: Callable[[], Scorer], actors: ActorPool, deadline: float = DEADLINE
@@ -54,6 +56,9 @@ class RayPool(Pool):
         self._deadline, self._actors, self._ray = deadline, actors, actors.ray
         self._to_start = max(deadline, _TO_START)
         self._slots: list[Slot] = []
+        self._resting: list[tuple[float, int]] = []
+        """For workers that were killed for want of memory: when they are replaced, and how many of
+        them in a row."""
         self._make = make_scorer
         self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
         self._follow_share()
@@ -102,20 +107,25 @@ class RayPool(Pool):
             self._actors.stop(slot.actor)
             self._slots.remove(slot)
         self._allowed = allowed
-        self._slots += [self._new() for _ in range(allowed - len(self._slots))]
+        now = time.monotonic()
+        rested = [killed for end, killed in self._resting if end <= now]
+        self._resting = [(end, killed) for end, killed in self._resting if end > now]
+        for _ in range(allowed - len(self._slots) - len(self._resting)):
+            self._slots.append(self._new(killed=rested.pop() if rested else 0))
 
-    def _new(self) -> Slot:
+    def _new(self, lost: int = 0, killed: int = 0) -> Slot:
         actor, there = self._actors.acquire()
-        request = (_prepare, self._made) if there else (answer,)
-        return Slot(actor, actor.apply.remote(*request), there, time.monotonic())
+        asked = actor.apply.remote(answer)
+        return Slot(actor, asked, there, time.monotonic(), lost=lost, killed=killed)
 
-    def _replace(self, slot: Slot) -> None:
-        self._actors.stop(
-            slot.actor
-        )  # it may be out of reach alone, and keep its place in the cluster
-        fresh = self._new()
-        slot.actor, slot.starting, slot.there = fresh.actor, fresh.starting, fresh.there
-        slot.since = fresh.since
+    def _replace(self, slot: Slot, killed: bool = False) -> None:
+        # It may be out of reach alone, and keep its place in the cluster.
+        self._actors.stop(slot.actor)
+        self._slots.remove(slot)
+        if killed:
+            self._resting.append((time.monotonic() + memory.pause(slot.killed), slot.killed))
+        else:
+            self._slots.append(self._new(slot.lost, slot.killed))
 
     def _give_out(self, work: Work) -> None:
         """To idle workers; and while there is plenty, each has the next one waiting when it
@@ -152,11 +162,12 @@ class RayPool(Pool):
         starting = {slot.starting: slot for slot in self._slots if slot.starting is not None}
         due = [flight.slot.since + self._deadline for flight in work.flying.values()]
         due += [slot.since + self._to_start for slot in starting.values() if slot.there]
+        due += [end for end, _ in self._resting]
         patience = min(due) - time.monotonic() if due else _IMPATIENT
         if self._actors.share.shared:
             patience = min(patience, _LOOK_AGAIN)
-        if not (work.flying or starting):
-            time.sleep(_LOOK_AGAIN)  # the job has no share at present
+        if not (work.flying or starting):  # the job has no share at present, or its workers rest
+            time.sleep(min(_LOOK_AGAIN, max(0.0, patience)))
             return
         ready, _ = self._ray.wait(
             [*work.flying, *starting], num_returns=1, timeout=max(0.0, patience)
@@ -196,20 +207,36 @@ class RayPool(Pool):
             # No other worker could make the scorer either.
             raise EvaluationError((), str(error)) from error
         except errors.RayError as error:
-            self._event("lost", f"a worker was lost while it started: {_first_line(error)}")
-            self._start_again(slot, str(error))
+            killed = self._lost(slot, error, "while it started")
+            self._start_again(slot, str(error), killed)
             return
-        if not slot.there:
-            slot.there, slot.since = True, time.monotonic()
+        if slot.place is None:
+            slot.place, slot.there, slot.since = found, True, time.monotonic()
             slot.starting = slot.actor.apply.remote(_prepare, self._made)
             return
         slot.width, slot.starting, slot.lost = found, None, 0
 
-    def _start_again(self, slot: Slot, why: str) -> None:
-        slot.lost += 1
+    def _start_again(self, slot: Slot, why: str, killed: bool = False) -> None:
+        if killed and slot.killed == memory.AT_MOST:
+            raise EvaluationError((), memory.ADVICE.format(slot.killed))
+        slot.lost += not killed
         if slot.lost == _LOST_AT_MOST:
             raise EvaluationError((), why)
-        self._replace(slot)
+        self._replace(slot, killed)
+
+    def _lost(self, slot: Slot, error: Exception, when: str = "") -> bool:
+        """Whether it was killed for want of memory."""
+        if memory.was_killed(self._ray, error, slot.place):
+            slot.killed += 1
+            self.events["killed"] += 1
+            log.warning(
+                "a worker was killed for want of memory %s; it is replaced after %g s",
+                when,
+                memory.pause(slot.killed),
+            )
+            return True
+        self._event("lost", f"a worker was lost {when}: {_first_line(error)}")
+        return False
 
     def _ship(self, slot: Slot) -> None:
         """Give the worker's node, and all that come after it, the database along."""
@@ -236,18 +263,19 @@ class RayPool(Pool):
             )
         except errors.RayTaskError as error:
             del work.flying[reference]
-            self._again(work, flight.numbers, str(error), failed=1)
+            self._again(work, flight.numbers, str(error), Tries(failed=1))
         except errors.RayError as error:
-            self._event("lost", f"a worker was lost: {_first_line(error)}")
-            self._give_up(work, flight, str(error), lost=1)
+            killed = self._lost(flight.slot, error)
+            self._give_up(work, flight, str(error), Tries(lost=not killed, killed=killed))
         else:
             del work.flying[reference]
+            flight.slot.killed = 0
         flight.slot.since = time.monotonic()
 
     def _give_up_overdue(self, work: Work) -> None:
         now = time.monotonic()
         limit = now - self._deadline
-        for slot in self._slots:
+        for slot in list(self._slots):
             if slot.starting is not None and slot.there and slot.since + self._to_start <= now:
                 self._event("hung", "a worker hung while it started")
                 self._start_again(slot, f"a worker had not started after {self._to_start:g} s")
@@ -259,32 +287,32 @@ class RayPool(Pool):
                     work,
                     flight,
                     f"its worker still scored it after {self._deadline:g} seconds",
-                    failed=1,
+                    Tries(failed=1),
                 )
 
-    def _give_up(
-        self, work: Work, flight: Flight, why: str, failed: int = 0, lost: int = 0
-    ) -> None:
+    def _give_up(self, work: Work, flight: Flight, why: str, more: Tries) -> None:
         """Replace a worker. Of what it was given the oldest is to blame, the rest had to wait."""
         mine = [
             reference for reference, other in work.flying.items() if other.actor is flight.actor
         ]
-        self._replace(flight.slot)
+        self._replace(flight.slot, killed=more.killed > 0)
         oldest, *others = (work.flying.pop(reference) for reference in mine)
         for other in others:
             work.waiting.extendleft(reversed(other.numbers))
-        self._again(work, oldest.numbers, why, failed, lost)
+        self._again(work, oldest.numbers, why, more)
 
-    def _again(
-        self, work: Work, numbers: list[int], why: str, failed: int = 0, lost: int = 0
-    ) -> None:
+    def _again(self, work: Work, numbers: list[int], why: str, more: Tries) -> None:
         """Give requests out once more, one by one and before all others, or give up."""
         for number in numbers:
             tries = work.tries.setdefault(number, Tries())
-            tries.failed += failed
-            tries.lost += lost
-            if len(numbers) == 1 and (tries.failed >= 2 or tries.lost >= _LOST_AT_MOST):
-                raise EvaluationError(work.requests[number][0], why)
+            tries.add(more)
+            if len(numbers) > 1:
+                continue
+            if tries.killed >= memory.AT_MOST:
+                why = memory.ADVICE.format(tries.killed)
+            elif tries.failed < 2 and tries.lost < _LOST_AT_MOST:
+                continue
+            raise EvaluationError(work.requests[number][0], why)
         work.waiting.extendleft(reversed(numbers))
 
     def _event(self, what: str, text: str) -> None:

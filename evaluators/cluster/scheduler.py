@@ -6,11 +6,15 @@ also its sign of life."""
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from apportion.evaluators.cluster.room import Resources, cluster_room, fit
 
 JOB, PRIORITY = "APPORTION_JOB", "APPORTION_PRIORITY"
 """Environment variables that the service sets for a job's process; without the first, a job takes
@@ -23,33 +27,30 @@ _GONE = 60.0
 
 @dataclass(slots=True)
 class Demand:
-    """A job that wants workers with `cpus` and `gpus` each. `running`: it has had one already."""
+    """A job that wants workers with the resources `each`. `running`: it has had one already."""
 
     wanted: int
-    cpus: float
-    gpus: float
+    each: Resources
     priority: float
     running: bool = False
     heard: float = 0.0
 
 
-def divide(demands: Sequence[Demand], cpus: float, gpus: float) -> list[int]:
+def divide(demands: Sequence[Demand], nodes: Sequence[Resources]) -> list[int]:
     """Workers of each job, given in turn to the one that has least for its priority, the earlier
-    one first, as long as they fit. Jobs that run keep one, so that what they hold in memory is not
-    lost."""
+    one first, as long as they fit the nodes. Jobs that run keep one, so that what they hold in
+    memory is not lost."""
     given = [0] * len(demands)
-    left = {"cpus": cpus, "gpus": gpus}
+    # Nodes with GPUs come last: they are for workers that need some.
+    left = [dict(node) for node in sorted(nodes, key=lambda node: node.get("GPU", 0.0))]
 
     def give(i: int) -> bool:
         one = demands[i]
-        if (
-            given[i] >= one.wanted
-            or one.cpus > left["cpus"] + 1e-9
-            or one.gpus > left["gpus"] + 1e-9
-        ):
+        room = next((node for node in left if fit(node, one.each)), None)
+        if given[i] >= one.wanted or room is None:
             return False
-        left["cpus"] -= one.cpus
-        left["gpus"] -= one.gpus
+        for name, amount in one.each.items():
+            room[name] = room.get(name, 0.0) - amount
         given[i] += 1
         return True
 
@@ -65,55 +66,82 @@ def divide(demands: Sequence[Demand], cpus: float, gpus: float) -> list[int]:
 
 
 class Scheduler:
-    """The actor."""
+    """The actor. What all jobs want together, it asks the cluster's autoscaler for: workers are
+    made only where they fit, so that Ray itself sees no demand for nodes. The request is taken back
+    when jobs leave, or are not heard of any more."""
 
     def __init__(self) -> None:
         self._demands: dict[str, Demand] = {}
+        self._changes = threading.Lock()
+        self._requested: list[dict[str, float]] | None = None
+        threading.Thread(target=self._follow, daemon=True).start()
 
     def ask(
         self,
         job: str,
         wanted: int,
-        cpus: float,
-        gpus: float,
+        each: Resources,
         priority: float,
-        there: Mapping[str, float],
+        nodes: Sequence[Resources],
     ) -> int:
         """A job's question, which is also its sign of life.
 
         Args:
             job: who asks.
             wanted: workers that it would have at the most.
-            cpus: of each worker.
-            gpus: of each worker.
+            each: resources of each worker.
             priority: its share beside other jobs', above 0.
-            there: the cluster's resources by name.
+            nodes: resources of the cluster's nodes.
 
         Returns:
             The number of workers that it may have now.
         """
-        now = time.monotonic()
-        own = self._demands.setdefault(job, Demand(wanted, cpus, gpus, priority))
-        own.wanted, own.cpus, own.gpus, own.priority, own.heard = wanted, cpus, gpus, priority, now
-        for name in [name for name, one in self._demands.items() if now - one.heard > _GONE]:
-            del self._demands[name]
-        given = divide(list(self._demands.values()), there.get("CPU", 0.0), there.get("GPU", 0.0))
-        share = given[list(self._demands).index(job)]
-        own.running = own.running or share > 0
+        with self._changes:
+            own = self._demands.setdefault(job, Demand(wanted, each, priority))
+            own.wanted, own.each, own.priority = wanted, each, priority
+            own.heard = time.monotonic()
+            self._forget()
+            share = divide(list(self._demands.values()), nodes)[list(self._demands).index(job)]
+            own.running = own.running or share > 0
         return share
 
     def leave(self, job: str) -> None:
-        self._demands.pop(job, None)
+        with self._changes:
+            self._demands.pop(job, None)
+
+    def _forget(self) -> None:
+        """Jobs that give no sign of life."""
+        now = time.monotonic()
+        for name in [name for name, one in self._demands.items() if now - one.heard > _GONE]:
+            del self._demands[name]
+
+    def _follow(self) -> None:
+        from ray.autoscaler.sdk import request_resources
+
+        while True:
+            with self._changes:
+                self._forget()
+                wanted = [
+                    {name: amount for name, amount in one.each.items() if amount}
+                    for one in self._demands.values()
+                    for _ in range(one.wanted)
+                ]
+            if wanted != self._requested:
+                try:
+                    request_resources(bundles=wanted)
+                    self._requested = wanted
+                except Exception as error:  # the head does not answer: asked again
+                    print(f"the autoscaler was not asked: {error}", file=sys.stderr)
+            time.sleep(_ASK_EVERY)
 
 
 class Quota:
     """A job's side of it. `count()` is `wanted` where no service runs the job."""
 
-    def __init__(self, ray: Any, wanted: int, cpus: float, gpus: float) -> None:
-        self._ray, self._wanted = ray, wanted
+    def __init__(self, ray: Any, wanted: int, each: Resources) -> None:
+        self._ray, self._wanted, self._each = ray, wanted, dict(each)
         self._job = os.environ.get(JOB)
         self._priority = float(os.environ.get(PRIORITY, "1"))
-        self._needs = (cpus, gpus)
         self._known = wanted
         self._asked = -_ASK_EVERY
 
@@ -129,8 +157,8 @@ class Quota:
         self._asked = time.monotonic()
         try:
             actor = _actor(self._ray)
-            there = self._ray.cluster_resources()
-            asked = actor.ask.remote(self._job, self._wanted, *self._needs, self._priority, there)
+            nodes = cluster_room(self._ray).nodes
+            asked = actor.ask.remote(self._job, self._wanted, self._each, self._priority, nodes)
             self._known = self._ray.get(asked, timeout=30)
         except (
             self._ray.exceptions.RayError

@@ -16,7 +16,8 @@ import torch
 from apportion.compressors.errors import ConfigurationError, TrainingError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
-from apportion.evaluators.cluster.connection import Connection, check_resources
+from apportion.evaluators.cluster.connection import Connection
+from apportion.evaluators.cluster.room import cluster_room
 from apportion.evaluators.training.checkpoints import read_state
 from apportion.evaluators.training.config import FinetuneConfig
 from apportion.evaluators.training.recovery import Recovery, Team
@@ -64,7 +65,7 @@ def train_together(
     connection = Connection(count * each["CPU"], count * each.get("GPU", 0))
     ray = connection.open()
     try:
-        check_resources(ray, count, needs)
+        cluster_room(ray).check(count, needs)
         recovery.checkpoints.write(
             "finetune", _trained(ray, recovery, data, config, needs, folder, progress)
         )

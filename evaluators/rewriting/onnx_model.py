@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.calibration import count_samples
-from apportion.compressors.errors import ConfigurationError, ModelError
+from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
 from apportion.evaluators.rewriting.onnx_codes import (
     CODES,
@@ -32,6 +33,7 @@ from apportion.evaluators.rewriting.onnx_codes import (
     stretched,
     weight_of,
 )
+from apportion.evaluators.rewriting.onnx_files import import_package
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.workloads import trees
@@ -74,8 +76,8 @@ def to_onnx(
         ModelError: torch.onnx cannot export the model, or it lacks a layer.
         ConfigurationError: onnx is missing.
     """
-    onnx = _import("onnx")
-    _import("onnxscript")
+    import_package("onnx")
+    import_package("onnxscript")
     plain = copy.deepcopy(model).eval().requires_grad_(False)
     for module in plain.modules():
         quantize_input(module, None)
@@ -98,18 +100,17 @@ def to_onnx(
             )
     if output is not None:
         plain = nn.Sequential(plain, Pair(output))
-    proto = _exported(plain, example)
-    onnx.checker.check_model(proto, full_check=True)
-    return proto
+    return _exported(plain, example)
 
 
-def session(proto: Any, threads: int) -> Any:
-    """An onnxruntime.InferenceSession on the CPU, of an onnx.ModelProto or its bytes."""
-    options = _import("onnxruntime").SessionOptions()
+def session(model: Any, threads: int) -> Any:
+    """An onnxruntime.InferenceSession on the CPU, of an onnx.ModelProto of less than 2 GB, or of a
+    file of any size."""
+    options = import_package("onnxruntime").SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
-    content = proto if isinstance(proto, bytes) else proto.SerializeToString()
-    return _import("onnxruntime").InferenceSession(
+    content = str(model) if isinstance(model, Path) else model.SerializeToString()
+    return import_package("onnxruntime").InferenceSession(
         content, options, providers=["CPUExecutionProvider"]
     )
 
@@ -118,7 +119,7 @@ def in_integers(proto: Any) -> set[str]:
     """The layers whose products ONNX Runtime does in integers when it runs `proto`: those whose
     codes reach a quantized operator. It has them for layers whose outputs are quantized next, and
     turns the others back into floats."""
-    onnx, runtime = _import("onnx"), _import("onnxruntime")
+    onnx, runtime = import_package("onnx"), import_package("onnxruntime")
     with tempfile.TemporaryDirectory() as folder:
         options = runtime.SessionOptions()
         options.optimized_model_filepath, options.log_severity_level = f"{folder}/optimized.onnx", 3
@@ -151,16 +152,7 @@ def outputs(opened: Any, inputs: Inputs) -> list[Tensor]:
 
 def version() -> str:
     """Of ONNX Runtime."""
-    return str(_import("onnxruntime").__version__)
-
-
-def _import(name: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"ONNX models need the package {name}: install apportion[onnx]"
-        ) from error
+    return str(import_package("onnxruntime").__version__)
 
 
 def _once(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Quantized]:

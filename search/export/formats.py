@@ -15,9 +15,9 @@ from safetensors.torch import load_model, save_model
 from torch.utils._pytree import tree_structure, tree_unflatten
 
 from apportion.compressors.errors import ModelError
-from apportion.db.files import write_atomically, write_bytes
+from apportion.db.files import write_atomically
 from apportion.db.layers.packed import load_packed, save_packed
-from apportion.evaluators.rewriting import onnx_model
+from apportion.evaluators.rewriting import onnx_files, onnx_model
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.workloads import trees
 from apportion.search.export.compressed_model import CompressedModel
@@ -45,6 +45,10 @@ class Format(ABC):
     @abstractmethod
     def load(self, subject: CompressedModel, path: Path) -> Runner:
         """The written model in its runtime."""
+
+    def size(self, path: Path) -> int:
+        """Bytes of what was written."""
+        return path.stat().st_size
 
 
 class Safetensors(Format):
@@ -123,17 +127,20 @@ class Program(Format):
 
 class Onnx(Format):
     """ONNX, quantized layers in integers, filter levels in the shapes that are left:
-    evaluators/rewriting/onnx_model.py."""
+    evaluators/rewriting/onnx_model.py. Above 2 GB with a second file, model.onnx.data."""
 
     file, runtime, tolerance = "model.onnx", "ONNX Runtime", None
 
     def write(self, subject: CompressedModel, path: Path) -> None:
         inputs = subject.problem.workload.task.inputs(subject.example())
         proto = onnx_model.to_onnx(subject.model, inputs, subject.quantized(), subject.reduced())
-        write_atomically(path, lambda temporary: write_bytes(temporary, proto.SerializeToString()))
+        onnx_files.save(proto, path)
+
+    def size(self, path: Path) -> int:
+        return onnx_files.size(path)
 
     def load(self, subject: CompressedModel, path: Path) -> Runner:
-        opened: Any = onnx_model.session(path.read_bytes(), torch.get_num_threads())
+        opened: Any = onnx_model.session(path, torch.get_num_threads())
         with torch.inference_mode():
             outputs = subject.problem.workload.task.forward(subject.model, subject.example())
         structure = tree_structure(outputs)  # the file has the tensors alone

@@ -78,7 +78,7 @@ def verify(
             f"{metric.text(value)} ({there})",
         )
     return {
-        "bytes": path.stat().st_size,
+        "bytes": form.size(path),
         "largest_difference": largest,
         metric.name: measured,
         "processor": there,

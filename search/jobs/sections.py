@@ -220,6 +220,11 @@ class WorkersConfig(Section):
         with explained():
             return check_precision(name)
 
+    @property
+    def each(self) -> dict[str, float]:
+        """What a worker needs, by the names of Ray's resources."""
+        return {"CPU": self.cpus, "GPU": self.gpus, **self.resources}
+
 
 class LatencyConfig(Section):
     """Where the times of layers come from."""

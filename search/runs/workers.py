@@ -1,5 +1,4 @@
-"""Who works for a job: this process, or a actors of Ray actors that is kept from the build to the
-last pool."""
+"""Who works for a job: this process, or Ray actors, kept from the build to the last pool."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ import torch
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
+from apportion.compressors.threads import limit_threads
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Executor, LocalExecutor
 from apportion.evaluators.cluster.actor_pool import ActorPool
@@ -30,6 +30,7 @@ class Workers(AbstractContextManager["Workers"]):
     when machine or cluster lack what is asked."""
 
     def __init__(self, config: WorkersConfig) -> None:
+        limit_threads()
         self._config = config
         self._actors: ActorPool | None = None
 
@@ -70,9 +71,7 @@ class Workers(AbstractContextManager["Workers"]):
     def _start_actors(self) -> ActorPool:
         if self._actors is None:
             config = self._config
-            self._actors = ActorPool(
-                config.count, config.cpus, config.gpus, config.at_least, config.resources
-            )
+            self._actors = ActorPool(config.count, config.each, config.at_least)
         return self._actors
 
 

@@ -20,6 +20,7 @@ import fsspec
 
 from apportion.compressors.errors import ConfigurationError, JobError, OutputError, UnknownNameError
 from apportion.evaluators.cluster.address import dashboard_address, is_loopback
+from apportion.evaluators.cluster.room import Room
 from apportion.evaluators.workloads.files import is_url
 from apportion.search.service import local, stored
 from apportion.search.service.folder import (
@@ -63,15 +64,22 @@ class Service:
         JobError, ConfigurationError, before anything is started."""
         from apportion.search.export.exporting import check_formats
         from apportion.search.service.package import pack  # what these need takes seconds to import
-        from apportion.search.service.requirements import check_requirements
+        from apportion.search.service.requirements import (
+            check_requirements,
+            remote_room,
+            this_machine,
+        )
 
         check_formats(formats)
         storage = self._storage(storage)
         with tempfile.TemporaryDirectory(prefix="apportion-") as folder:
             packed = pack(job_file, Path(folder), upload=self._ray.remote, storage=storage)
-            client = self._ray.client(start=True)
             if self._ray.remote:
-                check_requirements(packed.job, client, self._ray.address or "", self._ray.run)
+                self._ray.client()
+                room = remote_room(self._ray.address or "", self._ray.run)
+            else:
+                room = Room([this_machine()])
+            check_requirements(packed.job, room)
             if is_url(storage) and not (packed.job.store or "").startswith(("postgres", "env:")):
                 raise JobError(
                     job_file, "store", "a job whose storage is a URL needs a PostgreSQL store"

@@ -18,6 +18,7 @@ from typing import Any
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.folders import data_folder
+from apportion.compressors.machine import usable_cpus
 from apportion.db.files import write_json
 from apportion.evaluators.cluster.address import spare_loopback
 from apportion.evaluators.cluster.connection import import_ray
@@ -114,6 +115,7 @@ def main() -> int:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         context = ray.init(
             address="local",
+            num_cpus=usable_cpus(),
             include_dashboard=True,
             dashboard_port=_free_port(),
             object_store_memory=512 << 20,

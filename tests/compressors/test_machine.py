@@ -15,7 +15,8 @@ import torch
 from apportion.compressors import folders
 from apportion.compressors.elimination import work
 from apportion.compressors.errors import ConfigurationError
-from apportion.compressors.machine import free_memory
+from apportion.compressors.machine import free_memory, usable_cpus
+from apportion.compressors.threads import limit_threads
 from apportion.search.cli.main import main
 
 GIB = 2**30
@@ -169,3 +170,53 @@ def test_without_docstrings_spdy_cma_is_refused_by_name() -> None:
         check=False,
     )
     assert "cma cannot be loaded without docstrings" in done.stdout, done.stderr
+
+
+CPUS: dict[str, tuple[dict[str, object], int]] = {
+    "no limit": ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "max 100000"}, 16),
+    "a quota of two and a half": (
+        {"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "250000 100000"},
+        3,
+    ),
+    "a quota further out": (
+        {
+            "proc/self/cgroup": "0::/slurm/job",
+            f"{V2}/slurm/job/cpu.max": "max 100000",
+            f"{V2}/slurm/cpu.max": "400000 100000",
+        },
+        4,
+    ),
+    "less than one": ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "1000 100000"}, 1),
+    "more than there are": ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "9900000 100000"}, 16),
+    "version 1": (
+        {
+            "proc/self/cgroup": "5:cpu,cpuacct:/x\n4:memory:/job",
+            "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": 200000,
+            "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": 100000,
+            "sys/fs/cgroup/cpu/cpu.cfs_quota_us": -1,
+            "sys/fs/cgroup/cpu/cpu.cfs_period_us": 100000,
+        },
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CPUS)
+def test_threads_are_those_that_this_process_may_use(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, expected = CPUS[name]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    assert usable_cpus(machine(tmp_path, files)) == expected
+
+
+def test_an_affinity_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert usable_cpus(tmp_path) == 1
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        limit_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

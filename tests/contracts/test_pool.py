@@ -26,7 +26,7 @@ Make = Callable[[], Scorer]
 
 @contextmanager
 def ray_pool(make: Make, count: int) -> Iterator[Pool]:
-    with ActorPool(count, 1) as crew, RayPool(make, crew) as pool:
+    with ActorPool(count, {"CPU": 1}) as crew, RayPool(make, crew) as pool:
         yield pool
 
 

@@ -7,6 +7,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from apportion.evaluators.scoring.pool import Pool, Score
 ray = pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from apportion.evaluators.cluster import memory  # noqa: E402
 from apportion.evaluators.cluster import pool as pool_module  # noqa: E402
 from apportion.evaluators.cluster.actor_pool import ActorPool  # noqa: E402
 from apportion.evaluators.cluster.executor import RayExecutor  # noqa: E402
@@ -94,7 +97,7 @@ def use_until(pool: Pool, folder: Path, nodes: int) -> None:
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    with ActorPool(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
+    with ActorPool(2, {"CPU": 1}) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
         requests = [((i,), 1.0) for i in (5, -3, 6, 7, 8)]
         assert fitness(pool.evaluate(requests)) == [5.0, -3.0, 6.0, 7.0, 8.0]
         assert pool.events == {"lost": 1}
@@ -106,7 +109,10 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_hung_worker_is_replaced(tmp_path: Path) -> None:
-    with ActorPool(2, 1) as crew, RayPool(partial(Fragile, tmp_path), crew, deadline=2.0) as pool:
+    with (
+        ActorPool(2, {"CPU": 1}) as crew,
+        RayPool(partial(Fragile, tmp_path), crew, deadline=2.0) as pool,
+    ):
         requests = [((i,), 1.0) for i in (5, -4, 6, 7)]
         assert fitness(pool.evaluate(requests)) == [5.0, -4.0, 6.0, 7.0]
         assert pool.events == {"hung": 1}
@@ -127,7 +133,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(
 ) -> None:
     monkeypatch.setattr(pool_module, "_TO_START", 4.0)
     requests = [((i,), 1.0) for i in (5, 6)]
-    with ActorPool(1, 1) as crew:
+    with ActorPool(1, {"CPU": 1}) as crew:
         with RayPool(partial(Starting, tmp_path, 1), crew, deadline=4.0) as pool:
             assert fitness(pool.evaluate(requests)) == [5.0, 6.0]
             assert pool.events == {"hung": 1}
@@ -140,7 +146,7 @@ def test_a_worker_that_hangs_while_it_starts_is_replaced(
 
 def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:
     with (
-        ActorPool(1, 1) as crew,
+        ActorPool(1, {"CPU": 1}) as crew,
         RayPool(Unmade, crew) as pool,
         pytest.raises(EvaluationError, match="no such weights"),
     ):
@@ -156,9 +162,14 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
         log_to_driver=False,
     )
     try:
-        with pytest.raises(ConfigurationError, match="3 workers need 3 CPUs, the cluster has 1"):
-            ActorPool(3, 1)
-        with ActorPool(3, 1, at_least=1) as crew, RayPool(partial(Fragile, tmp_path), crew) as pool:
+        with pytest.raises(
+            ConfigurationError, match="3 with 1 CPU each: the cluster has room for 1"
+        ):
+            ActorPool(3, {"CPU": 1})
+        with (
+            ActorPool(3, {"CPU": 1}, at_least=1) as crew,
+            RayPool(partial(Fragile, tmp_path), crew) as pool,
+        ):
             assert fitness(pool.evaluate([((2,), 1.0), ((3,), 1.0)])) == [2.0, 3.0]
         assert ray.is_initialized()  # a Ray that was there before stays
     finally:
@@ -170,7 +181,7 @@ def test_a_node_is_removed_and_another_one_joins(cluster: Any, tmp_path: Path) -
     first, _ = add_node(cluster), add_node(cluster)
     cluster.wait_for_nodes()
     requests = [((i, 1), 1.0) for i in range(60)]
-    with ActorPool(2, 1) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
+    with ActorPool(2, {"CPU": 1}) as crew, RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool:
         scores = pool.evaluate(requests)
         found = [next(scores).fitness for _ in range(10)]
         cluster.remove_node(first, allow_graceful=False)
@@ -188,7 +199,7 @@ def test_workers_that_join_during_a_run_are_used(cluster: Any, tmp_path: Path) -
     cluster.wait_for_nodes()
     requests = [((i, 1), 1.0) for i in range(60)]
     with (
-        ActorPool(3, 1, at_least=1) as crew,
+        ActorPool(3, {"CPU": 1}, at_least=1) as crew,
         RayPool(partial(Fragile, tmp_path, 0.1), crew) as pool,
     ):
         scores = pool.evaluate(requests)
@@ -204,7 +215,7 @@ def _process(_: int) -> int:
 
 
 def test_the_search_takes_over_the_processes_of_the_build(tmp_path: Path) -> None:
-    with ActorPool(2, 1) as crew:
+    with ActorPool(2, {"CPU": 1}) as crew:
         built = set(RayExecutor(crew)._map(_process, [(i,) for i in range(8)]))
         for _ in range(2):
             with RayPool(partial(Fragile, tmp_path), crew) as pool:
@@ -215,3 +226,83 @@ def test_the_search_takes_over_the_processes_of_the_build(tmp_path: Path) -> Non
         assert scored == built
         assert len(built) == 2
     assert not ray.is_initialized()
+
+
+class Hungry:
+    """Its candidates take memory until Ray kills the worker: -1 twice, -2 always."""
+
+    def __init__(self, folder: Path, megabytes: int) -> None:
+        self._folder, self._megabytes = folder, megabytes
+
+    def score(
+        self, candidate: tuple[int, ...], fidelity: float = 1.0, bound: float = math.inf
+    ) -> float:
+        times = len(list(self._folder.glob("killed-*")))
+        if candidate[0] == -2 or (candidate[0] == -1 and times < 2):
+            (self._folder / f"killed-{times}").touch()
+            hoard = bytearray(os.urandom(1 << 20)) * self._megabytes
+            time.sleep(60)
+            assert hoard
+        return within(sum(candidate) * fidelity, bound)
+
+
+@pytest.mark.slow  # what else runs on the machine counts
+def test_workers_killed_for_memory_are_replaced_after_pauses_that_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's own memory monitor, with a limit 4 GB above what is in use."""
+    fields = {
+        line.split()[0]: int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+    }
+    used = fields["MemTotal:"] - fields["MemAvailable:"]
+    pauses: list[int] = []
+
+    def pause(times: int) -> float:
+        pauses.append(times)
+        return 0.2 * times
+
+    monkeypatch.setattr(memory, "pause", pause)
+    monkeypatch.setattr(memory, "AT_MOST", 3)
+    ray.init(
+        address="local",
+        num_cpus=1,
+        object_store_memory=100 << 20,
+        include_dashboard=False,
+        log_to_driver=False,
+        _system_config={
+            "memory_usage_threshold": (used + (4 << 30)) / fields["MemTotal:"],
+            "memory_monitor_refresh_ms": 100,
+        },
+    )
+    try:
+        with (
+            ActorPool(1, {"CPU": 1}) as actors,
+            RayPool(partial(Hungry, tmp_path, 6000), actors) as pool,
+        ):
+            assert fitness(pool.evaluate([((i,), 1.0) for i in (4, -1, 5)])) == [4.0, -1.0, 5.0]
+            assert pool.events == {"killed": 2}
+            assert set(pauses) == {1, 2}
+            with pytest.raises(EvaluationError, match="want of memory, 3 times: .*workers.count"):
+                fitness(pool.evaluate([((-2,), 1.0)]))
+    finally:
+        ray.shutdown()
+
+
+def test_the_kernels_kills_count_as_memory_and_others_do_not(
+    tmp_path: Path, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-3 kills its process once; that node says afterwards that a process was killed for want of
+    memory."""
+    add_node(cluster)
+    monkeypatch.setattr(memory, "pause", lambda _: 0.2)
+    with (
+        ActorPool(1, {"CPU": 1}) as actors,
+        closing(RayPool(partial(Fragile, tmp_path), actors)) as pool,
+    ):
+        assert fitness(pool.evaluate([((1,), 1.0)])) == [1.0]
+        (slot,) = pool._slots
+        assert slot.place is not None
+        slot.place = replace(slot.place, kills=slot.place.kills - 1)
+        assert fitness(pool.evaluate([((-3,), 1.0)])) == [-3.0]
+        assert pool.events == {"killed": 1}

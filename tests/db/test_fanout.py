@@ -22,7 +22,7 @@ LEVELS = ("dense", "unstr-0.50", "unstr-0.90", "w4a8", "unstr-0.50+w4", "1:2", "
 
 def test_two_workers_build_the_same_database(tmp_path: Path) -> None:
     here = make(tmp_path / "here", levels=LEVELS)
-    with ActorPool(2, 1) as crew:
+    with ActorPool(2, {"CPU": 1}) as crew:
         there = make(tmp_path / "there", levels=LEVELS, executor=lambda: RayExecutor(crew))
     assert there.fingerprint == here.fingerprint
     assert not ray.is_initialized()
@@ -43,7 +43,7 @@ def test_a_layer_that_outweighs_the_others_is_shared_row_by_row(
             mapped.append(len(tasks))
             return super()._map(function, tasks)
 
-    with ActorPool(2, 1) as crew:
+    with ActorPool(2, {"CPU": 1}) as crew:
         there = make(tmp_path / "there", wide, LEVELS, executor=lambda: Watched(crew))
     assert there.fingerprint == here.fingerprint
     assert mapped
@@ -53,7 +53,7 @@ def test_a_layer_that_cannot_be_made_is_the_same_error_on_a_worker(tmp_path: Pat
     model = net()
     with torch.no_grad():
         model.get_parameter("5.weight")[0, 0] = torch.nan
-    with ActorPool(2, 1) as crew:
+    with ActorPool(2, {"CPU": 1}) as crew:
         for executor in (LocalExecutor, lambda: RayExecutor(crew)):
             with pytest.raises(LayerError, match=r"layer '5': its weights hold NaN"):
                 make(tmp_path / "nan", model, executor=executor)
@@ -73,7 +73,7 @@ def test_work_of_a_worker_that_hangs_is_done_again(
     def always(_number: int) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    with ActorPool(2, 1) as crew:
+    with ActorPool(2, {"CPU": 1}) as crew:
         executor = RayExecutor(crew, deadline=3.0)
         assert list(executor._map(hung_once, [(i,) for i in range(6)])) == list(range(6))
         assert "a worker hung; it is replaced" in caplog.text
@@ -86,7 +86,7 @@ def test_an_idle_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
         (tmp_path / f"pid-{os.getpid()}").touch()
         return number
 
-    with ActorPool(1, 1) as crew:
+    with ActorPool(1, {"CPU": 1}) as crew:
         executor = RayExecutor(crew, deadline=3.0)
         assert list(executor._map(process, [(1,)])) == [1]
         (idle,) = tmp_path.glob("pid-*")
@@ -103,6 +103,6 @@ def test_work_of_a_worker_that_dies_is_done_again(tmp_path: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    with ActorPool(2, 1) as crew:
+    with ActorPool(2, {"CPU": 1}) as crew:
         assert list(RayExecutor(crew)._map(lost_once, [(i,) for i in range(6)])) == list(range(6))
     assert (tmp_path / "lost-3").exists()

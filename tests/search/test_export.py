@@ -29,7 +29,7 @@ from apportion.search.runs.pipeline import ModelProblem, prepare, run_search
 pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
 import onnx
 
-from apportion.evaluators.rewriting import onnx_model
+from apportion.evaluators.rewriting import onnx_files, onnx_model
 from apportion.evaluators.rewriting.processor import instructions
 
 
@@ -76,6 +76,34 @@ def test_an_onnx_model_has_the_accuracy_of_the_one_it_stands_for(
     kinds = [node.op_type for node in proto.graph.node]
     quantized = sum("a8" in level for level in exported.content["profile"].values())
     assert kinds.count("QuantizeLinear") == quantized > 0
+
+
+def test_a_model_that_is_too_large_for_one_file_has_two(
+    found: tuple[ModelProblem, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """protobuf's limit is lowered, in onnx's own checker too: what it takes is a path."""
+    problem, result = found
+    whole = export(result, problem, tmp_path / "one", formats=("onnx",))
+    monkeypatch.setattr(onnx_files, "LARGEST", 1 << 10)
+    monkeypatch.setattr(onnx.checker, "MAXIMUM_PROTOBUF", 1 << 10)
+    parts = export(result, problem, tmp_path / "two", formats=("onnx",))
+    assert set(parts.files) == {*whole.files, "model.onnx.data"}
+    assert parts.files["model.onnx"].stat().st_size < whole.files["model.onnx"].stat().st_size
+    for key in ("accuracy", "largest_difference"):
+        ours, theirs = (e.content["exports"]["model.onnx"][key] for e in (parts, whole))
+        assert ours == theirs
+    moved = (tmp_path / "two").rename(tmp_path / "elsewhere")
+    sizes = [path.stat().st_size for path in moved.glob("model.onnx*")]
+    assert parts.content["exports"]["model.onnx"]["bytes"] == sum(sizes)
+    inputs = problem.workload.task.inputs(problem.workload.test.subset([0, 1, 2]).batch)
+    both = [
+        onnx_model.run(onnx_model.session(folder / "model.onnx", 1), inputs)
+        for folder in (moved, tmp_path / "one")
+    ]
+    torch.testing.assert_close(*both, rtol=0, atol=0)
+    again = export(result, problem, moved, formats=("safetensors",))
+    assert not (moved / "model.onnx.data").exists()  # with its model
+    assert "model.onnx" not in again.files
 
 
 def test_a_model_that_disagrees_leaves_nothing_behind(

@@ -35,10 +35,16 @@ def free_port() -> int:
 
 class ServiceCluster:
     """A head with one CPU and nodes of one each; `home` is the home folder of the head's user,
-    where the storage is. `head`: more options of the head, for Ray's autoscaler over nodes that it
-    only pretends to start."""
+    where the storage is. `head`: more options of the head, which then is alone at first, and
+    variables of its `environment`; `port`: where it is to be found."""
 
-    def __init__(self, home: Path, *head: str) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *head: str,
+        environment: dict[str, str] | None = None,
+        port: int | None = None,
+    ) -> None:
         self.home = home
         self._environment = {
             **{
@@ -51,10 +57,10 @@ class ServiceCluster:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
-            **({"RAY_FAKE_CLUSTER": "1"} if head else {}),
+            **(environment or {}),
         }
         self._nodes: list[subprocess.Popen[bytes]] = []
-        port, dashboard = free_port(), free_port()
+        port, dashboard = port or free_port(), free_port()
         self._gcs = f"127.0.0.1:{port}"
         self.address = f"http://127.0.0.1:{dashboard}"
         self._start(
@@ -79,13 +85,14 @@ class ServiceCluster:
     def add_node(self) -> subprocess.Popen[bytes]:
         """One more, when it has joined: nodes that start on one machine share folders with those
         that run."""
-        there = self._alive()
+        there = self.alive()
         node = self._start(f"--address={self._gcs}")
-        while self._alive() <= there:
+        while self.alive() <= there:
             time.sleep(0.5)
         return node
 
-    def _alive(self) -> int:
+    def alive(self) -> int:
+        """Nodes, the head among them."""
         from ray.util.state import list_nodes
 
         return len(
@@ -157,8 +164,8 @@ class ServiceCluster:
         """Until the job is in one of `states`."""
         end = time.monotonic() + seconds
         while (state := self.state(job))["state"] not in states:
-            assert time.monotonic() < end, state
-            assert state["state"] not in ("failed",), state
+            assert time.monotonic() < end, json.dumps(state)
+            assert state["state"] != "failed", json.dumps(state)
             time.sleep(0.5)
         return state
 

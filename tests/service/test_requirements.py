@@ -1,4 +1,4 @@
-"""What a cluster lacks is said before anything is queued; also of one that grows."""
+"""What KubeRay's autoscaler may add is found on the head, and asked for with its certificate."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from apportion.search.service import requirements
+from apportion.compressors.errors import ConfigurationError
+from apportion.evaluators.cluster import room
+from apportion.search.service import local, requirements
+from apportion.search.service.client import Service
 from tests.needs import missing
-from tests.service.conftest import ServiceCluster, write_job
+from tests.service.conftest import write_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,75 +110,22 @@ def test_what_kuberays_autoscaler_may_add_is_found(kubernetes: dict[str, str]) -
         )
         for group in groups
     )
-    most = requirements._most(run, ["GPU", "CPU", "a100"])
-    assert most["GPU"] == gpus > 0
-    assert most["CPU"] > 0
-    assert most["a100"] == 0
+    found = requirements._limits(run)
+    assert found is not None
+    assert room._most(found, {"GPU": 1}) == gpus > 0
+    assert room._most(found, {"CPU": 1}) > 0
+    assert room._most(found, {"CPU": 1, "a100": 1}) == 0
     del kubernetes["RAY_CLUSTER_NAME"]
-    assert requirements._most(run, ["GPU"]) == {}
+    assert requirements._limits(run) is None
 
 
-@pytest.mark.slow
-def test_what_an_autoscaler_may_add_is_counted(
+def test_more_workers_than_this_machine_has_are_refused_before_a_ray_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's own autoscaler, over nodes that exist in name alone."""
-    monkeypatch.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
-    kinds = {
-        "head": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
-        "gpu": {
-            "resources": {"CPU": 2, "GPU": 2},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": 3,
-        },
-        "cpu": {"resources": {"CPU": 4}, "node_config": {}, "min_workers": 0, "max_workers": 1},
-    }
-    config = {
-        "cluster_name": "grows",
-        "max_workers": 3,
-        "upscaling_speed": 20,
-        "idle_timeout_minutes": 1,
-        "provider": {
-            "type": "fake_multinode",
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "available_node_types": kinds,
-        "head_node_type": "head",
-        "auth": {},
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        **{
-            f"{what}_commands": []
-            for what in (
-                "initialization",
-                "setup",
-                "head_setup",
-                "worker_setup",
-                "head_start_ray",
-                "worker_start_ray",
-            )
-        },
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "home").mkdir()
-    cluster = ServiceCluster(tmp_path / "home", f"--autoscaling-config={tmp_path / 'config.json'}")
-    try:
-        end = time.monotonic() + 60
-        while True:  # its first report comes some seconds after it
-            refused = cluster.apportion(
-                "submit", write_job(tmp_path, workers={"count": 8, "gpus": 1}), check=False
-            )
-            assert refused.returncode == 1
-            if "its autoscaler" in refused.stderr:
-                break
-            assert time.monotonic() < end, refused.stderr
-        assert (
-            "8 workers need 8 CPUs, the cluster has 1; 8 GPUs, the cluster has 0" in refused.stderr
-        )
-        assert "its autoscaler can bring it to 9 CPUs, 6 GPUs" in refused.stderr
-        assert cluster.apportion("status").stdout == "no jobs\n"
-    finally:
-        cluster.close()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    job = write_job(tmp_path, workers={"count": 4096})
+    with pytest.raises(ConfigurationError, match="4096 with 1 CPU each: .* no autoscaler"):
+        Service().submit(job)
+    assert local.running() is None
+    assert not (tmp_path / "data").exists()

@@ -163,8 +163,14 @@ def test_what_cannot_run_is_refused_before_anything_is_queued(
 ) -> None:
     before = cluster.apportion("status", "--json").stdout
     for change, message in (
-        ({"workers": {"count": 4, "cpus": 1}}, "need 4 CPUs, the cluster has 2"),
-        ({"workers": {"count": 1, "gpus": 1}}, "need 1 GPUs, the cluster has 0"),
+        (
+            {"workers": {"count": 4, "cpus": 1}},
+            "4 with 1 CPU each: the cluster has room for 2",
+        ),
+        (
+            {"workers": {"count": 1, "gpus": 1}},
+            "with 1 CPU, 1 GPU each: the cluster has room for 0",
+        ),
         ({"budgets": {"flop": 0.5}}, "did you mean 'flops'"),
         (
             {

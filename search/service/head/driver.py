@@ -27,6 +27,7 @@ from apportion.db.files import finite, write_json
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.url import masked
 from apportion.evaluators.cluster.connection import import_ray, start_ray
+from apportion.evaluators.cluster.room import cluster_room
 from apportion.evaluators.cluster.scheduler import PRIORITY, Quota
 from apportion.search.service import local
 from apportion.search.service.archive import FILES, check, unpack
@@ -161,10 +162,12 @@ def _keep_package(folder: JobFolder) -> None:
 
 
 def _wait_for_share(ray: Any, content: dict[str, Any], reporter: Reporter) -> Quota:
-    workers = content.get("workers") or {}
-    share = Quota(
-        ray, max(1, workers.get("count", 0)), workers.get("cpus", 1), workers.get("gpus", 0)
-    )
+    """Raises ConfigurationError where there will never be room for the job."""
+    from apportion.search.jobs.sections import WorkersConfig
+
+    workers = WorkersConfig.model_validate(content.get("workers") or {})
+    cluster_room(ray).check(max(1, workers.at_least or workers.count), workers.each)
+    share = Quota(ray, max(1, workers.count), workers.each)
     while share.count() < 1:
         reporter("wait for a share of the cluster", 0, 1)
         time.sleep(1.0)

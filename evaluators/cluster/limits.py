@@ -1,7 +1,7 @@
-"""What a cluster's autoscaler may make of it. The service sends this file's text to the head, where
-it runs by itself (no other module of apportion is there yet), and prints one line: MARK, and JSON
-{"most": workers in all, "kinds": [[is the head's, most of them, resources], ...]}. Node types alone
-are told: the rest of an autoscaler's configuration may hold secrets."""
+"""What a cluster's autoscaler may make of it, as its head knows: Ray's dashboard does not say.
+
+The service sends this file's text to the head, where it runs by itself (no other module of
+apportion is there yet) and prints one line: MARK, and what `limits` gives, as JSON."""
 
 from __future__ import annotations
 
@@ -48,16 +48,24 @@ def kuberay() -> dict[str, Any] | None:
     return dict(autoscaling_config.AutoscalingConfigProducer(name, namespace)())
 
 
-if __name__ == "__main__":
+def limits() -> dict[str, Any] | None:
+    """{"most": nodes beside the head in all, or None, "kinds": [[whether it is the head's, most
+    nodes, resources], ...]}, or None where no autoscaler is found. Node types alone are told: the
+    rest of an autoscaler's configuration may hold secrets."""
     config = launched() or kuberay()
-    if config is not None:
-        most = config.get("max_workers")
-        kinds = [
-            (
-                name == config.get("head_node_type"),
-                kind.get("max_workers", most or 0),
-                kind.get("resources") or {},
-            )
-            for name, kind in config["available_node_types"].items()
-        ]
-        print(MARK + json.dumps({"most": most, "kinds": kinds}))
+    if config is None:
+        return None
+    most = config.get("max_workers")
+    kinds = [
+        (
+            name == config.get("head_node_type"),
+            kind.get("max_workers", most or 0),
+            kind.get("resources") or {},
+        )
+        for name, kind in config["available_node_types"].items()
+    ]
+    return {"most": most, "kinds": kinds}
+
+
+if __name__ == "__main__":
+    print(MARK + json.dumps(limits()))
