@@ -1,7 +1,7 @@
 """Injects faults into real searches and prints what became of each; what is found in the end must
 be what an undisturbed search finds.
 
-    python -m tests.robustness.faults [WORD]      only the cells whose name holds WORD
+    python -m tests.robustness.faults [PATTERN]      only the cells whose name it matches
 
 Each cell starts `apportion search` (or `export`) on a folder of its own, waits for a phase, lets a
 fault happen, looks at how the command ended, and gives the same command again until it is done.
@@ -43,7 +43,7 @@ _PATIENCE = 180.0
 
 
 def layers(folder: Path) -> int:
-    return len(list((folder / "database").glob("[0-9]*.safetensors")))
+    return len(list((folder / "database" / "layers").glob("*.safetensors")))
 
 
 def trials(folder: Path) -> dict[str, list[tuple[tuple[int, ...], float]]]:
@@ -223,10 +223,10 @@ def judge(cell: Cell, folder: Path, whole: Path) -> tuple[int, int, str]:
     return lost, doubled, fault or (f"leaves {', '.join(left)}" if left else "")
 
 
-def main(word: str = "") -> int:
+def main(pattern: str = "") -> int:
     """Returns how many cells are not as they should be."""
     wrong = lost = doubled = 0
-    tried = [cell for cell in cells() if word in cell.name]
+    tried = [cell for cell in cells() if re.search(pattern, cell.name)]
     with tempfile.TemporaryDirectory() as temporary:
         whole = Path(temporary) / "whole"
         prepare(whole, Cell("", ""))
