@@ -14,21 +14,30 @@ MARK = "apportion-limits "
 _NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
-def launched() -> dict[str, Any] | None:
-    """What Ray's cluster launcher started the autoscaler on this machine with."""
+def launched(address: str | None) -> dict[str, Any] | None:
+    """What Ray's cluster launcher started the autoscaler on this machine with: that of the cluster
+    at `address`, where several heads share the machine."""
     import yaml
 
     for path in glob.glob("/proc/[0-9]*/cmdline"):
         try:
-            with open(path, "rb") as file:
-                arguments = file.read().decode(errors="replace").split("\0")
+            with open(path, "rb") as line:
+                arguments = line.read().decode(errors="replace").split("\0")
         except OSError:
             continue  # the process has ended
-        files = [a.partition("=")[2] for a in arguments if a.startswith("--autoscaling-config=")]
-        if files and any(a.endswith("monitor.py") for a in arguments):
-            with open(files[0]) as file:
-                return dict(yaml.safe_load(file))
+        given = dict(a.split("=", 1) for a in arguments if a.startswith("--") and "=" in a)
+        file = given.get("--autoscaling-config")
+        if file is None or not any(a.endswith("monitor.py") for a in arguments):
+            continue
+        if address is None or _port(given.get("--gcs-address", "")) == _port(address):
+            with open(file) as content:
+                return dict(yaml.safe_load(content))
     return None
+
+
+def _port(address: str) -> str:
+    """A head may be called by several names."""
+    return address.rpartition(":")[2]
 
 
 def kuberay() -> dict[str, Any] | None:
@@ -48,11 +57,12 @@ def kuberay() -> dict[str, Any] | None:
     return dict(autoscaling_config.AutoscalingConfigProducer(name, namespace)())
 
 
-def limits() -> dict[str, Any] | None:
-    """{"most": nodes beside the head in all, or None, "kinds": [[whether it is the head's, most
-    nodes, resources], ...]}, or None where no autoscaler is found. Node types alone are told: the
-    rest of an autoscaler's configuration may hold secrets."""
-    config = launched() or kuberay()
+def limits(address: str | None) -> dict[str, Any] | None:
+    """Of the cluster at `address`, whose head runs here (None: the only one): {"most": nodes beside
+    the head in all, or None, "kinds": [[whether it is the head's, most nodes, resources], ...]}, or
+    None where no autoscaler is found. Node types alone are told: the rest of an autoscaler's
+    configuration may hold secrets."""
+    config = launched(address) or kuberay()
     if config is None:
         return None
     most = config.get("max_workers")
@@ -68,4 +78,4 @@ def limits() -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    print(MARK + json.dumps(limits()))
+    print(MARK + json.dumps(limits(os.environ.get("RAY_ADDRESS"))))

@@ -57,12 +57,15 @@ def _limits(ray: Any) -> dict[str, Any] | None:
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     head = next((node["NodeID"] for node in nodes if _HEAD in node["Resources"]), None)
-    if head in (None, ray.get_runtime_context().get_node_id()):
-        return _found()
+    context = ray.get_runtime_context()
+    if head in (None, context.get_node_id()):
+        return _found(context.gcs_address)
     there = NodeAffinitySchedulingStrategy(head, soft=False)
     ask = ray.remote(_found).options(num_cpus=0, scheduling_strategy=there)
     try:
-        found: dict[str, Any] | None = ray.get(ask.remote(), timeout=_ANSWERS_WITHIN)
+        found: dict[str, Any] | None = ray.get(
+            ask.remote(context.gcs_address), timeout=_ANSWERS_WITHIN
+        )
     except ray.exceptions.RayError as error:
         raise ConfigurationError(
             f"workers: the cluster's head does not say what its autoscaler may add: {error}"
@@ -70,9 +73,9 @@ def _limits(ray: Any) -> dict[str, Any] | None:
     return found
 
 
-def _found() -> dict[str, Any] | None:
+def _found(address: str) -> dict[str, Any] | None:
     try:
-        return limits()
+        return limits(address)
     except Exception:  # KubeRay's head may read its cluster only where that grows
         return None
 

@@ -186,8 +186,8 @@ class WorkersConfig(Section):
     at_least: int | None = Field(
         None,
         ge=1,
-        description="Actors that the cluster must have room for at the start; the others join when "
-        "there is room. Default: all.",
+        description="Actors that the cluster, or what its autoscaler makes of it, must have room "
+        "for; the others join when there is room. Default: all.",
     )
     deadline: float = Field(
         DEADLINE,

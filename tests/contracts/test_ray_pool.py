@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,15 +153,25 @@ def test_workers_that_cannot_be_made_fail_with_their_traceback() -> None:
         fitness(pool.evaluate([((1,), 1.0)]))
 
 
-def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
+@contextmanager
+def one_cpu(**options: Any) -> Iterator[None]:
+    """A Ray of this process's own."""
     ray.init(
         address="local",
         num_cpus=1,
-        object_store_memory=100 << 20,
+        object_store_memory=STORE,
         include_dashboard=False,
         log_to_driver=False,
+        **options,
     )
     try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
+    with one_cpu():
         with pytest.raises(
             ConfigurationError, match="3 with 1 CPU each: the cluster has room for 1"
         ):
@@ -172,8 +182,6 @@ def test_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
         ):
             assert fitness(pool.evaluate([((2,), 1.0), ((3,), 1.0)])) == [2.0, 3.0]
         assert ray.is_initialized()  # a Ray that was there before stays
-    finally:
-        ray.shutdown()
 
 
 @pytest.mark.slow
@@ -264,29 +272,20 @@ def test_workers_killed_for_memory_are_replaced_after_pauses_that_grow(
 
     monkeypatch.setattr(memory, "pause", pause)
     monkeypatch.setattr(memory, "AT_MOST", 3)
-    ray.init(
-        address="local",
-        num_cpus=1,
-        object_store_memory=100 << 20,
-        include_dashboard=False,
-        log_to_driver=False,
-        _system_config={
-            "memory_usage_threshold": (used + (4 << 30)) / fields["MemTotal:"],
-            "memory_monitor_refresh_ms": 100,
-        },
-    )
-    try:
-        with (
-            ActorPool(1, {"CPU": 1}) as actors,
-            RayPool(partial(Hungry, tmp_path, 6000), actors) as pool,
-        ):
-            assert fitness(pool.evaluate([((i,), 1.0) for i in (4, -1, 5)])) == [4.0, -1.0, 5.0]
-            assert pool.events == {"killed": 2}
-            assert set(pauses) == {1, 2}
-            with pytest.raises(EvaluationError, match="want of memory, 3 times: .*workers.count"):
-                fitness(pool.evaluate([((-2,), 1.0)]))
-    finally:
-        ray.shutdown()
+    monitor = {
+        "memory_usage_threshold": (used + (4 << 30)) / fields["MemTotal:"],
+        "memory_monitor_refresh_ms": 100,
+    }
+    with (
+        one_cpu(_system_config=monitor),
+        ActorPool(1, {"CPU": 1}) as actors,
+        RayPool(partial(Hungry, tmp_path, 6000), actors) as pool,
+    ):
+        assert fitness(pool.evaluate([((i,), 1.0) for i in (4, -1, 5)])) == [4.0, -1.0, 5.0]
+        assert pool.events == {"killed": 2}
+        assert set(pauses) == {1, 2}
+        with pytest.raises(EvaluationError, match="want of memory, 3 times: .*workers.count"):
+            fitness(pool.evaluate([((-2,), 1.0)]))
 
 
 def test_the_kernels_kills_count_as_memory_and_others_do_not(

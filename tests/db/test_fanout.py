@@ -12,6 +12,7 @@ import torch
 from apportion.compressors.elimination import work
 from apportion.compressors.errors import LayerError, WorkersError
 from apportion.db.layers.executor import LocalExecutor
+from apportion.evaluators.cluster import memory
 from apportion.evaluators.cluster.actor_pool import ActorPool
 from apportion.evaluators.cluster.executor import RayExecutor
 from tests.db.test_build import make, net
@@ -106,3 +107,34 @@ def test_work_of_a_worker_that_dies_is_done_again(tmp_path: Path) -> None:
     with ActorPool(2, {"CPU": 1}) as crew:
         assert list(RayExecutor(crew)._map(lost_once, [(i,) for i in range(6)])) == list(range(6))
     assert (tmp_path / "lost-3").exists()
+
+
+def test_work_of_a_worker_killed_for_memory_is_done_again_after_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray or the kernel say of it: tests/contracts/test_ray_pool.py."""
+    pauses: list[int] = []
+
+    def pause(times: int) -> float:
+        pauses.append(times)
+        return 0.1
+
+    def lost_twice(number: int) -> int:
+        times = len(list(tmp_path.glob("lost-*")))
+        if number == 3 and times < 2:
+            (tmp_path / f"lost-{times}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def always(_number: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(memory, "was_killed", lambda *_: True)
+    monkeypatch.setattr(memory, "pause", pause)
+    monkeypatch.setattr(memory, "AT_MOST", 3)
+    with ActorPool(1, {"CPU": 1}) as actors:
+        executor = RayExecutor(actors)
+        assert list(executor._map(lost_twice, [(i,) for i in range(5)])) == list(range(5))
+        assert pauses == [1, 2]
+        with pytest.raises(WorkersError, match="want of memory, 3 times: .*workers.count"):
+            list(executor._map(always, [(0,)]))

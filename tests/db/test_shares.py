@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +15,7 @@ from hypothesis import strategies as st
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.cluster import scheduler
+from apportion.evaluators.cluster.limits import limits
 from apportion.evaluators.cluster.room import Room, fit
 from apportion.evaluators.cluster.scheduler import Demand, divide
 
@@ -142,3 +147,20 @@ def test_the_autoscaler_is_asked_for_what_all_jobs_want_and_the_request_taken_ba
     shares.leave("a")
     until([two])
     until([])  # "b" gives no sign of life
+
+
+def test_another_heads_autoscaler_on_the_same_machine_is_not_this_ones(tmp_path: Path) -> None:
+    kinds = {"h": {"resources": {}, "max_workers": 0}, "w": {"resources": {"CPU": 4}}}
+    content = {"max_workers": 2, "head_node_type": "h", "available_node_types": kinds}
+    (tmp_path / "autoscaler.json").write_text(json.dumps(content))
+    command = [sys.executable, "-c", "print(flush=True); input()", "monitor.py"]
+    command += ["--gcs-address=192.0.2.7:1", f"--autoscaling-config={tmp_path / 'autoscaler.json'}"]
+    head = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert head.stdout is not None
+        head.stdout.readline()
+        assert limits("127.0.0.1:2") is None
+        found = limits("127.0.0.1:1")
+        assert found == {"most": 2, "kinds": [(True, 0, {}), (False, 2, {"CPU": 4})]}
+    finally:
+        head.communicate("\n")
