@@ -18,8 +18,8 @@ from torch import nn
 
 from apportion.compressors.kinds.naming import matrices
 from apportion.evaluators.costs.runtimes import open_runtime
+from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.reduced import reduce_layers
-from apportion.evaluators.workloads.models import build_model
 
 
 def without_filters(model: nn.Module, share: float) -> tuple[nn.Module, list[str]]:

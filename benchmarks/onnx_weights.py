@@ -22,10 +22,10 @@ from torch import nn
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import GridOptions, fit_grid
 from apportion.compressors.kinds.naming import matrices
+from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting import onnx_model
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.processor import instructions
-from apportion.evaluators.workloads.models import build_model
 
 _INPUT = ActivationGrid(8, 2.0**-6, 0)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from apportion.evaluators.workloads.digits import digits_splits
+from apportion.evaluators.data.digits import digits_splits
 
 
 def fitted(model: nn.Module, head: str) -> Any:

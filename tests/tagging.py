@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.evaluators.workloads.dataset import Splits, TensorDataset
-from apportion.evaluators.workloads.task import Metric, Task
+from apportion.evaluators.data.dataset import Splits, TensorDataset
+from apportion.evaluators.tasks.task import Metric, Task
 
 WORDS, TAGS, LENGTH = 40, 5, 12
 Batch = dict[str, Tensor]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from apportion.compressors.kinds import products
-from apportion.evaluators.workloads.tasks import registry as tasks
+from apportion.evaluators.tasks import registry as tasks
 from apportion.search.export import registry
 from apportion.search.export.formats import Format
 

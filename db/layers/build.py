@@ -103,8 +103,8 @@ def build_database(
         model_fingerprint: of the model, kept in the database.
         calibration_fingerprint: of the data, kept in the database.
         model_outputs: what the model gives for a few calibration inputs
-            (evaluators.workloads.model_outputs), kept in the database: the same weights with
-            another forward are another model. None: not recorded.
+            (evaluators.workloads.workload.model_outputs), kept in the database: the same weights
+            with another forward are another model. None: not recorded.
         exceptions: layers that get other levels.
         options: of the compressor.
         progress: is told what is done.

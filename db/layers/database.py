@@ -60,7 +60,8 @@ class LayerDatabase:
     @classmethod
     def open(cls, path: str | Path, model_fingerprint: str | None = None) -> LayerDatabase:
         """Open a finished database. With `model_fingerprint`
-        (evaluators.workloads.model_fingerprint) also check that it was built from that model.
+        (evaluators.workloads.workload.model_fingerprint) also check that it was built from that
+        model.
         Raises DatabaseError, DatabaseUnfinishedError, DatabaseMismatchError,
         DatabaseCorruptError."""
         path = Path(path)

@@ -18,10 +18,10 @@ from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.evaluators.cluster.connection import Connection
 from apportion.evaluators.cluster.room import cluster_room
+from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.training.checkpoints import read_state
 from apportion.evaluators.training.config import FinetuneConfig
 from apportion.evaluators.training.recovery import Recovery, Team
-from apportion.evaluators.workloads.dataset import Dataset
 
 _FILE = "state.pt"
 _LOST_AT_MOST = 3

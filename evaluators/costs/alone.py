@@ -14,7 +14,7 @@ from apportion.compressors.kinds.feeding import first_tensor
 from apportion.compressors.layers import hooked
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.format import LayerRecord
-from apportion.evaluators.workloads.task import Inputs
+from apportion.evaluators.tasks.task import Inputs
 
 
 def timed_alone(

@@ -22,10 +22,10 @@ from apportion.db.layers.profile import Profile
 from apportion.evaluators.costs.alone import timed_alone
 from apportion.evaluators.costs.latency import WHOLE, LatencyTable
 from apportion.evaluators.costs.runtimes import Runtime, Timing, machine, time_run
+from apportion.evaluators.data import trees
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible, reducible_layers
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.task import Inputs
+from apportion.evaluators.tasks.task import Inputs
 
 
 @dataclass(frozen=True, slots=True)

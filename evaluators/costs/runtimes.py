@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.levels import Level
+from apportion.evaluators.data import trees
 from apportion.evaluators.rewriting import onnx_model
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reduce_layers
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.task import Inputs
+from apportion.evaluators.tasks.task import Inputs
 
 _WARM_UP, _REPEATS, _SECONDS = 5, 50, 0.2
 """Runs before the first that counts; then at least so many, and for at least so long."""

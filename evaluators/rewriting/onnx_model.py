@@ -25,6 +25,8 @@ from apportion.compressors.activations import ActivationGrid, quantize_input
 from apportion.compressors.calibration import count_samples
 from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
+from apportion.evaluators.data import trees
+from apportion.evaluators.models.folding import fold_batchnorm
 from apportion.evaluators.rewriting.onnx_codes import (
     CODES,
     InputPair,
@@ -36,9 +38,7 @@ from apportion.evaluators.rewriting.onnx_codes import (
 from apportion.evaluators.rewriting.onnx_files import import_package
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.folding import fold_batchnorm
-from apportion.evaluators.workloads.task import Inputs
+from apportion.evaluators.tasks.task import Inputs
 
 log = logging.getLogger(__name__)
 

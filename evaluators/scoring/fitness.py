@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import Tensor
 
 from apportion.compressors.errors import UnknownNameError
-from apportion.evaluators.workloads.dataset import Batch
-from apportion.evaluators.workloads.task import Outputs, Task
+from apportion.evaluators.data.dataset import Batch
+from apportion.evaluators.tasks.task import Outputs, Task
 
 Criterion = Callable[[Task, Outputs, Batch, Outputs], Tensor]
 

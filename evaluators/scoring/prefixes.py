@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.calibration import call
+from apportion.evaluators.data import trees
 from apportion.evaluators.scoring import segments
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.task import Inputs, Outputs
+from apportion.evaluators.tasks.task import Inputs, Outputs
 
 _RATE = 1 / 32
 """Weight of a pass in the mean share that kept activations could have saved."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.task import Inputs, Outputs
+from apportion.evaluators.data import trees
+from apportion.evaluators.tasks.task import Inputs, Outputs
 
 WIDTH = 8
 """Candidates in a stack. Fixed: kernels may round differently for another number of them."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.compressors.calibration import call
 from apportion.compressors.corrections import (
     Recorded,
     check_correction,
@@ -26,13 +25,13 @@ from apportion.compressors.corrections import (
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.levels import Candidate
 from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.data import trees
 from apportion.evaluators.scoring import batchnorm as bn
 from apportion.evaluators.scoring import stacked
 from apportion.evaluators.scoring.fitness import criterion, needs_dense_outputs
 from apportion.evaluators.scoring.prefixes import Prefixes
 from apportion.evaluators.scoring.slots import Slot
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.task import Outputs
+from apportion.evaluators.tasks.task import Outputs
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -291,7 +290,10 @@ class StitchedScorer:
 
     def _run_dense(self) -> list[Outputs]:
         with torch.inference_mode(), self._cast():
-            return [call(self._model, inputs) for inputs in self._inputs]
+            return [
+                self._task.reference(self._task.forward(self._model, batch), batch)
+                for batch in self._batches
+            ]
 
 
 def check_precision(name: str) -> str:

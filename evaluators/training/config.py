@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from apportion.db.documents.section import Section
-from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.data.augment import AugmentConfig
 
 log = logging.getLogger(__name__)
 

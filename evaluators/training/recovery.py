@@ -30,6 +30,10 @@ from apportion.compressors.grids import Grid
 from apportion.compressors.layers import hooked
 from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.augment import AugmentConfig
+from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.tasks.task import Task
 from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
 from apportion.evaluators.training.config import (
     AdaPruneConfig,
@@ -38,10 +42,6 @@ from apportion.evaluators.training.config import (
     RecoveryConfig,
 )
 from apportion.evaluators.training.held import Hold, held
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.augment import AugmentConfig
-from apportion.evaluators.workloads.dataset import Batch, Dataset
-from apportion.evaluators.workloads.task import Task
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, DataError, first_line
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.dataset import Batch, Dataset
-from apportion.evaluators.workloads.task import Outputs, Task
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.tasks.task import Outputs, Task
 
 _NONE = 1e-6
 """Divergence of the dense model from itself that rounding may leave."""
@@ -53,7 +53,7 @@ def _check_values(task: Task, outputs: Outputs, batch: Batch, count: int) -> Non
         )
     values: dict[str, Callable[[], Tensor]] = {
         "loss": lambda: task.loss(outputs, batch),
-        "divergence": lambda: task.divergence(outputs, outputs, batch),
+        "divergence": lambda: task.divergence(outputs, task.reference(outputs, batch), batch),
         "error": lambda: task.error(outputs, batch),
         "rows": lambda: task.rows(outputs, batch)[:, 0],
     }

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from apportion.evaluators.workloads.data import DatasetSplit
-from apportion.evaluators.workloads.dataset import Dataset, Splits
-from apportion.evaluators.workloads.images import ImageFolder, some
-from apportion.evaluators.workloads.models import class_names
+from apportion.evaluators.data.dataset import Dataset, Splits
+from apportion.evaluators.data.images import ImageFolder, some
+from apportion.evaluators.data.readers import DatasetSplit
+from apportion.evaluators.models.build import class_names
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.workloads import trees
+from apportion.evaluators.data import trees
 from apportion.evaluators.workloads.workload import Workload
 
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ModelError
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.task import Inputs
+from apportion.evaluators.data import trees
+from apportion.evaluators.tasks.task import Inputs
 
 _ROUNDING = 1e-5
 """By how much two runs may differ, as a share of the largest output: sums that threads share."""

@@ -17,18 +17,18 @@ from apportion.compressors.errors import ApportionError, DataError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.documents.section import SEEDS, Section
-from apportion.evaluators.workloads.augment import AugmentConfig
+from apportion.evaluators.data.augment import AugmentConfig
+from apportion.evaluators.data.config import DataConfig, DigitsData, ImageFolderData
+from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset, draw
+from apportion.evaluators.data.digits import digits_splits, load_trained
+from apportion.evaluators.data.readers import load_splits
+from apportion.evaluators.models.build import build_model, folded
+from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.registry import check_task, make_task
+from apportion.evaluators.tasks.task import Inputs, Task
 from apportion.evaluators.workloads.checks import check_together
 from apportion.evaluators.workloads.classes import numbered
-from apportion.evaluators.workloads.data import load_splits
-from apportion.evaluators.workloads.data_config import DataConfig, DigitsData, ImageFolderData
-from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset, draw
-from apportion.evaluators.workloads.digits import digits_splits, load_trained
-from apportion.evaluators.workloads.models import build_model, folded
 from apportion.evaluators.workloads.repeatable import check_repeatable
-from apportion.evaluators.workloads.task import Inputs, Task
-from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
-from apportion.evaluators.workloads.tasks.registry import check_task, make_task
 
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096

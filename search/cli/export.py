@@ -108,7 +108,7 @@ def _recovery(options: argparse.Namespace, job: Any) -> Any:
 
 
 def _print(options: argparse.Namespace, exported: Any) -> None:
-    from apportion.evaluators.workloads.task import Metric
+    from apportion.evaluators.tasks.task import Metric
 
     content = {
         "files": {name: str(path) for name, path in exported.files.items()},

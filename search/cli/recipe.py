@@ -49,7 +49,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> None:
-    from apportion.evaluators.workloads.task import Metric
+    from apportion.evaluators.tasks.task import Metric
     from apportion.search.recipes.recipes import job_of, load_recipe, run_recipe
 
     if options.name is None:

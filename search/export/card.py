@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from apportion.evaluators.workloads.task import Metric
+from apportion.evaluators.tasks.task import Metric
 
 
 def model_card(content: Mapping[str, Any], model: str) -> str:

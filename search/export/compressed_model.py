@@ -12,11 +12,11 @@ from torch import nn
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import Grid
 from apportion.db.layers.profile import Profile
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.rewriting.onnx_codes import stretched
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible_layers
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.dataset import Batch
 from apportion.search.runs.pipeline import ModelProblem
 
 

@@ -33,10 +33,10 @@ from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.training.config import RecoveryConfig
 from apportion.evaluators.training.recovery import check_held, check_recovery
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.dataset import Batch
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import TUNING, Workload
 from apportion.search.export.card import model_card

@@ -17,9 +17,9 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 from apportion.compressors.errors import ModelError
 from apportion.db.files import write_atomically
 from apportion.db.layers.packed import load_packed, save_packed
+from apportion.evaluators.data import trees
 from apportion.evaluators.rewriting import onnx_files, onnx_model
 from apportion.evaluators.rewriting.reduced import reduce_layers
-from apportion.evaluators.workloads import trees
 from apportion.search.export.compressed_model import CompressedModel
 
 Runner = Callable[..., Any]

@@ -13,8 +13,8 @@ from torch import nn
 from apportion.compressors.errors import OutputError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
+from apportion.evaluators.data import trees
 from apportion.evaluators.rewriting.processor import instructions
-from apportion.evaluators.workloads import trees
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Packed, Runner, Safetensors

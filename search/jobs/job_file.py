@@ -16,7 +16,7 @@ from apportion.db.documents.text import read_text
 from apportion.db.documents.yaml_reader import MOST, yaml_content
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
-from apportion.evaluators.workloads.files import is_url
+from apportion.evaluators.data.files import is_url
 from apportion.search.jobs.job import AnyJob, Job, TableJob
 
 _PATHS = (

@@ -16,9 +16,9 @@ from apportion.compressors.grids import GridOptions
 from apportion.compressors.levels import Level, expand_levels
 from apportion.compressors.obs import CompressionOptions
 from apportion.db.documents.section import SEEDS, Section
+from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.scoring.pool import DEADLINE
 from apportion.evaluators.scoring.stitched import check_precision
-from apportion.evaluators.workloads.augment import AugmentConfig
 from apportion.search.algorithms.registry import resolve
 
 

@@ -18,8 +18,8 @@ from apportion.db.layers.profile import Profile
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.costs.budgets import parse_budget
-from apportion.evaluators.workloads.files import is_url
-from apportion.evaluators.workloads.models import is_file_name
+from apportion.evaluators.data.files import is_url
+from apportion.evaluators.models.build import is_file_name
 from apportion.search.export.exporting import (
     Chosen,
     Exported,

@@ -18,8 +18,8 @@ from apportion.db.documents.text import number, read_text
 from apportion.db.layers import format
 from apportion.evaluators.costs.latency import LatencyTable
 from apportion.evaluators.costs.latency_files import read_latency
+from apportion.evaluators.models.build import build_model
 from apportion.evaluators.scoring.pool import LocalPool, Pool
-from apportion.evaluators.workloads.models import build_model
 from apportion.search.jobs.job import TableConfig, TableJob
 from apportion.search.runs.problem import Problem
 from apportion.search.space.decisions import Decisions

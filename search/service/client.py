@@ -21,7 +21,7 @@ import fsspec
 from apportion.compressors.errors import ConfigurationError, JobError, OutputError, UnknownNameError
 from apportion.evaluators.cluster.address import dashboard_address, is_loopback
 from apportion.evaluators.cluster.room import Room
-from apportion.evaluators.workloads.files import is_url
+from apportion.evaluators.data.files import is_url
 from apportion.search.service import local, stored
 from apportion.search.service.folder import (
     ENDED,

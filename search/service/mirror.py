@@ -16,7 +16,7 @@ import fsspec
 from apportion.compressors.errors import ConfigurationError, OutputError
 from apportion.db.files import write_atomically, write_bytes
 from apportion.db.runs.url import holds_secret, masked
-from apportion.evaluators.workloads.files import cache_folder, is_url
+from apportion.evaluators.data.files import cache_folder, is_url
 from apportion.search.service.folder import ENDED, JobState
 
 _FOLLOW_EVERY = 5.0

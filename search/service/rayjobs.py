@@ -15,7 +15,7 @@ from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.cluster.address import proxy_of, spare_loopback
 from apportion.evaluators.cluster.connection import import_ray
 from apportion.evaluators.cluster.scheduler import JOB, PRIORITY
-from apportion.evaluators.workloads.files import is_url
+from apportion.evaluators.data.files import is_url
 from apportion.search.service import local
 
 KEY = "apportion"

@@ -14,7 +14,7 @@ from apportion.compressors import user_code
 from apportion.compressors.errors import ApportionError, CodeError
 from apportion.compressors.levels import DENSE
 from apportion.evaluators.costs.latency import ask_latency
-from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.models.build import build_model
 from apportion.search.algorithms import registry
 
 ROOT = Path(__file__).parents[2]

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ConfigurationError
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.augment import AugmentConfig
-from apportion.evaluators.workloads.data import TensorSplit
-from apportion.evaluators.workloads.dataset import TensorDataset
-from apportion.evaluators.workloads.models import build_model
-from apportion.evaluators.workloads.task import Task
-from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.augment import AugmentConfig
+from apportion.evaluators.data.dataset import TensorDataset
+from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.models.build import build_model
+from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.task import Task
 from tests.tagging import Tagging, sentences, tagger
 
 

@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from apportion.compressors.errors import DataError, ModelError, WeightsError
-from apportion.evaluators.workloads import models
-from apportion.evaluators.workloads.models import build_model, load_weights
+from apportion.evaluators.models import build as models
+from apportion.evaluators.models.build import build_model, load_weights
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.building import build
 from tests.fitted import fitted

@@ -10,11 +10,11 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from apportion.compressors.errors import DataError
-from apportion.evaluators.workloads import images
-from apportion.evaluators.workloads.data import load_splits
-from apportion.evaluators.workloads.data_config import DataConfig, DigitsData
-from apportion.evaluators.workloads.dataset import Splits, draw
-from apportion.evaluators.workloads.tasks.image_classification import Labelled
+from apportion.evaluators.data import images
+from apportion.evaluators.data.config import DataConfig, DigitsData
+from apportion.evaluators.data.dataset import Splits, draw
+from apportion.evaluators.data.readers import load_splits
+from apportion.evaluators.tasks.image_classification import Labelled
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 
 

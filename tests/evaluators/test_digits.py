@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from apportion.compressors.errors import OutputError
-from apportion.evaluators.workloads import digits
-from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.data import digits
+from apportion.evaluators.models.build import build_model
 from apportion.evaluators.workloads.workload import model_fingerprint
 
 

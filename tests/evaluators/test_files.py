@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from apportion.compressors.errors import DataError
-from apportion.evaluators.workloads.data import load_splits
-from apportion.evaluators.workloads.data_config import NpzData
-from apportion.evaluators.workloads.files import local_file
+from apportion.evaluators.data.config import NpzData
+from apportion.evaluators.data.files import local_file
+from apportion.evaluators.data.readers import load_splits
 from apportion.search.jobs.job_file import parse_job
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError
-from apportion.evaluators.workloads import folding
-from apportion.evaluators.workloads.folding import fold_batchnorm
+from apportion.evaluators.models import folding
+from apportion.evaluators.models.folding import fold_batchnorm
 
 
 class Net(nn.Module):

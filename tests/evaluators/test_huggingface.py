@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from apportion.compressors.errors import ModelError
-from apportion.evaluators.workloads.huggingface import Logits
-from apportion.evaluators.workloads.models import build_model
+from apportion.evaluators.models.build import build_model
+from apportion.evaluators.models.huggingface import Logits
 from apportion.search.export.exporting import export, score_profile
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare

@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from apportion.compressors.errors import DataError
-from apportion.evaluators.workloads import models
-from apportion.evaluators.workloads.chance import check_better_than_chance
-from apportion.evaluators.workloads.data import TensorSplit, load_splits
-from apportion.evaluators.workloads.data_config import ImageFolderData
-from apportion.evaluators.workloads.huggingface import Logits
-from apportion.evaluators.workloads.images import read_image
-from apportion.evaluators.workloads.models import class_names
+from apportion.evaluators.data.config import ImageFolderData
+from apportion.evaluators.data.images import read_image
+from apportion.evaluators.data.readers import TensorSplit, load_splits
+from apportion.evaluators.models import build as models
+from apportion.evaluators.models.build import class_names
+from apportion.evaluators.models.huggingface import Logits
+from apportion.evaluators.tasks.chance import check_better_than_chance
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.building import build
@@ -162,7 +162,7 @@ def test_labels_that_are_not_the_models_stop_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The digits network with its labels shifted by one: right nowhere."""
-    from apportion.evaluators.workloads.digits import digits_splits, load_trained
+    from apportion.evaluators.data.digits import digits_splits, load_trained
 
     model = models.build_model("digits_resnet")
     load_trained(model)

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError
-from apportion.evaluators.workloads.models import build_model, load_weights
-from apportion.evaluators.workloads.networks import CifarResNet
+from apportion.evaluators.models.build import build_model, load_weights
+from apportion.evaluators.models.networks import CifarResNet
 
 
 @pytest.mark.parametrize(

@@ -24,12 +24,12 @@ from apportion.evaluators.costs.alone import timed_alone
 from apportion.evaluators.costs.measure import measure_latency
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.costs.runtimes import TorchRuntime
+from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.scoring.segments import cut
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.training.config import AdaPruneConfig, RecoveryConfig
 from apportion.evaluators.training.recovery import check_held
-from apportion.evaluators.workloads.data import TensorSplit
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 
 LEVELS = ["dense", "unstr-0.50", "rtn:w3", "w8a8"]

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ConfigurationError, TrainingError
+from apportion.evaluators.data.augment import AugmentConfig
+from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.config import FinetuneConfig
 from apportion.evaluators.training.held import Hold
 from apportion.evaluators.training.recovery import Recovery
-from apportion.evaluators.workloads.augment import AugmentConfig
-from apportion.evaluators.workloads.data import TensorSplit
-from apportion.evaluators.workloads.dataset import Dataset
-from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
 
 pytest.importorskip("ray", reason="apportion[ray] is not installed")
 from apportion.evaluators.cluster.training import train_together

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from apportion.compressors.errors import ModelError
 from apportion.compressors.progress import Progress, silent
+from apportion.evaluators.data.augment import AugmentConfig
+from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.config import AdaPruneConfig, FinetuneConfig, LintuneConfig
 from apportion.evaluators.training.held import Hold
 from apportion.evaluators.training.recovery import Recovery
-from apportion.evaluators.workloads.augment import AugmentConfig
-from apportion.evaluators.workloads.data import TensorSplit
-from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
 
 
 def models(seed: int = 0) -> tuple[nn.Sequential, nn.Sequential, dict[str, Hold]]:

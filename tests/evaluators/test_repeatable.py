@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError
-from apportion.evaluators.workloads import models
+from apportion.evaluators.models import build as models
 from apportion.evaluators.workloads.repeatable import check_repeatable
 from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from apportion.compressors.errors import ModelError
 from apportion.db.layers.packed import load_packed, save_packed
-from apportion.evaluators.workloads import models
-from apportion.evaluators.workloads.models import build_model, load_weights
-from apportion.evaluators.workloads.sharing import share_by_storage
+from apportion.evaluators.models import build as models
+from apportion.evaluators.models.build import build_model, load_weights
+from apportion.evaluators.models.sharing import share_by_storage
 from apportion.search.export.exporting import Chosen, export
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare

@@ -16,9 +16,9 @@ from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels, parse_level
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.models.build import build_model
 from apportion.evaluators.scoring import segments
 from apportion.evaluators.scoring.stitched import StitchedScorer
-from apportion.evaluators.workloads.models import build_model
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 
 DENSE = (0,) * 14

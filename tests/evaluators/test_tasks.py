@@ -20,11 +20,11 @@ from apportion.compressors.errors import (
 )
 from apportion.compressors.levels import parse_level
 from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.data.dataset import Splits, TensorDataset
 from apportion.evaluators.scoring.stitched import StitchedScorer
-from apportion.evaluators.workloads.dataset import Splits, TensorDataset
-from apportion.evaluators.workloads.task import Metric
-from apportion.evaluators.workloads.tasks import registry
-from apportion.evaluators.workloads.tasks.registry import make_task, register_task
+from apportion.evaluators.tasks import registry
+from apportion.evaluators.tasks.registry import make_task, register_task
+from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.workloads.workload import Workload, data_fingerprint
 from apportion.search.cli.main import main
 from apportion.search.jobs.job_file import parse_model_job
@@ -163,7 +163,7 @@ def test_names_of_tasks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     with pytest.raises(ConfigurationError, match="'tests.tagging:Tagger' is not a subclass"):
         make_task("tests.tagging:Tagger")
     with pytest.raises(ConfigurationError, match="has no `metric`"):
-        make_task("apportion.evaluators.workloads.task:Task")
+        make_task("apportion.evaluators.tasks.task:Task")
     content = job_content(tmp_path)
     content["workload"]["task"] = {"kind": "taging"}
     with pytest.raises(JobError, match="workload.task.kind: unknown task 'taging'"):

@@ -11,10 +11,10 @@ from torch import nn
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import DataError, ModelError, UnknownNameError, WeightsError
 from apportion.compressors.kinds.find import find_layers
-from apportion.evaluators.workloads.dataset import draw
+from apportion.evaluators.data.dataset import draw
+from apportion.evaluators.models.build import build_model
+from apportion.evaluators.models.registry import register_model
 from apportion.evaluators.workloads.evaluate import evaluate
-from apportion.evaluators.workloads.models import build_model
-from apportion.evaluators.workloads.registry import register_model
 from apportion.evaluators.workloads.workload import (
     Workload,
     WorkloadConfig,
@@ -153,7 +153,7 @@ def test_callables_that_are_no_models(name: str, message: str) -> None:
 
 
 def test_a_users_own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from apportion.evaluators.workloads import models
+    from apportion.evaluators.models import build as models
 
     monkeypatch.setitem(models.MODELS, "mine", nn.Module)  # so that it goes again
     register_model("mine")(lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)))
@@ -260,7 +260,7 @@ def test_the_digits_network_is_good_and_cached(digits: Workload, own_cache: Path
 
 
 def test_training_the_digits_network_twice_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from apportion.evaluators.workloads import digits
+    from apportion.evaluators.data import digits
 
     monkeypatch.setattr(digits, "_EPOCHS", 2)
     models = [build_model("digits_resnet") for _ in range(2)]
@@ -270,7 +270,7 @@ def test_training_the_digits_network_twice_gives_the_same(monkeypatch: pytest.Mo
 
 
 def test_digits_splits_do_not_overlap() -> None:
-    from apportion.evaluators.workloads.digits import digits_splits
+    from apportion.evaluators.data.digits import digits_splits
 
     splits = digits_splits()
     calibration, test = (

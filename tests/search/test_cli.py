@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from apportion.db.runs.store import RunStore
+from apportion.evaluators.models.build import build_model
 from apportion.evaluators.workloads.evaluate import evaluate
-from apportion.evaluators.workloads.models import build_model
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.cli.main import main
 

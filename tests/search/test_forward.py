@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from apportion.compressors.errors import DatabaseError, DatabaseMismatchError
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import RunStore
-from apportion.evaluators.workloads import models
-from apportion.evaluators.workloads.networks import CifarResNet
+from apportion.evaluators.models import build as models
+from apportion.evaluators.models.networks import CifarResNet
 from apportion.evaluators.workloads.workload import model_fingerprint, model_outputs
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs import building

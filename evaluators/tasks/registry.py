@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from apportion.compressors.errors import ConfigurationError, UnknownNameError, first_line
 from apportion.compressors.user_code import load_object
-from apportion.evaluators.workloads.task import Metric, Task
-from apportion.evaluators.workloads.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.task import Metric, Task
 
 _TASKS: dict[str, type[Task]] = {ImageClassification.kind: ImageClassification}
 
@@ -36,7 +36,7 @@ def make_task(name: str) -> Task:
     found = _TASKS[name] if name in _TASKS else load_object(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise ConfigurationError(
-            f"task {name!r} is not a subclass of apportion.evaluators.workloads.task.Task"
+            f"task {name!r} is not a subclass of apportion.evaluators.tasks.task.Task"
         )
     if not isinstance(getattr(found, "metric", None), Metric):
         raise ConfigurationError(f"task {name!r} has no `metric`, a Metric with name and unit")

@@ -14,15 +14,15 @@ from torch import Tensor
 from apportion.compressors.errors import DataError, first_line
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.user_code import load_object
-from apportion.evaluators.workloads.data_config import (
+from apportion.evaluators.data.config import (
     Cifar10Data,
     ImageFolderData,
     NpzData,
     PythonData,
 )
-from apportion.evaluators.workloads.dataset import Batch, Dataset, Splits, TensorDataset
-from apportion.evaluators.workloads.files import local_file
-from apportion.evaluators.workloads.images import ImageFolder
+from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset
+from apportion.evaluators.data.files import local_file
+from apportion.evaluators.data.images import ImageFolder
 
 
 class TensorSplit(TensorDataset):
@@ -229,7 +229,6 @@ def _python(name: str) -> Splits:
     if not isinstance(found, Splits):
         raise DataError(
             name,
-            f"gave a {type(found).__name__} instead of "
-            "apportion.evaluators.workloads.dataset.Splits",
+            f"gave a {type(found).__name__} instead of apportion.evaluators.data.dataset.Splits",
         )
     return found

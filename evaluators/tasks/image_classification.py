@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.workloads.augment import AugmentConfig, augment
-from apportion.evaluators.workloads.chance import check_better_than_chance
-from apportion.evaluators.workloads.dataset import Dataset
-from apportion.evaluators.workloads.task import Metric, Task
+from apportion.evaluators.data.augment import AugmentConfig, augment
+from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.tasks.chance import check_better_than_chance
+from apportion.evaluators.tasks.task import Metric, Task
 
 Images = tuple[Tensor, Tensor]
 """Inputs float32 [n, C, H, W], normalised, and labels int64 [n]."""

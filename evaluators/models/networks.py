@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from apportion.evaluators.workloads.registry import register_model
+from apportion.evaluators.models.registry import register_model
 
 
 class _Block(nn.Module):

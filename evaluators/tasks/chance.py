@@ -10,7 +10,7 @@ from torch import nn
 
 from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.workloads.dataset import Dataset
+from apportion.evaluators.data.dataset import Dataset
 
 _FIRST, _MOST = 128, 1024
 """Test images that the model is tried on at first, and at most."""

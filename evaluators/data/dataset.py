@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.workloads import trees
+from apportion.evaluators.data import trees
 
 Batch = Any
 """A tree of tensors [n, ...]."""

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from apportion.compressors.calibration import call, count_samples
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.workloads import trees
-from apportion.evaluators.workloads.augment import AugmentConfig
-from apportion.evaluators.workloads.dataset import Batch, Dataset
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.augment import AugmentConfig
+from apportion.evaluators.data.dataset import Batch, Dataset
 
 Inputs = Any
 """What a model is called with: a tensor, a tuple of arguments, or a dict of keywords."""
@@ -104,8 +104,9 @@ class Task(ABC):
             ...
 
     To write: `metric`, `inputs`, `loss`, `divergence`, `error`, `measure`. To override where the
-    default does not fit: `samples`, `rows`, `check`, and for recovery and augmentation `distance`,
-    `distill`, `supervise`, `augment`. Leave `forward` and `identity` alone. tests/contracts/
+    default does not fit: `samples`, `reference`, `counted`, `rows`, `check`, and for recovery and
+    augmentation `distance`, `distill`, `supervise`, `augment`. Leave `forward` and `identity`
+    alone. tests/contracts/
     test_task.py is the suite that every task must pass: add yours to its list.
 
     Two rules hold for `loss`, `divergence` and `error`: a sample's value depends on that sample
@@ -148,13 +149,26 @@ class Task(ABC):
     @abstractmethod
     def divergence(self, outputs: Outputs, dense: Outputs, batch: Batch) -> Tensor:
         """float64 [n], at least 0, lower is better: how far the outputs of each sample are from the
-        dense model's on the same batch, 0 where they are the same; such as KL(dense || outputs) in
-        nats. Needs no labels. The fitness `kl`, and what the final pick is made by."""
+        dense model's on the same batch (`dense` is the `reference` of those), 0 where they are the
+        same; such as KL(dense || outputs) in nats. Needs no labels.
+        The fitness `kl`, and what the final pick is made by."""
 
     @abstractmethod
     def error(self, outputs: Outputs, batch: Batch) -> Tensor:
         """float64 [n], at least 0, lower is better: the metric of each sample alone as something to
         minimise, such as 1 for a wrong answer. The fitness `error`."""
+
+    def reference(self, outputs: Outputs, batch: Batch) -> Outputs:  # noqa: ARG002
+        """What of the dense model's outputs on a batch is kept, for `divergence` to be given as
+        `dense`: by default all of it. Override it where that is much: the largest logits of a large
+        vocabulary, what stands at positions that count. A tree of tensors."""
+        return outputs
+
+    def counted(self, batch: Batch) -> Tensor | None:  # noqa: ARG002
+        """bool [n, positions]: which positions of each sample are not padding; None (the default)
+        where there is none. Padding is left out of Hessians and of the grids of inputs, for every
+        layer whose inputs have these positions."""
+        return None
 
     def rows(self, outputs: Outputs, batch: Batch) -> Tensor:
         """float64 [n, k]: what the metric is computed from, a row for each sample; by default the
@@ -185,7 +199,7 @@ class Task(ABC):
         """A scalar to minimise by gradients: the teacher's part of the recovery step finetune. By
         default the mean `divergence`, which must let gradients through then; tasks with a softmax
         soften it by `temperature` (Hinton et al. 2015)."""
-        return self.divergence(outputs, dense, batch).mean()
+        return self.divergence(outputs, self.reference(dense, batch), batch).mean()
 
     def supervise(self, outputs: Outputs, batch: Batch, smoothing: float) -> Tensor:
         """A scalar to minimise by gradients: the labels' part of the recovery step finetune. By

@@ -82,7 +82,7 @@ class PythonData(Section):
     function: str = Field(
         pattern=r"^[\w.]+:\w+$",
         description="package.module:function, called without arguments for the Splits "
-        "(apportion.evaluators.workloads.dataset) that the task understands.",
+        "(apportion.evaluators.data.dataset) that the task understands.",
     )
 
 

@@ -15,13 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from apportion.compressors.errors import CodeError, ModelError, UnknownNameError, WeightsError
 from apportion.compressors.user_code import load_object
-from apportion.evaluators.workloads import huggingface
-from apportion.evaluators.workloads.checkpoints import read_state
-from apportion.evaluators.workloads.files import local_file
-from apportion.evaluators.workloads.folding import fold_batchnorm
-from apportion.evaluators.workloads.networks import CifarResNet  # noqa: F401 - registers its kind
-from apportion.evaluators.workloads.registry import MODELS
-from apportion.evaluators.workloads.sharing import share_by_storage, shared_names
+from apportion.evaluators.data.files import local_file
+from apportion.evaluators.models import huggingface
+from apportion.evaluators.models.checkpoints import read_state
+from apportion.evaluators.models.folding import fold_batchnorm
+from apportion.evaluators.models.networks import CifarResNet  # noqa: F401 - registers its kind
+from apportion.evaluators.models.registry import MODELS
+from apportion.evaluators.models.sharing import share_by_storage, shared_names
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from apportion.compressors.folders import cache_folder
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.files import write_atomically
-from apportion.evaluators.workloads.data import TensorSplit
-from apportion.evaluators.workloads.dataset import Splits
+from apportion.evaluators.data.dataset import Splits
+from apportion.evaluators.data.readers import TensorSplit
 
 RECIPE = 1
 """Part of the cached file's name: raise it whenever training changes."""
