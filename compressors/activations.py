@@ -113,6 +113,8 @@ class _Histogram:
         self._counts = torch.zeros(_BINS, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
+        if not x.numel():
+            return  # an expert that got no token of this batch
         low, high = (float(v) for v in torch.aminmax(x))
         if not (abs(low) < torch.inf and abs(high) < torch.inf):
             raise LayerError(self._layer, "its inputs hold NaN or infinity")

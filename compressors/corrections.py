@@ -227,8 +227,8 @@ class _Sums:
 
 
 def _moments(total: Tensor, squares: Tensor, count: int) -> Moments:
-    mean = total / count
-    return Moments(mean, (squares / count - mean**2).clamp(min=0))
+    mean = total / max(1, count)  # 0 for an expert that got no token of this batch
+    return Moments(mean, (squares / max(1, count) - mean**2).clamp(min=0))
 
 
 def _broadcast(module: nn.Module, output: Tensor) -> tuple[int, ...]:

@@ -71,18 +71,17 @@ class TensorDataset(Dataset):
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         for start in range(0, len(self), batch_size):
-            yield self._cut(slice(start, start + batch_size))
+            yield trees.cut(self.batch, slice(start, start + batch_size))
 
     def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorDataset:  # noqa: ARG002
         # in memory already: nothing to report
-        return TensorDataset(self._cut(torch.as_tensor(np.asarray(indices, dtype=np.int64))))
+        return TensorDataset(
+            trees.cut(self.batch, torch.as_tensor(np.asarray(indices, dtype=np.int64)))
+        )
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor with a name that stays, for fingerprints."""
         yield from sorted(trees.named(self.batch), key=lambda item: item[0])
-
-    def _cut(self, index: slice | Tensor) -> Batch:
-        return trees.mapped(lambda tensor: tensor[index], self.batch)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def mapped(change: Callable[[Tensor], Any], tree: Tree) -> Tree:
     return tree_map(lambda leaf: change(leaf) if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def cut(tree: Tree, index: slice | Tensor) -> Tree:
+    """The tree of some samples."""
+    return mapped(lambda tensor: tensor[index], tree)
+
+
 def placed(tree: Tree, device: str | torch.device) -> Tree:
     """The tree on a device."""
     return mapped(lambda tensor: tensor.to(device), tree)

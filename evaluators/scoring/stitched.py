@@ -102,7 +102,7 @@ class StitchedScorer:
         self._dense_outputs: list[Outputs] = [None] * len(self._batches)
         if needs_dense_outputs(fitness):
             self._dense_outputs = self._run_dense()
-        self._calibration = workload.full_pass(lambda: self._batches)
+        self._calibration = workload.correction_pass(lambda: self._batches)
         self._recorded: dict[str, Recorded] = {}
         if needs_dense(self._corrections):
             with torch.inference_mode(), self._in_mode():

@@ -104,7 +104,7 @@ class Task(ABC):
             ...
 
     To write: `metric`, `inputs`, `loss`, `divergence`, `error`, `measure`. To override where the
-    default does not fit: `samples`, `reference`, `counted`, `rows`, `check`, and for recovery and
+    default does not fit: `samples`, `reference`, `unpadded`, `rows`, `check`, and for recovery and
     augmentation `distance`, `distill`, `supervise`, `augment`. Leave `forward` and `identity`
     alone. tests/contracts/
     test_task.py is the suite that every task must pass: add yours to its list.
@@ -164,11 +164,11 @@ class Task(ABC):
         vocabulary, what stands at positions that count. A tree of tensors."""
         return outputs
 
-    def counted(self, batch: Batch) -> Tensor | None:  # noqa: ARG002
-        """bool [n, positions]: which positions of each sample are not padding; None (the default)
-        where there is none. Padding is left out of Hessians and of the grids of inputs, for every
-        layer whose inputs have these positions."""
-        return None
+    def unpadded(self, inputs: Inputs) -> list[Inputs]:
+        """What the model is called with for the same samples so that no padding goes in, in parts
+        of equal length (`data.padding.by_length`). What is measured inside the model (Hessians,
+        grids of inputs, corrections) is measured on these. By default there is no padding."""
+        return [inputs]
 
     def rows(self, outputs: Outputs, batch: Batch) -> Tensor:
         """float64 [n, k]: what the metric is computed from, a row for each sample; by default the

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.calibration import FullPass, call, count_samples
@@ -17,6 +19,7 @@ from apportion.compressors.errors import ApportionError, DataError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.documents.section import SEEDS, Section
+from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.config import DataConfig, DigitsData, ImageFolderData
 from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset, draw
@@ -105,6 +108,18 @@ class WorkloadConfig(Section):
         return self
 
 
+_Piece = tuple[Inputs, int]
+"""What a model is called with, and the number of samples that it adds to those before."""
+
+
+def _samples(piece: _Piece) -> int:
+    return piece[1]
+
+
+def _run(model: nn.Module, piece: _Piece) -> Any:
+    return call(model, piece[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Subset:
     """Some samples of a split, not loaded yet."""
@@ -142,6 +157,27 @@ class Workload:
     def full_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
         """A pass over batches (`count` of them, for progress), fed and counted as the task says."""
         return FullPass(batches, self.task.samples, self.task.forward, count)
+
+    def unpadded_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
+        """The same without padding, for what is measured inside the model."""
+        if type(self.task).unpadded is Task.unpadded:
+            return self.full_pass(batches, count)
+        return FullPass(lambda: self._pieces(batches()), _samples, _run)
+
+    def correction_pass(self, batches: Callable[[], Iterable[Batch]]) -> FullPass:
+        """What corrections look at: no padding, but whole batches for batch-norm, whose statistics
+        are those of a batch."""
+        norms = any(isinstance(module, _BatchNorm) for module in self.model.modules())
+        return self.full_pass(batches) if norms else self.unpadded_pass(batches)
+
+    def _pieces(self, batches: Iterable[Batch]) -> Iterator[_Piece]:
+        for batch in batches:
+            samples = self.task.samples(batch)
+            for inputs in self.task.unpadded(self.task.inputs(batch)):
+                rows = count_samples(inputs)
+                for start in range(0, rows, self.batch_size):
+                    yield trees.cut(inputs, slice(start, start + self.batch_size)), samples
+                    samples = 0  # counted once
 
     def augmented(self, config: AugmentConfig, seed: int) -> Iterator[Batch]:
         """Calibration batches, round by round, their samples changed at random; the same at every

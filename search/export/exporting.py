@@ -228,7 +228,7 @@ def _compress(
         for batch in _training(workload, subject.problem.job.workload.seed):
             yield trees.placed(batch, device)
 
-    calibration = workload.full_pass(training_data)
+    calibration = workload.correction_pass(training_data)
 
     def note(step: str) -> None:
         values[_AFTER[step]] = measured(_AFTER[step])

@@ -86,9 +86,9 @@ def _calibration(job: Job, workload: Workload) -> FullPass:
     data, size, augment = workload.calibration, workload.batch_size, job.database.augment
     count = -(-len(data) // size)
     if augment is None:
-        return workload.full_pass(lambda: data.batches(size), count)
+        return workload.unpadded_pass(lambda: data.batches(size), count)
     count *= augment.rounds
-    return workload.full_pass(lambda: workload.augmented(augment, job.workload.seed), count)
+    return workload.unpadded_pass(lambda: workload.augmented(augment, job.workload.seed), count)
 
 
 def _calibration_fingerprint(job: Job, workload: Workload) -> str:
