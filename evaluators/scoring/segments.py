@@ -7,39 +7,54 @@ changed in its segment."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
-log = logging.getLogger(__name__)
+from apportion.compressors.errors import first_line
+from apportion.evaluators.data.dataset import Batch
+from apportion.evaluators.scoring.cuts import Cuts, Keep
+from apportion.evaluators.tasks.task import Outputs
 
 
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """`parts[i]` takes the output of `parts[i - 1]` (the input for the first one); `where` maps a
-    layer's name to the first part that uses it. A model that cannot be traced is one part."""
+class Segments(Cuts):
+    """`parts[i]` takes the output of `parts[i - 1]`, the first one what `inputs` gives of a
+    batch."""
 
-    parts: tuple[Callable[..., Any], ...]
-    where: dict[str, int]
+    def __init__(
+        self,
+        parts: tuple[Callable[..., Any], ...],
+        where: Mapping[str, int],
+        inputs: Callable[[Batch], Any],
+    ) -> None:
+        self.parts, self.where, self.count = parts, where, len(parts)
+        self._inputs = inputs
+
+    def run(self, batch: Batch, start: int, begin: Any, keep: Keep) -> Outputs:
+        x = begin if start else self._inputs(batch)
+        for i in range(start, self.count):
+            if i > start:
+                keep(i, x)
+            x = self.parts[i](x)
+        return x
 
 
-def cut(model: nn.Module, layers: Mapping[str, Sequence[Tensor]]) -> Segments:
-    """Cut `model` (eval mode, one tensor in) into as many segments as its graph allows, such that
-    each but the last holds one of the `layers`, given by name with the parameters that hold their
-    weights. Falls back to one segment, and says why in the log."""
-    whole = Segments((model,), dict.fromkeys(layers, 0))
+class UntraceableError(Exception):
+    """A model cannot be cut by its graph."""
+
+
+def cut(
+    model: nn.Module, layers: Mapping[str, Sequence[Tensor]], inputs: Callable[[Batch], Any]
+) -> Segments:
+    """Cut `model` (eval mode; `inputs` gives the one tensor that it takes of a batch) into as many
+    segments as its graph allows, such that each but the last holds one of the `layers`, given by
+    name with the parameters that hold their weights. Raises UntraceableError."""
     try:
         graph = fx.symbolic_trace(model)
     except Exception as error:  # fx raises whatever the model's own code raises on a proxy
-        log.warning(
-            "no prefix reuse: the model cannot be traced (%s)",
-            str(error).splitlines()[0] if str(error) else error,
-        )
-        return whole
+        raise UntraceableError(f"it cannot be traced ({first_line(error)})") from error
     layers_of = _layers_used(model, graph.graph, layers)
     segment_of = _assign(graph.graph, set(layers_of))
     split = split_module(graph, model, lambda node: segment_of[node])
@@ -47,16 +62,14 @@ def cut(model: nn.Module, layers: Mapping[str, Sequence[Tensor]]) -> Segments:
     if any(
         len([a for a in node.args if isinstance(a, fx.Node)]) != 1 or node.kwargs for node in calls
     ):
-        log.warning("no prefix reuse: a segment of the model takes more than one tensor")
-        return whole
+        raise UntraceableError("a segment of it takes more than one tensor")
     where: dict[str, int] = {}
     for node, segment in segment_of.items():
         for name in layers_of.get(node, ()):
             where.setdefault(name, segment)
     if missing := [name for name in layers if name not in where]:
-        log.warning("no prefix reuse: the traced graph does not use layer %s", missing[0])
-        return whole
-    return Segments(tuple(getattr(split, str(node.target)) for node in calls), where)
+        raise UntraceableError(f"its graph does not use layer {missing[0]}")
+    return Segments(tuple(getattr(split, str(node.target)) for node in calls), where, inputs)
 
 
 def _layers_used(

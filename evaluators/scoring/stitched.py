@@ -31,7 +31,7 @@ from apportion.evaluators.scoring import stacked
 from apportion.evaluators.scoring.fitness import criterion, needs_dense_outputs
 from apportion.evaluators.scoring.prefixes import Prefixes
 from apportion.evaluators.scoring.slots import Slot
-from apportion.evaluators.tasks.task import Outputs
+from apportion.evaluators.tasks.task import Outputs, Task
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,9 @@ class StitchedScorer:
         bn.check_mode(batchnorm)
         for name in corrections:
             check_correction(name)
-        self._corrections = (*(["batchnorm"] if batchnorm == "recalibrate" else []), *corrections)
+        norms = bn.layers(workload.model)
+        tuned = batchnorm == "recalibrate" and norms  # else there is nothing to tune
+        self._corrections = (*(["batchnorm"] if tuned else []), *corrections)
         self._criterion = criterion(fitness)
         self._mode = batchnorm
         self._database = database
@@ -110,7 +112,8 @@ class StitchedScorer:
         self._prefixes = Prefixes(
             self._model,
             {slot.name: slot.parameters for slot in self._slots},
-            self._inputs,
+            task,
+            self._batches,
             0 if self._corrections else prefix_bytes,
         )
         self.width = self._choose_width()
@@ -189,6 +192,7 @@ class StitchedScorer:
         if (
             self._device.type != "cuda"
             or self._corrections
+            or type(self._task).forward is not Task.forward
             or any(record.aliases or record.place for record in self._database.layers.values())
         ):
             return 1

@@ -177,7 +177,7 @@ def test_segments_know_which_of_them_uses_a_part() -> None:
     layers = {
         own.name: [model.get_parameter(n) for n in own.where.parameters] for own in found.layers
     }
-    where = cut(model, layers).where
+    where = cut(model, layers, lambda batch: batch).where
     inner = {where[name] for name in layers if name.startswith("2.")}
     assert len(inner) == 1
     assert where["0"] < inner.pop() < where["4"]
