@@ -18,7 +18,7 @@ from typing import Any
 from apportion.compressors.levels import parse_level
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.data.config import NpzData
-from apportion.evaluators.data.readers import load_splits
+from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.cli.progress import TerminalProgress

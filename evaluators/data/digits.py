@@ -18,12 +18,19 @@ from apportion.compressors.folders import cache_folder
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.files import write_atomically
+from apportion.evaluators.data.config import DigitsData
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.registry import Context, reads
 
 RECIPE = 1
 """Part of the cached file's name: raise it whenever training changes."""
 _TEST, _EPOCHS, _BATCH, _RATE = 447, 30, 64, 0.1
+
+
+@reads(DigitsData)
+def read_digits(_config: DigitsData, _context: Context) -> Splits:
+    return digits_splits()
 
 
 def digits_splits() -> Splits:

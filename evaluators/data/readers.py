@@ -23,6 +23,7 @@ from apportion.evaluators.data.config import (
 from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset
 from apportion.evaluators.data.files import local_file
 from apportion.evaluators.data.images import ImageFolder
+from apportion.evaluators.data.registry import Context, reads
 
 
 class TensorSplit(TensorDataset):
@@ -95,24 +96,27 @@ class DatasetSplit(Dataset):
             self.dataset.check(indices, progress)
 
 
-def load_splits(config: NpzData | ImageFolderData | Cifar10Data | PythonData) -> Splits:
-    """Raises DataError, naming the file, folder or function and what would be valid;
-    ConfigurationError for a function that cannot be imported."""
-    if isinstance(config, PythonData):
-        return _python(config.function)
-    if isinstance(config, NpzData):
-        return Splits(
-            _npz(config.calibration, config.mean, config.std),
-            _npz(config.test, config.mean, config.std),
-            None if config.train is None else _npz(config.train, config.mean, config.std),
-        )
-    if isinstance(config, ImageFolderData):
-        calibration, test = _folder(config.calibration, config), _folder(config.test, config)
-        tuning = None if config.train is None else _folder(config.train, config)
-        for other in (test, tuning):
-            if other is not None:
-                _check_classes(calibration, other)
-        return Splits(calibration, test, tuning)
+@reads(NpzData)
+def read_npz(config: NpzData, _context: Context) -> Splits:
+    return Splits(
+        _npz(config.calibration, config.mean, config.std),
+        _npz(config.test, config.mean, config.std),
+        None if config.train is None else _npz(config.train, config.mean, config.std),
+    )
+
+
+@reads(ImageFolderData)
+def read_folders(config: ImageFolderData, _context: Context) -> Splits:
+    calibration, test = _folder(config.calibration, config), _folder(config.test, config)
+    tuning = None if config.train is None else _folder(config.train, config)
+    for other in (test, tuning):
+        if other is not None:
+            _check_classes(calibration, other)
+    return Splits(calibration, test, tuning)
+
+
+@reads(Cifar10Data)
+def read_cifar10(config: Cifar10Data, _context: Context) -> Splits:
     train = _cifar10(config, train=True)
     return Splits(train, _cifar10(config, train=False), train)
 
@@ -220,7 +224,10 @@ def _cifar10(config: Cifar10Data, train: bool) -> DatasetSplit:
     return DatasetSplit(found, str(config.root))
 
 
-def _python(name: str) -> Splits:
+@reads(PythonData)
+def read_python(config: PythonData, _context: Context) -> Splits:
+    """Raises ConfigurationError for a function that cannot be imported, besides."""
+    name = config.function
     function = load_object(name, "workload.data.function")
     try:
         found = function()

@@ -117,12 +117,16 @@ class Task(ABC):
     Attributes:
         metric: what reports say of a model.
         kind: the name that a job uses; empty for `package.module:Class`.
+        form: what batches hold, where the data come from a reader that serves several tasks
+            (one of evaluators/data/forms.py): texts with a class, packed tokens ... Empty where
+            they are images, or come from a function of one's own.
         version: raise it whenever values change: scores kept in a run store, and tables kept in a
             database, hold for one version.
     """
 
     metric: ClassVar[Metric]
     kind: ClassVar[str] = ""
+    form: ClassVar[str] = ""
     version: ClassVar[int] = 1
 
     @abstractmethod

@@ -23,9 +23,10 @@ from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.config import DataConfig, DigitsData, ImageFolderData
 from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset, draw
-from apportion.evaluators.data.digits import digits_splits, load_trained
-from apportion.evaluators.data.readers import load_splits
-from apportion.evaluators.models.build import build_model, folded
+from apportion.evaluators.data.digits import load_trained
+from apportion.evaluators.data.load import load_splits
+from apportion.evaluators.data.registry import Context
+from apportion.evaluators.models.build import build_model, class_names, folded
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.registry import check_task, make_task
 from apportion.evaluators.tasks.task import Inputs, Task
@@ -194,14 +195,13 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
     name = config.name
     task = make_task(config.task.kind)
     model = build_model(name, config.weights)
-    if isinstance(config.data, DigitsData):
-        splits = digits_splits()
-        if name == "digits_resnet" and config.weights is None:
-            load_trained(model, progress)
-    else:
-        splits = load_splits(config.data)
-        if isinstance(config.data, ImageFolderData):
-            splits = numbered(splits, model.eval(), name)
+    if isinstance(config.data, DigitsData) and name == "digits_resnet" and config.weights is None:
+        load_trained(model, progress)
+    classes = class_names(name, model)
+    context = Context(name, task.identity, task.form, None if classes is None else tuple(classes))
+    splits = load_splits(config.data, context)
+    if isinstance(config.data, ImageFolderData):
+        splits = numbered(splits, model.eval(), name)
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:

@@ -13,7 +13,7 @@ from apportion.compressors.errors import DataError
 from apportion.evaluators.data import images
 from apportion.evaluators.data.config import DataConfig, DigitsData
 from apportion.evaluators.data.dataset import Splits, draw
-from apportion.evaluators.data.readers import load_splits
+from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.tasks.image_classification import Labelled
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 

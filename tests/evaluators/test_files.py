@@ -15,7 +15,7 @@ import pytest
 from apportion.compressors.errors import DataError
 from apportion.evaluators.data.config import NpzData
 from apportion.evaluators.data.files import local_file
-from apportion.evaluators.data.readers import load_splits
+from apportion.evaluators.data.load import load_splits
 from apportion.search.jobs.job_file import parse_job
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from apportion.compressors.errors import DataError
 from apportion.evaluators.data.config import ImageFolderData
 from apportion.evaluators.data.images import read_image
-from apportion.evaluators.data.readers import TensorSplit, load_splits
+from apportion.evaluators.data.load import load_splits
+from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.models import build as models
 from apportion.evaluators.models.build import class_names
 from apportion.evaluators.models.huggingface import Logits
