@@ -62,13 +62,16 @@ def _check_values(task: Task, outputs: Outputs, batch: Batch, count: int) -> Non
             found = value()
             shape = list(found.shape)
         except Exception as error:  # the user's own code
-            raise ConfigurationError(
-                f"task {task.identity}: {what} failed ({first_line(error)})"
-            ) from error
+            raise _failed(task, what, error) from error
         if shape != [count]:
             raise ConfigurationError(
                 f"task {task.identity}: {what} has the shape {shape} for a batch of {count} "
                 f"samples; one value each is needed, [{count}]"
+            )
+        if what != "rows" and not bool(found.isfinite().all()):
+            raise ConfigurationError(
+                f"task {task.identity}: {what} of the dense model is not finite for a sample "
+                f"({float(found[~found.isfinite()][0])}); labels, inputs or the function are wrong"
             )
         if what != "rows" and float(found.min()) < -_NONE:
             raise ConfigurationError(
@@ -80,3 +83,11 @@ def _check_values(task: Task, outputs: Outputs, batch: Batch, count: int) -> Non
                 f"task {task.identity}: the divergence of the dense model from itself is "
                 f"{float(found.abs().max()):.3g}; it must be 0"
             )
+    try:
+        task.measure(task.rows(outputs, batch).cpu())
+    except Exception as error:  # the user's own code
+        raise _failed(task, f"metric {task.metric.name!r}", error) from error
+
+
+def _failed(task: Task, what: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(f"task {task.identity}: {what} failed ({first_line(error)})")

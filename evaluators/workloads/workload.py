@@ -202,6 +202,29 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
     splits = load_splits(config.data, context)
     if isinstance(config.data, ImageFolderData):
         splits = numbered(splits, model.eval(), name)
+    return assembled(config, model, splits, task, progress)
+
+
+def assembled(
+    config: WorkloadConfig,
+    model: nn.Module,
+    splits: Splits,
+    task: Task,
+    progress: Progress = silent,
+) -> Workload:
+    """A workload of these parts, after a check that they go together.
+
+    Args:
+        config: says which of the samples to take, and in what batches; gives the model's name.
+        model: put in eval mode.
+        splits: its data.
+        task: what it is for.
+        progress: told of samples that are read.
+
+    Raises:
+        ModelError, DataError, ConfigurationError: they do not go together.
+    """
+    name = config.name
     available = len(splits.calibration)
     wanted = config.calibration_samples or min(_DEFAULT_SAMPLES, available)
     if wanted > available:

@@ -29,14 +29,18 @@ _OUTPUTS = 8
 
 
 def build(
-    job: Job, progress: Progress = silent, workers: Workers | None = None
+    job: Job,
+    progress: Progress = silent,
+    workers: Workers | None = None,
+    workload: Workload | None = None,
 ) -> tuple[Workload, LayerDatabase]:
-    """Load the job's workload and build its layer database, or go on with one that was begun; by
-    `workers`, which stays, or by workers of the build's own. Raises ApportionError."""
+    """Load the job's workload, unless it is given, and build its layer database, or go on with one
+    that was begun; by `workers`, which stays, or by workers of the build's own. Raises
+    ApportionError."""
     if workers is None:
         with Workers(job.workers) as own:
-            return build(job, progress, own)
-    workload = load_workload(job.workload, progress)
+            return build(job, progress, own, workload)
+    workload = workload or load_workload(job.workload, progress)
     check_recovery(workload, job.recovery)
     workload.task.check_dense(workload.model, workload.test, job.workload.name, progress)
     _check_batches(job, workload)

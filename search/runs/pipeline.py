@@ -83,20 +83,25 @@ def prepare(job: Job, progress: Progress = silent) -> ModelProblem: ...
 def prepare(job: TableJob, progress: Progress = silent) -> TableProblem: ...
 def prepare(job: AnyJob, progress: Progress = silent) -> Problem:
     """The job's problem, ready to be searched. Raises ApportionError."""
-    return prepare_table(job) if isinstance(job, TableJob) else _prepare_model(job, progress)
+    return prepare_table(job) if isinstance(job, TableJob) else prepare_model(job, progress)
 
 
-def _prepare_model(job: Job, progress: Progress = silent) -> ModelProblem:
+def prepare_model(
+    job: Job, progress: Progress = silent, workload: Workload | None = None
+) -> ModelProblem:
     """Build what is missing, check the budgets, and measure the additive table where the job asks
-    for it. Raises InfeasibleBudgetError before any evaluation, and whatever `build` raises."""
+    for it. `workload`: by default the job's, loaded. Raises InfeasibleBudgetError before any
+    evaluation, and whatever `build` raises."""
     with ExitStack() as stack:
-        problem = _loaded(job, stack.enter_context(Workers(job.workers)), progress)
+        problem = _loaded(job, stack.enter_context(Workers(job.workers)), progress, workload)
         stack.pop_all()  # the problem closes it
     return problem
 
 
-def _loaded(job: Job, workers: Workers, progress: Progress) -> ModelProblem:
-    workload, database = build(job, progress, workers)
+def _loaded(
+    job: Job, workers: Workers, progress: Progress, workload: Workload | None
+) -> ModelProblem:
+    workload, database = build(job, progress, workers, workload)
     check_held(database, job.recovery)
     key = format.digest(
         {
