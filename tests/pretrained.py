@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from apportion.evaluators.data.dataset import Splits, TensorDataset
 from apportion.evaluators.tasks.task import Metric, Task
 
 WORDS, LENGTH = 48, 10
+Batch = dict[str, Tensor]
 TEXT: dict[str, Any] = {
     "vocab_size": WORDS,
     "hidden_size": 16,
@@ -62,57 +66,96 @@ def saved(folder: Path, name: str, **changes: Any) -> Path:
     return folder
 
 
-class Field(Task):
-    """Squared distance of one field of the outputs from the batch's `wanted`; over the last
-    dimension, averaged over what the mask counts. A task as users would write it."""
+class NextToken(Task):
+    """Which token comes next; the metric is the perplexity over all tokens of all texts. A task as
+    users would write it."""
 
-    metric = Metric("distance", "", higher_is_better=False, tolerance=1e-3)
-    field: ClassVar[str] = "logits"
-
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {key: batch[key] for key in ("input_ids", "attention_mask")}
-
-    def loss(self, outputs: Any, batch: dict[str, Tensor]) -> Tensor:
-        return self._apart(self._of(outputs), batch["wanted"], batch)
-
-    def divergence(self, outputs: Any, dense: Any, batch: dict[str, Tensor]) -> Tensor:
-        return self._apart(self._of(outputs), self._of(dense), batch)
-
-    def error(self, outputs: Any, batch: dict[str, Tensor]) -> Tensor:
-        return self.loss(outputs, batch)
-
-    def counted(self, batch: dict[str, Tensor]) -> Tensor:
-        return batch["attention_mask"].bool()
-
-    def measure(self, rows: Tensor) -> float:
-        return float(rows.mean())
-
-    def _of(self, outputs: Any) -> Tensor:
-        found = getattr(outputs, self.field, outputs)
-        made: Tensor = found[0] if isinstance(found, tuple) else found
-        return made
-
-    @staticmethod
-    def _apart(one: Tensor, other: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        far = (one.double() - other.double()).square().sum(-1)
-        if far.dim() == 1:
-            return far
-        mask = batch["attention_mask"]
-        return (far * mask).sum(1) / mask.sum(1)
-
-
-class Embedding(Field):
-    auto, field = "AutoModel", "last_hidden_state"
-    pooling = "mean"
-
-
-class CausalLM(Field):
+    metric = Metric("perplexity", "", higher_is_better=False, tolerance=0.05, digits=".2f")
     auto = "AutoModelForCausalLM"
 
+    def inputs(self, batch: Batch) -> Batch:
+        return {key: batch[key] for key in ("input_ids", "attention_mask")}
 
-class MaskedLM(Field):
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return _mean(self._nats(outputs, batch), batch)
+
+    def divergence(self, outputs: Any, dense: Any, batch: Batch) -> Tensor:
+        found, target = _scores(outputs), _scores(dense)
+        return _mean(F.kl_div(found, target, reduction="none", log_target=True).sum(2), batch)
+
+    def error(self, outputs: Any, batch: Batch) -> Tensor:
+        return _mean((_scores(outputs).argmax(2) != batch["input_ids"][:, 1:]).double(), batch)
+
+    def rows(self, outputs: Any, batch: Batch) -> Tensor:
+        counts = batch["attention_mask"][:, 1:]
+        return torch.stack([(self._nats(outputs, batch) * counts).sum(1), counts.sum(1)], 1)
+
+    def measure(self, rows: Tensor) -> float:
+        nats, tokens = rows.sum(0).tolist()
+        return float(math.exp(nats / tokens))
+
+    def _nats(self, outputs: Any, batch: Batch) -> Tensor:
+        found = _scores(outputs).transpose(1, 2)
+        return F.nll_loss(found, batch["input_ids"][:, 1:], reduction="none")
+
+
+def _scores(outputs: Any) -> Tensor:
+    """Log-probabilities [n, length - 1, words] of a model's outputs, or of the logits alone."""
+    logits: Tensor = getattr(outputs, "logits", outputs)
+    return logits[:, :-1].double().log_softmax(2)
+
+
+def _mean(values: Tensor, batch: Batch) -> Tensor:
+    counts = batch["attention_mask"][:, 1:]
+    return (values * counts).sum(1) / counts.sum(1)
+
+
+class Classes(Task):
+    """One class of a text."""
+
+    metric = Metric("right answers", "%", higher_is_better=True, tolerance=0.5, digits=".1f")
+    auto = "AutoModelForSequenceClassification"
+
+    def inputs(self, batch: Batch) -> Batch:
+        return {key: batch[key] for key in ("input_ids", "attention_mask")}
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        return F.nll_loss(self._scores(outputs), batch["labels"], reduction="none")
+
+    def divergence(self, outputs: Any, dense: Any, batch: Batch) -> Tensor:  # noqa: ARG002
+        found, target = self._scores(outputs), self._scores(dense)
+        return F.kl_div(found, target, reduction="none", log_target=True).sum(1)
+
+    def error(self, outputs: Any, batch: Batch) -> Tensor:
+        return (self._scores(outputs).argmax(1) != batch["labels"]).double()
+
+    def measure(self, rows: Tensor) -> float:
+        return 100 * float((1 - rows).mean())
+
+    @staticmethod
+    def _scores(outputs: Any) -> Tensor:
+        logits: Tensor = getattr(outputs, "logits", outputs)
+        return logits.double().log_softmax(1)
+
+
+class MaskedLM(NextToken):
     auto = "AutoModelForMaskedLM"
 
 
-class Classes(Field):
-    auto = "AutoModelForSequenceClassification"
+class Embedding(NextToken):
+    auto = "AutoModel"
+    pooling = "mean"
+
+
+def texts(count: int, seed: int, classes: int = 2) -> TensorDataset:
+    """Random tokens of 4 to LENGTH, padded, and random labels."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, WORDS, (count, LENGTH), generator=generator)
+    length = torch.randint(4, LENGTH + 1, (count, 1), generator=generator)
+    mask = (torch.arange(LENGTH) < length).long()
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    return TensorDataset({"input_ids": ids * mask, "attention_mask": mask, "labels": labels})
+
+
+def splits() -> Splits:
+    return Splits(texts(48, 1), texts(40, 2))

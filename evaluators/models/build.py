@@ -70,8 +70,9 @@ def class_names(name: str, model: nn.Module) -> list[str] | None:
 
         weights = torchvision.models.get_model_weights(name.removeprefix("torchvision:"))
         return next((list(w.meta["categories"]) for w in weights if "categories" in w.meta), None)
-    if isinstance(model, huggingface.Logits):
-        return model.class_names()
+    if name.startswith(PREFIX):
+        inner = model.classifier if isinstance(model, huggingface.Logits) else model
+        return huggingface.class_names(inner)
     classes = getattr(model, "classes", None)
     if isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes):
         return list(classes)

