@@ -5,47 +5,51 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from apportion.compressors.errors import CodeError, ModelError, UnknownNameError, WeightsError
 from apportion.compressors.user_code import load_object
 from apportion.evaluators.data.files import local_file
+from apportion.evaluators.data.pretrained import PREFIX
 from apportion.evaluators.models import huggingface
-from apportion.evaluators.models.checkpoints import read_state
+from apportion.evaluators.models.checkpoints import check_types, read_state, type_name
 from apportion.evaluators.models.folding import fold_batchnorm
 from apportion.evaluators.models.networks import CifarResNet  # noqa: F401 - registers its kind
 from apportion.evaluators.models.registry import MODELS
 from apportion.evaluators.models.sharing import share_by_storage, shared_names
+from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 
-def build_model(name: str, weights: str | None = None) -> nn.Module:
+def build_model(name: str, weights: str | None = None, task: Task | None = None) -> nn.Module:
     """The model called `name`, in eval mode on the CPU: a registered name, `torchvision:NAME`,
-    `huggingface:NAME` (with its own weights), or `package.module:function`. `weights`: a file
-    (.safetensors; .pt, .pth) or, for torchvision, the name of one of its weight enums. Raises
-    UnknownNameError, ModelError, WeightsError."""
+    `huggingface:NAME` (with its own weights, as it is for `task`; by default an image classifier),
+    or `package.module:function`. `weights`: a file (.safetensors; .pt, .pth) or, for torchvision,
+    the name of one of its weight enums. Raises UnknownNameError, ModelError, WeightsError."""
     if name in MODELS:
         model = MODELS[name]()
     elif name.startswith("torchvision:"):
         model = _torchvision(name.removeprefix("torchvision:"), weights)
         if weights is not None and not is_file_name(weights):
             weights = None  # loaded already
-    elif name.startswith(huggingface.PREFIX):
-        model = huggingface.load(name.removeprefix(huggingface.PREFIX))
+    elif name.startswith(PREFIX):
+        file = None if weights is None else local_file(weights)
+        model = huggingface.load(name.removeprefix(PREFIX), task or ImageClassification(), file)
+        weights = None  # loaded already
     elif ":" in name:
         model = _call(name)
     else:
         valid = [
             *MODELS,
             "torchvision:NAME",
-            f"{huggingface.PREFIX}NAME",
+            f"{PREFIX}NAME",
             "package.module:function",
         ]
         raise UnknownNameError("model", name, valid)
@@ -66,8 +70,9 @@ def class_names(name: str, model: nn.Module) -> list[str] | None:
 
         weights = torchvision.models.get_model_weights(name.removeprefix("torchvision:"))
         return next((list(w.meta["categories"]) for w in weights if "categories" in w.meta), None)
-    if isinstance(model, huggingface.Logits):
-        return model.class_names()
+    if name.startswith(PREFIX):
+        inner = model.classifier if isinstance(model, huggingface.Logits) else model
+        return huggingface.class_names(inner)
     classes = getattr(model, "classes", None)
     if isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes):
         return list(classes)
@@ -104,30 +109,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     ]
     if missing or unexpected or mismatched:
         raise WeightsError(str(path), missing, unexpected, mismatched)
-    _check_types(state, own, path)
+    check_types(state, own, path)
     model.load_state_dict(state, strict=False)
-
-
-def _check_types(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
-    """Floats of any precision become the model's, which a warning says; what is no float does
-    not."""
-    floats = [key for key in own if key in state and own[key].is_floating_point()]
-    for key in floats:
-        if not state[key].is_floating_point():
-            raise ModelError(
-                f"weights file {path}: {key!r} is {_type(state[key])} where the model has "
-                f"{_type(own[key])}"
-            )
-    if others := {_type(state[key]) for key in floats if state[key].dtype != own[key].dtype}:
-        log.warning(
-            "weights file %s: weights in %s are taken in the model's float32",
-            path,
-            ", ".join(sorted(others)),
-        )
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _check_parameters(model: nn.Module, name: str) -> None:
@@ -141,7 +124,7 @@ def _check_parameters(model: nn.Module, name: str) -> None:
                 )
             if parameter is not None and parameter.dtype != torch.float32:
                 raise ModelError(
-                    f"model {name!r}: parameter {at!r} is {_type(parameter)}; models are "
+                    f"model {name!r}: parameter {at!r} is {type_name(parameter)}; models are "
                     "compressed in float32: return model.float()"
                 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 """Keys under which checkpoints keep the model's state dict, the likeliest first."""
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What wrappers put before every name: DataParallel, torch.compile, trainers."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "classifier.")
+"""What wrappers put before every name: DataParallel, torch.compile, trainers, and our own around
+image classifiers (`Logits`)."""
 _DEEPEST = 3
 
 
@@ -40,6 +41,29 @@ def read_state(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     else:
         found = _load(path)
     return _without_prefixes(_unwrapped(found, path), names)
+
+
+def check_types(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path) -> None:
+    """Floats of any precision become the model's, which a warning says; what is no float does
+    not. Raises ModelError."""
+    floats = [key for key in own if key in state and own[key].is_floating_point()]
+    for key in floats:
+        if not state[key].is_floating_point():
+            raise ModelError(
+                f"weights file {path}: {key!r} is {type_name(state[key])} where the model has "
+                f"{type_name(own[key])}"
+            )
+    if others := {type_name(state[key]) for key in floats if state[key].dtype != own[key].dtype}:
+        log.warning(
+            "weights file %s: weights in %s are taken in the model's float32",
+            path,
+            ", ".join(sorted(others)),
+        )
+
+
+def type_name(tensor: Tensor) -> str:
+    """Such as float32."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _load(path: Path) -> object:
@@ -106,8 +130,9 @@ def _in(found: object) -> str:
 
 
 def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """Without what stands before all names of the file, and not before the model's."""
-    while True:
+    """Without what stands before all names of the file, and not before the model's. A file with one
+    of the model's names has none: it may lack those of tied weights."""
+    while not any(name in names for name in state):
         prefix = next(
             (
                 each
@@ -120,3 +145,4 @@ def _without_prefixes(state: dict[str, Tensor], names: Collection[str]) -> dict[
         if prefix is None:
             return state
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state

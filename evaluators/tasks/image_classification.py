@@ -32,6 +32,7 @@ class ImageClassification(Task):
 
     metric = Metric("accuracy", "%", higher_is_better=True, tolerance=0.1, digits=".2f")
     kind = "image-classification"
+    auto = "AutoModelForImageClassification"
 
     def inputs(self, batch: Images) -> Tensor:
         return batch[0]

@@ -122,12 +122,15 @@ class Task(ABC):
             they are images, or come from a function of one's own.
         version: raise it whenever values change: scores kept in a run store, and tables kept in a
             database, hold for one version.
+        auto: the class of transformers that makes a model `huggingface:NAME` for it. Its outputs
+            are ModelOutput objects, but for image classifiers, which come as their logits.
     """
 
     metric: ClassVar[Metric]
     kind: ClassVar[str] = ""
     form: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    auto: ClassVar[str] = "AutoModel"
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Inputs:

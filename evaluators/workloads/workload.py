@@ -194,7 +194,7 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
     WeightsError, DataError, UnknownNameError."""
     name = config.name
     task = make_task(config.task.kind)
-    model = build_model(name, config.weights)
+    model = build_model(name, config.weights, task)
     if isinstance(config.data, DigitsData) and name == "digits_resnet" and config.weights is None:
         load_trained(model, progress)
     classes = class_names(name, model)

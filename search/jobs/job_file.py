@@ -17,9 +17,11 @@ from apportion.db.documents.yaml_reader import MOST, yaml_content
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.data.files import is_url
+from apportion.evaluators.data.pretrained import PREFIX, is_path
 from apportion.search.jobs.job import AnyJob, Job, TableJob
 
 _PATHS = (
+    ("workload", "model"),
     ("workload", "weights"),
     ("workload", "data", "calibration"),
     ("workload", "data", "test"),
@@ -126,13 +128,25 @@ def map_paths(
             parent = parent.get(key) if isinstance(parent, dict) else None
         value = parent.get(keys[-1]) if isinstance(parent, dict) else None
         if isinstance(value, str) and not _is_a_name(keys, value):
-            parent[keys[-1]] = change(keys, value)
+            parent[keys[-1]] = _changed(keys, value, change)
     return content
+
+
+def _changed(
+    keys: tuple[str, ...], text: str, change: Callable[[tuple[str, ...], str], str]
+) -> str:
+    if keys != ("workload", "model"):
+        return change(keys, text)
+    path = change(keys, text.removeprefix(PREFIX))
+    return f"{PREFIX}{path if is_path(path) else f'./{path}'}"
 
 
 def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
     """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a
-    suffix or a folder. A latency table may be a function. URLs stay as they are."""
+    suffix or a folder. A latency table may be a function. Models are names, but for the folders of
+    Hugging Face's (huggingface:./mine). URLs stay as they are."""
+    if keys == ("workload", "model"):
+        return not (text.startswith(PREFIX) and is_path(text.removeprefix(PREFIX)))
     if is_url(text) or (keys == ("latency", "table") and is_function(text)):
         return True
     return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix

@@ -73,7 +73,7 @@ def test_a_classifier_is_compressed_searched_and_exported(folder: Path, tmp_path
 
 
 def test_what_is_no_classifier_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"huggingface:.*nowhere': no image classifier"):
+    with pytest.raises(ModelError, match=r"huggingface:.*nowhere': no such folder or file"):
         build_model(f"huggingface:{tmp_path / 'nowhere'}")
 
 
@@ -81,5 +81,7 @@ def test_weights_that_hold_code_are_not_loaded(folder: Path) -> None:
     model = transformers.AutoModelForImageClassification.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="no image classifier with safetensors"):
+    with pytest.raises(
+        ModelError, match="AutoModelForImageClassification finds no model with safetensors"
+    ):
         build_model(f"huggingface:{folder}")

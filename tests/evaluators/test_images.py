@@ -155,6 +155,7 @@ def test_where_models_have_their_names() -> None:
     classifier = nn.Identity()
     classifier.config = type("Config", (), {"id2label": {1: "b", 0: "a"}})()
     assert class_names("huggingface:x", Logits(classifier)) == ["a", "b"]
+    assert class_names("huggingface:x", classifier) == ["a", "b"]
     assert class_names("mine", Net(NAMES)) == NAMES
     assert class_names("mine", Net()) is None
 

@@ -31,6 +31,18 @@ def test_paths_are_relative_to_the_job_file(tmp_path: Path) -> None:
     assert job.store == f"sqlite:///{tmp_path / 'apportion.sqlite'}"
 
 
+def test_folders_of_models_are_relative_to_the_job_file(tmp_path: Path) -> None:
+    def named(model: str) -> str | None:
+        workload = {"model": model, "data": {"kind": "digits"}}
+        return load_model_job(write(tmp_path, {**BASE, "workload": workload})).workload.model
+
+    assert named("huggingface:./mine") == f"huggingface:{tmp_path / 'mine'}"
+    assert named("huggingface:../mine") == f"huggingface:{tmp_path / '../mine'}"
+    assert named("huggingface:/abs/mine.gguf") == "huggingface:/abs/mine.gguf"
+    assert named("huggingface:~/mine") == f"huggingface:{Path.home() / 'mine'}"
+    assert named("huggingface:org/model") == "huggingface:org/model"  # on the hub
+
+
 def test_torchvision_weight_enums_are_no_paths(tmp_path: Path) -> None:
     workload = {
         "model": "torchvision:resnet18",

@@ -10,8 +10,10 @@ import pytest
 from apportion.compressors.errors import JobError
 from apportion.db.runs.store import RunStore
 from apportion.db.runs.url import resolve
+from apportion.search.jobs.job import Job
 from apportion.search.jobs.job_file import load_job, parse_job
 from apportion.search.runs.pipeline import prepare, run_search
+from apportion.search.service.archive import unpack
 from apportion.search.service.folder import JobFolder, JobState
 from apportion.search.service.package import code_names, pack
 from tests.service.conftest import write_job
@@ -120,3 +122,25 @@ def test_a_password_is_not_kept_in_the_run_store(tmp_path: Path) -> None:
         run_search(problem, store)
     assert SECRET not in json.dumps(store.job(problem.id))
     assert SECRET.encode() not in (tmp_path / "runs.sqlite").read_bytes()
+
+
+def test_a_models_folder_is_uploaded(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    content = {
+        "workload": {"model": "huggingface:./mine", "data": {"kind": "digits"}},
+        "database": {"path": "db", "levels": ["dense", "2:4"]},
+        "budgets": {"flops": 0.6},
+        "search": {"algorithms": ["dp"], "evaluations": 1},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(content))
+    target = tmp_path / "package"
+    target.mkdir()
+    pack(tmp_path / "job.yaml", target, upload=True)
+    unpack(target)
+    job = load_job(target / "job.json")
+    assert isinstance(job, Job)
+    assert job.workload.model is not None
+    folder = Path(job.workload.model.removeprefix("huggingface:"))
+    assert folder.parent.parent == target
+    assert (folder / "config.json").read_text() == "{}"
