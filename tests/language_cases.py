@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from apportion.evaluators.data.config import DataConfig
 from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.data.registry import Context
-from apportion.evaluators.data.text.config import SquadData, TableData, TextData, TextSection
+from apportion.evaluators.data.text.config import SquadData, TableData, TextData
 from apportion.evaluators.tasks.causal_lm import CausalLM
 from apportion.evaluators.tasks.masked_lm import MaskedLM
-from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.question_answering import QuestionAnswering, best_span
 from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
 from apportion.evaluators.tasks.task import Task
@@ -29,7 +29,7 @@ Part = tuple[Task, nn.Module, TensorDataset]
 
 
 def read(
-    section: Callable[..., TextSection], task: Task, content: str, **keys: Any
+    section: Callable[..., DataConfig], task: Task, content: str, **keys: Any
 ) -> TensorDataset:
     """What a reader makes of a file with this content."""
     with tempfile.TemporaryDirectory() as name:
@@ -100,8 +100,7 @@ def answering() -> Part:
     batch = data.batch
     found = outputs(task, model, batch)
     inside = batch["spans"][..., 0] >= 0
-    logits = (field(found, f"{side}_logits", i).double() for i, side in enumerate(("start", "end")))
-    _, first, last = best_span(*logits, inside)
+    _, first, last = best_span(found.start_logits.double(), found.end_logits.double(), inside)
     answers = torch.zeros(len(data), 200, dtype=torch.int32)
     for i, span in enumerate(batch["spans"]):
         shown = batch["context"][i, int(span[first[i], 0]) : int(span[last[i], 1])]

@@ -14,6 +14,7 @@ class CausalLM(LanguageModel):
 
     kind = "causal-lm"
     form = forms.TOKENS
+    auto = "AutoModelForCausalLM"
 
     def asked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         mask = batch["attention_mask"].bool()

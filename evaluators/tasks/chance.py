@@ -13,7 +13,6 @@ from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.dataset import Batch, Dataset
 
-
 Answer = Callable[[Batch], tuple[Tensor, Tensor]]
 _FIRST, _MOST = 128, 1024
 """Test samples that the model is tried on at first, and at most."""
@@ -63,8 +62,8 @@ def check_better_than_chance(
     raise DataError(
         "workload.data",
         f"the dense model {name!r} is right on {right} of {len(labels)} test {samples}, where "
-        f"chance would be on {expected:.0f}: the labels may not be numbered as the model's classes are "
-        "(name them by the model's class names or by index), the inputs not prepared as in its "
+        f"chance would be on {expected:.0f}: the labels may not be numbered as the model's classes "
+        "are (name them by the model's class names or by index), the inputs not prepared as in its "
         "training (images: mean, std; texts: tokenizer), or the weights not those of a trained "
         "model",
     )

@@ -14,6 +14,7 @@ class MaskedLM(LanguageModel):
 
     kind = "masked-lm"
     form = forms.MASKED
+    auto = "AutoModelForMaskedLM"
 
     def asked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         asked = batch["labels"] >= 0

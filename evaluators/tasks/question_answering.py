@@ -36,6 +36,7 @@ class QuestionAnswering(Task):
     metric = Metric("F1", "%", higher_is_better=True, tolerance=0.1, digits=".2f")
     kind = "question-answering"
     form = forms.ANSWERS
+    auto = "AutoModelForQuestionAnswering"
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         return model_inputs(batch)

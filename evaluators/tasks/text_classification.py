@@ -27,6 +27,7 @@ class TextClassification(Task):
     metric = Metric("accuracy", "%", higher_is_better=True, tolerance=0.1, digits=".2f")
     kind = "text-classification"
     form = forms.CLASSES
+    auto = "AutoModelForSequenceClassification"
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         return model_inputs(batch)
