@@ -7,21 +7,21 @@ from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.tasks import softmax
 from apportion.evaluators.tasks.outputs import field
-from apportion.evaluators.tasks.task import Metric, Task
-from apportion.evaluators.tasks.text import Batch, check_tokens, model_inputs
+from apportion.evaluators.tasks.task import Metric
+from apportion.evaluators.tasks.text import Batch, TextTask
 
 _MOST = 700.0
 """Nats per token above which a perplexity is no float64."""
 
 
-class LanguageModel(Task):
+class LanguageModel(TextTask):
     """Tokens [n, length] some of which are asked for; the outputs have `logits` [n, length, tokens]
     of a vocabulary. Values of a sample are means over its own tokens, the metric is over all
     tokens."""
@@ -32,12 +32,6 @@ class LanguageModel(Task):
     def asked(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Positions whose logits count, bool [n, length], and the tokens that are right there, in
         order [m]."""
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        return model_inputs(batch)
-
-    def counted(self, batch: Batch) -> Tensor:
-        return batch["attention_mask"].bool()
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross-entropy in nats, averaged over the sample's tokens."""
@@ -80,9 +74,6 @@ class LanguageModel(Task):
     def supervise(self, outputs: Any, batch: Batch, smoothing: float) -> Tensor:
         where, wanted = self.asked(batch)
         return F.cross_entropy(_logits(outputs)[where], wanted, label_smoothing=smoothing)
-
-    def check_inputs(self, model: nn.Module, dataset: Dataset, what: str, name: str) -> None:
-        check_tokens(model, dataset, what, name)
 
     def check(self, outputs: Any, batch: Batch, dataset: Dataset, what: str, model: str) -> None:  # noqa: ARG002
         """Logits for every token, of a vocabulary that has all of them."""

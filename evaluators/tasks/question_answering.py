@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError
@@ -15,8 +15,8 @@ from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.tasks import softmax
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.squad_score import f1
-from apportion.evaluators.tasks.task import Metric, Task
-from apportion.evaluators.tasks.text import Batch, check_tokens, model_inputs
+from apportion.evaluators.tasks.task import Metric
+from apportion.evaluators.tasks.text import Batch, TextTask
 
 _LONGEST = 30
 """Tokens of an answer at most, as in the published evaluations."""
@@ -27,7 +27,7 @@ _BEST, _NULL, _F1, _EMPTY, _OPTIONAL = 1, 2, 3, 4, 5
 """Columns of `rows`."""
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(TextTask):
     """A question with a window of its context (evaluators/data/text/windows.py); the outputs have
     `start_logits` and `end_logits` [n, length]. A sample is a window. The metric gathers the
     windows of each question: the best answer of all of them counts, and in files that have
@@ -37,12 +37,6 @@ class QuestionAnswering(Task):
     kind = "question-answering"
     form = forms.ANSWERS
     auto = "AutoModelForQuestionAnswering"
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        return model_inputs(batch)
-
-    def counted(self, batch: Batch) -> Tensor:
-        return batch["attention_mask"].bool()
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross-entropy in nats, averaged over start and end; of a window without the answer, that
@@ -99,7 +93,7 @@ class QuestionAnswering(Task):
         return 100.0 * float(torch.where(silent | best.isinf(), empty, score).mean())
 
     def distance(self, outputs: Any, dense: Any, batch: Batch) -> Tensor:
-        where = self.counted(batch)
+        where = batch["attention_mask"].bool()
         found, wanted = self.reference(outputs, batch), self.reference(dense, batch)
         parts = [F.mse_loss(found[side][where], wanted[side][where]) for side in _SIDES]
         return torch.stack(parts).mean()
@@ -112,9 +106,6 @@ class QuestionAnswering(Task):
             for side in _SIDES
         )
         return value.mean() * temperature**2
-
-    def check_inputs(self, model: nn.Module, dataset: Dataset, what: str, name: str) -> None:
-        check_tokens(model, dataset, what, name)
 
     def check(self, outputs: Any, batch: Batch, dataset: Dataset, what: str, model: str) -> None:  # noqa: ARG002
         shape = batch["input_ids"].shape
@@ -131,7 +122,7 @@ class QuestionAnswering(Task):
         return {side: self._masked(found[side], batch) for side in _SIDES}
 
     def _masked(self, logits: Tensor, batch: Batch) -> Tensor:
-        return logits.double().masked_fill(~self.counted(batch), -torch.inf)
+        return logits.double().masked_fill(~batch["attention_mask"].bool(), -torch.inf)
 
     @staticmethod
     def _mean(parts: Iterable[Tensor]) -> Tensor:

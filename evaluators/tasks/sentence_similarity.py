@@ -13,13 +13,13 @@ from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.data.ragged import values
 from apportion.evaluators.tasks.outputs import field
-from apportion.evaluators.tasks.task import Metric, Task
-from apportion.evaluators.tasks.text import Batch, check_tokens, model_inputs
+from apportion.evaluators.tasks.task import Metric
+from apportion.evaluators.tasks.text import Batch, TextTask, check_tokens, model_inputs
 
 POOLINGS = ("mean", "cls")
 
 
-class SentenceSimilarity(Task):
+class SentenceSimilarity(TextTask):
     """Pairs of sentences and how similar they are (evaluators/data/forms.py, PAIRS). One call of
     the model embeds both: the outputs have `last_hidden_state` [2n, length, width], the first
     sentences before the second.
@@ -49,10 +49,6 @@ class SentenceSimilarity(Task):
 
     def samples(self, batch: Batch) -> int:
         return len(batch["score"])
-
-    def counted(self, batch: Batch) -> Tensor:
-        """bool [2n, length]."""
-        return self.inputs(batch)["attention_mask"].bool()
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The squared difference of cosine and score: what such models are trained to minimise
@@ -122,6 +118,6 @@ class SentenceSimilarity(Task):
         if self.pooling == "cls":
             pooled = hidden[:, 0]
         else:
-            mask = self.counted(batch).double()[..., None]
+            mask = self.inputs(batch)["attention_mask"].double()[..., None]
             pooled = (hidden * mask).sum(1) / mask.sum(1)
         return F.normalize(pooled, dim=1)

@@ -9,10 +9,26 @@ from torch import Tensor, nn
 
 from apportion.compressors.errors import DataError
 from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.data.padding import by_length
 from apportion.evaluators.data.ragged import values
+from apportion.evaluators.tasks.task import Task
 
 Batch = dict[str, Any]
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+class TextTask(Task):
+    """A task whose model is called with tokens, as `input_ids`, `attention_mask` and, where there
+    are any, `token_type_ids`."""
+
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        return model_inputs(batch)
+
+    def unpadded(self, inputs: dict[str, Tensor]) -> list[Any]:
+        return [*by_length(inputs, inputs["attention_mask"])]
+
+    def check_inputs(self, model: nn.Module, dataset: Dataset, what: str, name: str) -> None:
+        check_tokens(model, dataset, what, name)
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:

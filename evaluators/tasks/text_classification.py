@@ -16,11 +16,11 @@ from apportion.evaluators.data.ragged import values
 from apportion.evaluators.tasks import softmax
 from apportion.evaluators.tasks.chance import check_better_than_chance
 from apportion.evaluators.tasks.outputs import field
-from apportion.evaluators.tasks.task import Metric, Task
-from apportion.evaluators.tasks.text import Batch, check_tokens, model_inputs
+from apportion.evaluators.tasks.task import Metric
+from apportion.evaluators.tasks.text import Batch, TextTask
 
 
-class TextClassification(Task):
+class TextClassification(TextTask):
     """One label per text (evaluators/data/forms.py, CLASSES); the outputs have `logits`
     [n, classes]."""
 
@@ -28,12 +28,6 @@ class TextClassification(Task):
     kind = "text-classification"
     form = forms.CLASSES
     auto = "AutoModelForSequenceClassification"
-
-    def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        return model_inputs(batch)
-
-    def counted(self, batch: Batch) -> Tensor:
-        return batch["attention_mask"].bool()
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Cross-entropy in nats."""
@@ -67,9 +61,6 @@ class TextClassification(Task):
 
     def supervise(self, outputs: Any, batch: Batch, smoothing: float) -> Tensor:
         return F.cross_entropy(_logits(outputs), batch["labels"], label_smoothing=smoothing)
-
-    def check_inputs(self, model: nn.Module, dataset: Dataset, what: str, name: str) -> None:
-        check_tokens(model, dataset, what, name)
 
     def check(self, outputs: Any, batch: Batch, dataset: Dataset, what: str, model: str) -> None:
         """Every label must be one of the outputs."""
