@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from apportion.db.documents.section import Section
+from apportion.evaluators.data.location import Location
+from apportion.evaluators.data.text.config import SquadData, TableData, TextData
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,12 +23,6 @@ _Mean = Annotated[float, Field(allow_inf_nan=False)]
 _Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-_Location = Annotated[
-    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
-]
-"""A file or a URL; a Path would make one slash of a URL's two."""
-
-
 class DigitsData(Section):
     """The 1,797 handwritten 8 x 8 digits that ship with scikit-learn."""
 
@@ -38,11 +34,11 @@ class NpzData(Section):
     [N]."""
 
     kind: Literal["npz"]
-    calibration: _Location = Field(
+    calibration: Location = Field(
         description="Images to compress and search with: a file, or a URL."
     )
-    test: _Location = Field(description="Images that only reports look at.")
-    train: _Location | None = Field(
+    test: Location = Field(description="Images that only reports look at.")
+    train: Location | None = Field(
         None, description="Images for batch-norm re-tuning; default: the calibration images."
     )
     mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
@@ -87,5 +83,13 @@ class PythonData(Section):
 
 
 DataConfig = Annotated[
-    DigitsData | NpzData | ImageFolderData | Cifar10Data | PythonData, Field(discriminator="kind")
+    DigitsData
+    | NpzData
+    | ImageFolderData
+    | Cifar10Data
+    | TextData
+    | TableData
+    | SquadData
+    | PythonData,
+    Field(discriminator="kind"),
 ]

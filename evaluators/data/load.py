@@ -6,8 +6,9 @@ from apportion.evaluators.data import digits, readers
 from apportion.evaluators.data.config import DataConfig
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.registry import Context, read
+from apportion.evaluators.data.text import files, squad, tables
 
-__all__ = ["digits", "load_splits", "readers"]
+__all__ = ["digits", "files", "load_splits", "readers", "squad", "tables"]
 
 
 def load_splits(config: DataConfig, context: Context | None = None) -> Splits:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from apportion.compressors.progress import Progress, silent
 from apportion.db.documents.section import Section
 from apportion.evaluators.data.dataset import Splits
 
@@ -23,12 +24,14 @@ class Context:
         form: what the task's batches hold (`Task.form`), for readers that serve several tasks.
         classes: the model's names of its classes, in the order of its outputs; None where it has
             none.
+        progress: told of work that takes long.
     """
 
     model: str = ""
     task: str = ""
     form: str = ""
     classes: tuple[str, ...] | None = None
+    progress: Progress = silent
 
 
 def reads(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.data.dataset import Batch, Dataset
 
+Answer = Callable[[Batch], tuple[Tensor, Tensor]]
 _FIRST, _MOST = 128, 1024
-"""Test images that the model is tried on at first, and at most."""
+"""Test samples that the model is tried on at first, and at most."""
 _ENOUGH = 100
 """With fewer, nothing can be said of chance."""
 _SURE = 2.33
@@ -21,19 +23,34 @@ _SURE = 2.33
 
 
 def check_better_than_chance(
-    model: nn.Module, test: Dataset, name: str, progress: Progress = silent
+    answer: Answer,
+    test: Dataset,
+    name: str,
+    progress: Progress = silent,
+    samples: str = "images",
 ) -> None:
-    """Raises DataError where the dense model knows no more of the test images' labels than chance:
-    as many as if its answers, each as often as it gives it, were handed out at random. Nothing is
-    said where there are fewer than a hundred images, or all have one label."""
+    """Whether the dense model knows more of the test labels than chance: as many as if its answers,
+    each as often as it gives it, were handed out at random. Nothing is said where there are fewer
+    than a hundred samples, or all have one label.
+
+    Args:
+        answer: gives the labels [n] of a batch, and the model's answers.
+        test: the data.
+        name: the model's, for messages.
+        progress: told of samples.
+        samples: what they are, for messages.
+
+    Raises:
+        DataError: it does not.
+    """
     order = np.random.default_rng(0).permutation(len(test))[:_MOST]
     labels: list[int] = []
     answers: list[int] = []
     for at in range(0, len(order), _FIRST):
-        inputs, given = test.subset(order[at : at + _FIRST].tolist()).batch
         with torch.no_grad():
-            answers += model(inputs).argmax(1).tolist()
-        labels += given.tolist()
+            right_ones, given = answer(test.subset(order[at : at + _FIRST].tolist()).batch)
+        labels += right_ones.tolist()
+        answers += given.tolist()
         right = sum(map(int.__eq__, labels, answers))
         expected = _by_chance(labels, answers)
         spread = (expected * (1 - expected / len(labels))) ** 0.5
@@ -44,10 +61,11 @@ def check_better_than_chance(
         return
     raise DataError(
         "workload.data",
-        f"the dense model {name!r} is right on {right} of {len(labels)} test images, where chance "
-        f"would be on {expected:.0f}: the labels may not be numbered as the model's classes are "
-        "(class folders: name them by the model's class names or by index), the inputs not "
-        "normalised as in its training (mean, std), or the weights not those of a trained model",
+        f"the dense model {name!r} is right on {right} of {len(labels)} test {samples}, where "
+        f"chance would be on {expected:.0f}: the labels may not be numbered as the model's classes "
+        "are (name them by the model's class names or by index), the inputs not prepared as in its "
+        "training (images: mean, std; texts: tokenizer), or the weights not those of a trained "
+        "model",
     )
 
 

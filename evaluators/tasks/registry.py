@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from apportion.compressors.errors import ConfigurationError, UnknownNameError, first_line
+from apportion.compressors.errors import (
+    ApportionError,
+    ConfigurationError,
+    UnknownNameError,
+    first_line,
+)
 from apportion.compressors.user_code import load_object
+from apportion.evaluators.tasks.causal_lm import CausalLM
 from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.masked_lm import MaskedLM
+from apportion.evaluators.tasks.question_answering import QuestionAnswering
+from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
 from apportion.evaluators.tasks.task import Metric, Task
+from apportion.evaluators.tasks.text_classification import TextClassification
 
-_TASKS: dict[str, type[Task]] = {ImageClassification.kind: ImageClassification}
+_BUILT_IN: tuple[type[Task], ...] = (
+    CausalLM,
+    ImageClassification,
+    MaskedLM,
+    QuestionAnswering,
+    SentenceSimilarity,
+    TextClassification,
+)
+_TASKS: dict[str, type[Task]] = {task.kind: task for task in _BUILT_IN}
 
 
 def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
@@ -30,8 +50,9 @@ def check_task(name: str) -> None:
         raise UnknownNameError("task", name, [*_TASKS, "package.module:Class"])
 
 
-def make_task(name: str) -> Task:
-    """The task called `name`. Raises UnknownNameError, ConfigurationError."""
+def make_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """The task called `name`, made with `options`, which are those of the job's `workload.task`.
+    Raises UnknownNameError, ConfigurationError."""
     check_task(name)
     found = _TASKS[name] if name in _TASKS else load_object(name, "task")
     if not (isinstance(found, type) and issubclass(found, Task)):
@@ -40,7 +61,12 @@ def make_task(name: str) -> Task:
         )
     if not isinstance(getattr(found, "metric", None), Metric):
         raise ConfigurationError(f"task {name!r} has no `metric`, a Metric with name and unit")
+    options = dict(options or {})
+    if unknown := [key for key in options if key not in inspect.signature(found).parameters]:
+        raise ConfigurationError(f"workload.task.{unknown[0]}: task {name!r} has no such option")
     try:
-        return found()
+        return found(**options)
+    except ApportionError:
+        raise
     except Exception as error:  # the user's own code, or an abstract method that is missing
         raise ConfigurationError(f"task {name!r} cannot be made: {first_line(error)}") from error

@@ -227,6 +227,20 @@ class Task(ABC):
             "recovery.finetune"
         )
 
+    def check_inputs(self, model: nn.Module, dataset: Dataset, what: str, name: str) -> None:  # noqa: B027
+        """Whether samples can be fed to the model at all, before any is; by default nothing is
+        looked at.
+
+        Args:
+            model: in eval mode.
+            dataset: all samples.
+            what: calibration, train or test, for messages.
+            name: the model's name, for messages.
+
+        Raises:
+            DataError, ModelError: they cannot; says why, and what would be valid.
+        """
+
     def check(  # noqa: B027
         self, outputs: Outputs, batch: Batch, dataset: Dataset, what: str, model: str
     ) -> None:

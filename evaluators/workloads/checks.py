@@ -22,6 +22,7 @@ def check_together(model: nn.Module, name: str, task: Task, parts: Mapping[str, 
     the task must give one value for each: test data that do not fit would otherwise only show when
     the search is over. Raises DataError, ModelError, ConfigurationError."""
     for part, dataset in parts.items():
+        task.check_inputs(model, dataset, part, name)
         count = min(2, len(dataset))
         batch = dataset.subset(range(count)).batch
         outputs = _run(model, name, task, batch, part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,11 @@ class TaskConfig(Section):
         ImageClassification.kind,
         description="A registered name, or package.module:Class of your own.",
     )
+    pooling: Literal["mean", "cls"] | None = Field(
+        None,
+        description="sentence-similarity: how tokens become an embedding, as the mean of all that "
+        "are no padding (the default), or the first one's.",
+    )
 
     @field_validator("kind")
     @classmethod
@@ -66,6 +71,11 @@ class TaskConfig(Section):
         except ApportionError as error:
             raise ValueError(str(error)) from error
         return kind
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the task is made with."""
+        return {} if self.pooling is None else {"pooling": self.pooling}
 
 
 class WorkloadConfig(Section):
@@ -193,12 +203,14 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
     """Load the model and its data, and check that they go together. Raises ModelError,
     WeightsError, DataError, UnknownNameError."""
     name = config.name
-    task = make_task(config.task.kind)
+    task = make_task(config.task.kind, config.task.options)
     model = build_model(name, config.weights, task)
     if isinstance(config.data, DigitsData) and name == "digits_resnet" and config.weights is None:
         load_trained(model, progress)
     classes = class_names(name, model)
-    context = Context(name, task.identity, task.form, None if classes is None else tuple(classes))
+    context = Context(
+        name, task.identity, task.form, None if classes is None else tuple(classes), progress
+    )
     splits = load_splits(config.data, context)
     if isinstance(config.data, ImageFolderData):
         splits = numbered(splits, model.eval(), name)

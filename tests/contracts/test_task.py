@@ -22,6 +22,7 @@ from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.task import Task
+from tests import language_cases
 from tests.tagging import Tagging, sentences, tagger
 
 
@@ -47,6 +48,12 @@ def _images() -> Case:
 TASKS: dict[str, Callable[[], Case]] = {
     "image-classification": _images,
     "tests.tagging:Tagging": lambda: Case(Tagging(), tagger(), sentences(12, 0)),
+    "text-classification": lambda: Case(*language_cases.classification()),
+    "sentence-similarity": lambda: Case(*language_cases.similarity("mean")),
+    "sentence-similarity, cls": lambda: Case(*language_cases.similarity("cls")),
+    "question-answering": lambda: Case(*language_cases.answering()),
+    "masked-lm": lambda: Case(*language_cases.masked()),
+    "causal-lm": lambda: Case(*language_cases.causal()),
 }
 
 
@@ -76,7 +83,7 @@ def values(case: Case, batch: Any) -> dict[str, Tensor]:
     dense, found = (outputs_of(case, m, batch) for m in (case.model, worse(case.model)))
     return {
         "loss": case.task.loss(found, batch),
-        "divergence": case.task.divergence(found, dense, batch),
+        "divergence": case.task.divergence(found, case.task.reference(dense, batch), batch),
         "error": case.task.error(found, batch),
     }
 
@@ -104,7 +111,8 @@ def test_a_samples_values_depend_on_it_alone(case: Case) -> None:
 
 def test_nothing_diverges_from_itself_and_another_model_does(case: Case) -> None:
     dense = outputs_of(case, case.model, case.data.batch)
-    assert float(case.task.divergence(dense, dense, case.data.batch).max()) == 0
+    kept = case.task.reference(dense, case.data.batch)
+    assert float(case.task.divergence(dense, kept, case.data.batch).max()) == 0
     assert float(values(case, case.data.batch)["divergence"].mean()) > 0
 
 

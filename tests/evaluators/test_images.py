@@ -22,7 +22,7 @@ from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.models import build as models
 from apportion.evaluators.models.build import class_names
 from apportion.evaluators.models.huggingface import Logits
-from apportion.evaluators.tasks.chance import check_better_than_chance
+from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.building import build
@@ -189,9 +189,10 @@ def test_labels_that_are_not_the_models_stop_the_job(
     with pytest.raises(DataError, match=r"'mine' is right on \d+ of 400 test images, where chance"):
         build(parse_model_job(content, tmp_path / "job.yaml"))
     assert not (tmp_path / "db").exists()
-    check_better_than_chance(model, TensorSplit(inputs, labels), "mine")
-    check_better_than_chance(model, TensorSplit(inputs[:50], (labels[:50] + 1) % 10), "mine")
-    check_better_than_chance(model, TensorSplit(inputs, torch.zeros_like(labels)), "unlabelled")
+    check = ImageClassification().check_dense
+    check(model, TensorSplit(inputs, labels), "mine")
+    check(model, TensorSplit(inputs[:50], (labels[:50] + 1) % 10), "mine")
+    check(model, TensorSplit(inputs, torch.zeros_like(labels)), "unlabelled")
 
 
 def broken(path: Path, way: str) -> None:

@@ -1,0 +1,102 @@
+"""What language models of both kinds share: tokens that are asked for, and perplexity."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from apportion.compressors.errors import DataError, ModelError
+from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.tasks import softmax
+from apportion.evaluators.tasks.outputs import field
+from apportion.evaluators.tasks.task import Metric
+from apportion.evaluators.tasks.text import Batch, TextTask
+
+_MOST = 700.0
+"""Nats per token above which a perplexity is no float64."""
+
+
+class LanguageModel(TextTask):
+    """Tokens [n, length] some of which are asked for; the outputs have `logits` [n, length, tokens]
+    of a vocabulary. Values of a sample are means over its own tokens, the metric is over all
+    tokens."""
+
+    metric = Metric("perplexity", "", higher_is_better=False, tolerance=0.05, digits=".3f")
+
+    @abstractmethod
+    def asked(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Positions whose logits count, bool [n, length], and the tokens that are right there, in
+        order [m]."""
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Cross-entropy in nats, averaged over the sample's tokens."""
+        return softmax.by_sample(*self._nll(outputs, batch))
+
+    def reference(self, outputs: Any, batch: Batch) -> softmax.Kept:
+        """Of the positions that count, the largest logits."""
+        return softmax.kept(_logits(outputs), self.asked(batch)[0])
+
+    def divergence(self, outputs: Any, dense: softmax.Kept, batch: Batch) -> Tensor:
+        """KL(dense || outputs) in nats, averaged over the sample's tokens."""
+        where = self.asked(batch)[0]
+        return softmax.by_sample(softmax.kl(_logits(outputs), where, dense), where)
+
+    def error(self, outputs: Any, batch: Batch) -> Tensor:
+        """The perplexity of the sample."""
+        return self.loss(outputs, batch).clamp_max(_MOST).exp()
+
+    def rows(self, outputs: Any, batch: Batch) -> Tensor:
+        """The sample's sum of nats, and its tokens."""
+        values, where = self._nll(outputs, batch)
+        tokens = where.flatten(1).sum(1)
+        return torch.stack([softmax.by_sample(values, where) * tokens, tokens.double()], 1)
+
+    def measure(self, rows: Tensor) -> float:
+        """e to the mean nats of a token."""
+        nats, tokens = rows.sum(0).tolist()
+        return math.exp(min(nats / tokens, _MOST)) if not math.isnan(nats) else math.nan
+
+    def distance(self, outputs: Any, dense: Any, batch: Batch) -> Tensor:
+        where = self.asked(batch)[0]
+        return F.mse_loss(_logits(outputs)[where], _logits(dense)[where])
+
+    def distill(self, outputs: Any, dense: Any, batch: Batch, temperature: float) -> Tensor:
+        where = self.asked(batch)[0]
+        kept = softmax.kept(_logits(dense) / temperature, where)
+        value = softmax.kl(_logits(outputs) / temperature, where, kept)
+        return value.mean() * temperature**2
+
+    def supervise(self, outputs: Any, batch: Batch, smoothing: float) -> Tensor:
+        where, wanted = self.asked(batch)
+        return F.cross_entropy(_logits(outputs)[where], wanted, label_smoothing=smoothing)
+
+    def check(self, outputs: Any, batch: Batch, dataset: Dataset, what: str, model: str) -> None:  # noqa: ARG002
+        """Logits for every token, of a vocabulary that has all of them."""
+        found, shape = _logits(outputs), batch["input_ids"].shape
+        if found.dim() != 3 or found.shape[:2] != shape:
+            raise ModelError(
+                f"model {model!r} must give logits {[*shape, 'tokens']} for {self.kind}, and gives "
+                f"{list(found.shape)}"
+            )
+        where, wanted = self.asked(batch)
+        if not bool(where.flatten(1).any(1).all()):
+            raise DataError("workload.data", f"a {what} sample asks for no token")
+        if int(wanted.max()) >= found.shape[2]:
+            raise DataError(
+                "workload.data.tokenizer",
+                f"the {what} texts have token {int(wanted.max())}, and model {model!r} gives "
+                f"logits of {found.shape[2]} tokens: it is not this model's tokenizer",
+            )
+
+    def _nll(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        where, wanted = self.asked(batch)
+        return softmax.nll(_logits(outputs), where, wanted), where
+
+
+def _logits(outputs: Any) -> Tensor:
+    return field(outputs, "logits")
