@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from apportion.compressors.errors import DataError, first_line
+from apportion.evaluators.data.pretrained import PREFIX, pretrained
 from apportion.evaluators.data.ragged import Fields, Ragged
 from apportion.evaluators.data.registry import Context
 from apportion.evaluators.data.text.config import TextSection
 
 log = logging.getLogger(__name__)
 
-MODELS = "huggingface:"
-"""What names of models begin with that bring a tokenizer along."""
 _AT_ONCE = 1000
 """Texts tokenized between two reports of progress."""
 Encoded = dict[str, list[list[int]]]
@@ -107,24 +106,25 @@ def load_tokenizer(config: TextSection, context: Context) -> Tokenizer:
     """The section's tokenizer, or that of the model. Raises DataError."""
     name = config.tokenizer
     if name is None:
-        if not context.model.startswith(MODELS):
+        if not context.model.startswith(PREFIX):
             raise DataError(
                 "workload.data.tokenizer",
                 f"required, as model {context.model!r} brings none: an id on the hub, or a folder "
                 "that save_pretrained wrote",
             )
-        name = context.model.removeprefix(MODELS)
+        name = context.model.removeprefix(PREFIX)
     try:
+        source = pretrained(name)
         from transformers import AutoTokenizer
-    except ImportError as error:
-        raise DataError(
-            "workload.data.tokenizer", "needs transformers: install apportion[huggingface]"
-        ) from error
-    try:
-        own = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False)
+
+        own = AutoTokenizer.from_pretrained(
+            source.name, use_fast=True, trust_remote_code=False, **source.options
+        )
     except Exception as error:  # not there, no network, or what its file's own library raises
         raise DataError(
-            "workload.data.tokenizer", f"{name!r} has no tokenizer ({first_line(error)})"
+            "workload.data.tokenizer",
+            f"{name!r} has no tokenizer ({first_line(error)}); an id on the hub, a folder that "
+            "save_pretrained wrote, or a GGUF file is needed",
         ) from error
     return Tokenizer(own, name, config.sequence, context)
 
