@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,38 +16,14 @@ from apportion.compressors.elimination.dispatch import Limits
 from apportion.compressors.elimination.ladder import Ladder
 from apportion.compressors.elimination.work import Group, Mapper, Work, default_memory, precision
 from apportion.compressors.errors import LayerError, LevelError
-from apportion.compressors.grids import Grid, GridOptions, fit_grid
+from apportion.compressors.grids import Grid, fit_grid
 from apportion.compressors.hessian import inverse
 from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
 from apportion.compressors.levels import Level, Quantization, Sparsity
 from apportion.compressors.lookup import TableProblem
+from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
-
-
-@dataclass(frozen=True, slots=True)
-class CompressionOptions:
-    """`damping`: share of the mean diagonal added to each Hessian's diagonal. `grid`: of quantized
-    weights. `sequential`: every level is made on what reaches the layer when all earlier ones are
-    at that level too. `memory`: bytes that the work on a layer may take besides its inputs and
-    results (None: a quarter of what is free); it changes no weight."""
-
-    damping: float = 0.0
-    grid: GridOptions = field(default_factory=GridOptions)
-    sequential: bool = False
-    memory: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """What decides the weights. Options at their defaults are left out: a database that was
-        built before they existed is still the same."""
-        grid = asdict(self.grid) if self.grid != GridOptions() else {}
-        if self.grid.scale == "free":
-            grid.pop("scale", None)
-        return {
-            "damping": self.damping,
-            **({"grid": grid} if grid else {}),
-            **({"sequential": True} if self.sequential else {}),
-        }
 
 
 @dataclass(frozen=True, slots=True)

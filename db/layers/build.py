@@ -21,7 +21,8 @@ from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level
-from apportion.compressors.obs import CompressionOptions, fits
+from apportion.compressors.obs import fits
+from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
 from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format

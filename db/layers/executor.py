@@ -13,7 +13,8 @@ from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.elimination.work import Mapper
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import Level
-from apportion.compressors.obs import CompressionOptions, compress_layer
+from apportion.compressors.obs import compress_layer
+from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
 from apportion.db.layers import codec, format

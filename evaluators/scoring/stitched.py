@@ -22,13 +22,14 @@ from apportion.compressors.corrections import (
     record,
     restore_state,
 )
-from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.levels import Candidate
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.data import trees
 from apportion.evaluators.scoring import batchnorm as bn
 from apportion.evaluators.scoring import stacked
 from apportion.evaluators.scoring.fitness import criterion, needs_dense_outputs
+from apportion.evaluators.scoring.precision import channels_last, check_precision
 from apportion.evaluators.scoring.prefixes import Prefixes
 from apportion.evaluators.scoring.slots import Slot
 from apportion.evaluators.tasks.task import Outputs, Task
@@ -36,7 +37,6 @@ from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("float32", "bf16")
 _REMEMBERED = 4096
 """Candidates whose sums over single batches are kept."""
 _SLACK = 1e-6
@@ -94,7 +94,7 @@ class StitchedScorer:
         ]
         if self._half and self._device.type == "cuda":
             self._model = self._model.to(memory_format=torch.channels_last)
-            self._batches = [trees.mapped(_channels_last, batch) for batch in self._batches]
+            self._batches = [trees.mapped(channels_last, batch) for batch in self._batches]
         self._inputs = [task.inputs(batch) for batch in self._batches]
         self._samples = [task.samples(batch) for batch in self._batches]
         self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
@@ -298,14 +298,3 @@ class StitchedScorer:
                 self._task.reference(self._task.forward(self._model, batch), batch)
                 for batch in self._batches
             ]
-
-
-def check_precision(name: str) -> str:
-    """Raises UnknownNameError."""
-    if name not in PRECISIONS:
-        raise UnknownNameError("precision", name, PRECISIONS)
-    return name
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last) if x.dim() == 4 else x

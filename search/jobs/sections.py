@@ -14,11 +14,11 @@ from apportion.compressors.corrections import check_correction
 from apportion.compressors.errors import ApportionError
 from apportion.compressors.grids import GridOptions
 from apportion.compressors.levels import Level, expand_levels
-from apportion.compressors.obs import CompressionOptions
+from apportion.compressors.options import CompressionOptions
 from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.scoring.pool import DEADLINE
-from apportion.evaluators.scoring.stitched import check_precision
+from apportion.evaluators.scoring.precision import check_precision
 from apportion.search.algorithms.registry import resolve
 
 

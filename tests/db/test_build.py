@@ -27,7 +27,8 @@ from apportion.compressors.errors import (
 from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import expand_levels, parse_level
-from apportion.compressors.obs import CompressionOptions, compress_layer
+from apportion.compressors.obs import compress_layer
+from apportion.compressors.options import CompressionOptions
 from apportion.db.files import save_tensors
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase

@@ -21,7 +21,7 @@ from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.grids import GridOptions
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import DENSE, parse_level
-from apportion.compressors.obs import CompressionOptions
+from apportion.compressors.options import CompressionOptions
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.costs import measure
