@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, T
 import apportion
 from apportion.compressors.errors import ApportionError, DataError
 from apportion.evaluators.data.loaders import as_dataset
+from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.workloads.checks import check_together
 
 CLASSES = 3
@@ -217,3 +218,14 @@ def test_unknown_names_of_the_package_are_told() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = apportion.nothing
     assert all(getattr(apportion, name) for name in apportion.__all__)
+
+
+@pytest.mark.parametrize("mode", ["running", "batch", "recalibrate"])
+def test_a_model_without_batch_norm_is_scored_in_one_pass(mode: str, tmp_path: Path) -> None:
+    with prepared(tmp_path) as problem:
+        scorer = StitchedScorer(problem.workload, problem.database, "loss", mode)
+        calls: list[int] = []
+        scorer._model.get_submodule("head").register_forward_hook(lambda *_: calls.append(1))
+        dense = tuple(0 for _ in problem.database.layers)
+        scorer.score(dense)
+    assert len(calls) == 1
