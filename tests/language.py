@@ -18,13 +18,14 @@ VOCABULARY = len(SPECIAL) + len(WORDS) + 1  # and the full stop
 POSITIONS = 48
 
 
-def save_tokenizer(folder: Path, **changes: Any) -> str:
-    """A tokenizer as BERT has it, in a folder as `save_pretrained` writes it."""
+def save_tokenizer(folder: Path, extra: int = 0, **changes: Any) -> str:
+    """A tokenizer as BERT has it, in a folder as `save_pretrained` writes it; with `extra` words
+    that no model here knows."""
     pytest.importorskip("transformers")
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = [*SPECIAL, *WORDS, "."]
+    words = [*SPECIAL, *WORDS, ".", *(f"extra{i}" for i in range(extra))]
     own = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     own.pre_tokenizer = pre_tokenizers.Whitespace()
     own.post_processor = processors.TemplateProcessing(

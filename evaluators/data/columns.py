@@ -32,7 +32,7 @@ def read_columns(
     path = local_file(location)
     if not path.is_file():
         raise DataError(where, f"{path}: no such file")
-    table = _table(kind, path, names, where)
+    table = _table(kind, path, names, where) if path.stat().st_size else None
     if table is None or not len(table):
         raise DataError(where, f"{path} has no rows")
     if missing := [name for name in names if str(name) not in table.column_names]:

@@ -27,6 +27,7 @@ _PATHS = (
     ("workload", "data", "test"),
     ("workload", "data", "train"),
     ("workload", "data", "root"),
+    ("workload", "data", "tokenizer"),
     ("workload", "table"),
     ("workload", "error"),
     ("database", "path"),
@@ -135,18 +136,21 @@ def map_paths(
 def _changed(
     keys: tuple[str, ...], text: str, change: Callable[[tuple[str, ...], str], str]
 ) -> str:
-    if keys != ("workload", "model"):
+    if keys[-1] not in ("model", "tokenizer"):
         return change(keys, text)
     path = change(keys, text.removeprefix(PREFIX))
-    return f"{PREFIX}{path if is_path(path) else f'./{path}'}"
+    prefix = PREFIX if keys[-1] == "model" else ""
+    return f"{prefix}{path if is_path(path) else f'./{path}'}"
 
 
 def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
     """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a
     suffix or a folder. A latency table may be a function. Models are names, but for the folders of
-    Hugging Face's (huggingface:./mine). URLs stay as they are."""
+    Hugging Face's (huggingface:./mine), and so are tokenizers (./mine). URLs stay as they are."""
     if keys == ("workload", "model"):
         return not (text.startswith(PREFIX) and is_path(text.removeprefix(PREFIX)))
+    if keys[-1] == "tokenizer":
+        return not is_path(text)
     if is_url(text) or (keys == ("latency", "table") and is_function(text)):
         return True
     return keys[-1] in ("weights", "error") and "/" not in text and not Path(text).suffix

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from apportion.compressors.errors import JobError
+from apportion.evaluators.data.text.config import TextData
 from apportion.search.jobs.job import Job
 from apportion.search.jobs.job_file import json_schema, load_model_job
 
@@ -41,6 +42,20 @@ def test_folders_of_models_are_relative_to_the_job_file(tmp_path: Path) -> None:
     assert named("huggingface:/abs/mine.gguf") == "huggingface:/abs/mine.gguf"
     assert named("huggingface:~/mine") == f"huggingface:{Path.home() / 'mine'}"
     assert named("huggingface:org/model") == "huggingface:org/model"  # on the hub
+
+
+def test_folders_of_tokenizers_are_relative_to_the_job_file(tmp_path: Path) -> None:
+    def named(tokenizer: str) -> str | None:
+        files = {"calibration": "a.txt", "test": "b.txt"}
+        data = {"kind": "text", **files, "tokenizer": tokenizer}
+        workload = {"model": "huggingface:org/model", "task": {"kind": "causal-lm"}, "data": data}
+        found = load_model_job(write(tmp_path, {**BASE, "workload": workload})).workload.data
+        assert isinstance(found, TextData)
+        assert found.calibration == str(tmp_path / "a.txt")
+        return found.tokenizer
+
+    assert named("./mine") == str(tmp_path / "mine")
+    assert named("org/model") == "org/model"  # on the hub
 
 
 def test_torchvision_weight_enums_are_no_paths(tmp_path: Path) -> None:

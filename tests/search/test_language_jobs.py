@@ -1,0 +1,188 @@
+"""Whole jobs on text: build, search, export, and the export's check by the task's own metric."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from apportion.compressors.errors import ConfigurationError, DataError
+from apportion.db.runs.store import RunStore
+from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
+from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
+from apportion.search.export.exporting import Chosen, export
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import prepare, run_search
+from tests import language
+
+
+def job(folder: Path, workload: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "workload": {"batch_size": 32, **workload},
+        "database": {"path": str(folder / "database"), "levels": ["dense", "unstr-0.50", "2:4"]},
+        "budgets": {"flops": 0.85},
+        "search": {"algorithms": ["random"], "evaluations": 8},
+        "store": f"sqlite:///{folder / 'runs.sqlite'}",
+    }
+
+
+def texts(folder: Path, rows: int, seed: int) -> str:
+    """Labelled by the dense model itself, but for every eighth."""
+    rng, path = random.Random(seed), folder / f"{seed}.csv"
+    written = [language.text(rng, 2 + i % 6) for i in range(rows)]
+    ids = {word: i for i, word in enumerate([*language.SPECIAL, *language.WORDS])}
+    lines = ["sentence,what"]
+    model = language.classifier()
+    for i, text in enumerate(written):
+        with torch.no_grad():
+            found = model(input_ids=torch.tensor([[2, *(ids[w] for w in text.split()), 3]]))
+        label = int(found.logits.argmax()) if i % 8 else i % 3
+        lines.append(f"{text},{label}")
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def classification(folder: Path) -> dict[str, Any]:
+    return {
+        "model": "tests.language:classifier",
+        "task": {"kind": "text-classification"},
+        "data": {
+            "kind": "csv",
+            "calibration": texts(folder, 64, 0),
+            "test": texts(folder, 128, 1),
+            "text": "sentence",
+            "label": "what",
+            "tokenizer": language.save_tokenizer(folder / "tokenizer"),
+        },
+    }
+
+
+def running(folder: Path, **data: Any) -> dict[str, Any]:
+    for seed in (0, 1):
+        (folder / f"{seed}.txt").write_text(language.text(random.Random(seed), 500))
+    return {
+        "model": "tests.language:causal",
+        "task": {"kind": "causal-lm"},
+        "data": {
+            "kind": "text",
+            "calibration": str(folder / "0.txt"),
+            "test": str(folder / "1.txt"),
+            "tokenizer": language.save_tokenizer(folder / "tokenizer"),
+            "sequence": 20,
+            **data,
+        },
+    }
+
+
+def squad(folder: Path) -> dict[str, Any]:
+    rng = random.Random(0)
+    contexts = [language.text(rng, 20 + i) for i in range(12)]
+    paragraphs = [language.paragraph(c, " ".join(c.split()[4:7]), c.split()[2]) for c in contexts]
+    file = language.write_squad(folder / "squad.json", paragraphs)
+    tokenizer = language.save_tokenizer(folder / "tokenizer")
+    files = dict.fromkeys(("calibration", "test"), file)
+    keys = {"tokenizer": tokenizer, "sequence": 24, "stride": 6}
+    return {
+        "model": "tests.language:answerer",
+        "task": {"kind": "question-answering"},
+        "data": {"kind": "squad", **files, **keys},
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "metric", "unit"),
+    [
+        (classification, "accuracy", "%"),
+        (running, "perplexity", ""),
+        (squad, "F1", "%"),
+    ],
+)
+@pytest.mark.parametrize(
+    "formats",
+    [["safetensors"], pytest.param(["onnx"], marks=pytest.mark.slow)],
+    ids=["torch", "onnx"],
+)
+def test_a_job_goes_through(
+    make: Any, metric: str, unit: str, formats: list[str], tmp_path: Path
+) -> None:
+    content = job(tmp_path, make(tmp_path))
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        layers = list(problem.database.layers)
+        assert any("attention" in name or "attn" in name for name in layers)
+        (result,) = run_search(problem, RunStore(content["store"]))
+        made = export(Chosen.of(result), problem, tmp_path / "out", formats=formats)
+    found = made.content
+    assert (found["metric"]["name"], found["metric"]["unit"]) == (metric, unit)
+    values = found[metric]
+    assert values["dense"] > 0
+    assert found["costs"]["flops"] <= 0.85
+    # what was written was run again in what runs it, and gives what the stitched model gives
+    for written in found["exports"].values():
+        assert written[metric] == pytest.approx(values["stitched"], abs=0.1)
+    assert len(found["exports"]) == len(formats)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        (
+            {"sequence": 60},
+            "causal",
+            r"data.sequence: the calibration texts have up to 60 tokens, and .* has positions "
+            "for 48",
+        ),
+        ({}, "classifier", r"gives no tensor|must give logits"),
+    ],
+)
+def test_texts_and_models_that_do_not_go_together(
+    data: dict[str, Any], model: str, message: str, tmp_path: Path
+) -> None:
+    workload = {**running(tmp_path, **data), "model": f"tests.language:{model}"}
+    with pytest.raises(Exception, match=message):
+        load_workload(WorkloadConfig.model_validate(workload))
+
+
+def test_another_models_tokenizer_is_refused(tmp_path: Path) -> None:
+    workload = classification(tmp_path)
+    language.save_tokenizer(tmp_path / "tokenizer", extra=100)
+    (tmp_path / "1.csv").write_text("sentence,what\nextra99 bab,0\n")
+    with pytest.raises(
+        DataError, match=r"data.tokenizer: it gives the test texts tokens up to number 145, and mod"
+    ):
+        load_workload(WorkloadConfig.model_validate(workload))
+
+
+def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
+    workload = classification(tmp_path)
+    (tmp_path / "1.csv").write_text("sentence,what\nbab,0\nbab,1\nbab,3\n")
+    with pytest.raises(DataError, match=r"data.label: test labels must lie in 0..2 .* is 3, the "):
+        load_workload(WorkloadConfig.model_validate(workload))
+
+
+def test_pooling_is_the_similarity_tasks(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("bab bad,baf,1\nbag bak,bal,0.2\n")
+    files = dict.fromkeys(("calibration", "test"), str(tmp_path / "a.csv"))
+    workload: dict[str, Any] = {
+        "model": "tests.language:encoder",
+        "task": {"kind": "sentence-similarity", "pooling": "cls"},
+        "data": {
+            "kind": "csv",
+            "text": [0, 1],
+            "label": 2,
+            "tokenizer": language.save_tokenizer(tmp_path / "tokenizer"),
+            **files,
+        },
+    }
+    found = load_workload(WorkloadConfig.model_validate(workload)).task
+    assert isinstance(found, SentenceSimilarity)
+    assert found.pooling == "cls"
+    assert found.key() == {"task": "sentence-similarity 1", "pooling": "cls"}
+    (tmp_path / "a.csv").write_text("bab bad,baf,5\nbag bak,bal,0.2\n")
+    with pytest.raises(DataError, match=r"data.scale: calibration similarities.* from 0.2 to 5;"):
+        load_workload(WorkloadConfig.model_validate(workload))
+    workload["task"]["kind"] = "text-classification"
+    with pytest.raises(ConfigurationError, match="task.pooling: task 'text-classification' has no"):
+        load_workload(WorkloadConfig.model_validate(workload))
