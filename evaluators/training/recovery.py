@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ from apportion.evaluators.training.config import (
     LintuneConfig,
     RecoveryConfig,
 )
-from apportion.evaluators.training.held import Hold, held
+from apportion.evaluators.training.held import Hold, held, owner
 from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -60,17 +60,18 @@ def check_recovery(workload: Workload, config: RecoveryConfig) -> None:
         task.supervise(task.forward(workload.model, batch), batch, finetune.smoothing)
 
 
-def check_held(database: LayerDatabase, config: RecoveryConfig) -> None:
-    """Raises ConfigurationError where training would have to hold a layer that is a part of a
-    parameter: masks and grids are held of whole ones."""
+def check_held(model: nn.Module, database: LayerDatabase, config: RecoveryConfig) -> None:
+    """Raises ConfigurationError where training would have to hold a layer of a recurrent module:
+    that keeps references to its parameters, and does not see what stands in for them."""
     if config.adaprune is None and config.finetune is None:
         return
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, record in database.layers.items():
-        if record.place is not None and len(record.entries) > 1:
+        own = modules.get(owner(name, record.place))
+        if isinstance(own, nn.RNNBase) and len(record.entries) > 1:
             raise ConfigurationError(
-                "recovery: adaprune and finetune hold whole parameters, and layer "
-                f"{name!r} is a part of {record.place.parameters[0]!r}, or has it transposed; keep "
-                "it dense (layers.skip), or leave them out"
+                f"recovery: adaprune and finetune cannot hold layer {name!r}, as it is a part of a "
+                f"{type(own).__name__}; keep it dense (layers.skip), or leave them out"
             )
 
 
@@ -120,21 +121,24 @@ class Recovery:
             self._train("lintune", data, config.epochs, loss, optimizer, {}, trained=_is_vector)
 
     def adaprune(self, data: Dataset, config: AdaPruneConfig) -> dict[str, Grid]:
-        """Minimise the sum over the held layers of |y - y_dense|^2 / |y_dense|^2. Gives the grids
-        that quantized layers lie on then. Normalisations keep their statistics. Raises ModelError,
-        OutputError."""
+        """Minimise the sum over the modules that have held layers of |y - y_dense|^2 /
+        |y_dense|^2. Gives the grids that quantized layers lie on then. Normalisations keep their
+        statistics. Raises ModelError, OutputError."""
         if not self.what:
             return {}
+        owners = {owner(name, hold.place) for name, hold in self.what.items()}
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:
-            with torch.no_grad(), _outputs(self.dense, self.what) as wanted:
+            with torch.no_grad(), _outputs(self.dense, owners) as wanted:
                 self.task.forward(self.dense, batch)
-            with _outputs(self.model, self.what) as found:
+            with _outputs(self.model, owners) as found:
                 self.task.forward(model, batch)
             return torch.stack(
                 [
                     F.mse_loss(found[n], y) / y.square().mean().clamp(min=1e-12)
                     for n, y in wanted.items()
+                    # experts may be given other tokens, or none
+                    if y.numel() and n in found and found[n].shape == y.shape
                 ]
             ).sum()
 
@@ -259,8 +263,8 @@ def teacher_of(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _outputs(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """Inside, collects the outputs of the layers named."""
+def _outputs(model: nn.Module, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+    """Inside, collects the outputs of the modules named; the first where one gives several."""
     found: dict[str, Tensor] = {}
     with hooked() as handles:
         for name, module in model.named_modules():
@@ -270,6 +274,6 @@ def _outputs(model: nn.Module, names: Mapping[str, Any]) -> Iterator[dict[str, T
 
 
 def _keep(
-    found: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Tensor
+    found: dict[str, Tensor], name: str, _module: nn.Module, _inputs: object, output: Any
 ) -> None:
-    found[name] = output
+    found[name] = trees.tensors(output)[0]

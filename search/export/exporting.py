@@ -135,7 +135,7 @@ def export(
     recovery = recovery or problem.job.recovery
     check_recovery(problem.workload, recovery)
     metric = problem.workload.task.metric
-    check_held(problem.database, recovery)
+    check_held(problem.workload.model, problem.database, recovery)
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )

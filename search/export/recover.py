@@ -89,10 +89,11 @@ def _holds(subject: CompressedModel) -> dict[str, Hold]:
     learn = subject.problem.job.database.grid.scale == "free"
     holds = {}
     for name, level in subject.profile.items():
-        weight = layers[name].where.read(subject.model)
+        layer = layers[name]
+        weight = layer.where.read(subject.model).reshape(layer.shape)
         mask = weight != 0 if level.sparsity is not None else None
         if mask is not None or name in grids:
-            holds[name] = Hold(mask, grids.get(name), learn)
+            holds[name] = Hold(mask, grids.get(name), learn, layer.place, layer.shape)
     return holds
 
 

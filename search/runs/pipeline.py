@@ -102,7 +102,7 @@ def _loaded(
     job: Job, workers: Workers, progress: Progress, workload: Workload | None
 ) -> ModelProblem:
     workload, database = build(job, progress, workers, workload)
-    check_held(database, job.recovery)
+    check_held(workload.model, database, job.recovery)
     key = format.digest(
         {
             "database": database.fingerprint,

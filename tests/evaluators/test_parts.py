@@ -29,6 +29,7 @@ from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.scoring.segments import cut
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.training.config import AdaPruneConfig, RecoveryConfig
+from apportion.evaluators.training.held import Hold, held
 from apportion.evaluators.training.recovery import check_held
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 
@@ -217,10 +218,53 @@ def test_parts_are_timed_as_the_products_that_they_are(
     assert all(DENSE in row for row in measured.layers.values())
 
 
-def test_training_that_cannot_hold_parts_is_refused(database: LayerDatabase) -> None:
-    check_held(database, RecoveryConfig())
-    with pytest.raises(ConfigurationError, match=r"layer 'experts\.0' is a part of 'experts'"):
-        check_held(database, RecoveryConfig(adaprune=AdaPruneConfig()))
+def test_training_that_cannot_hold_parts_is_refused(
+    workload: Workload, database: LayerDatabase
+) -> None:
+    check_held(workload.model, database, RecoveryConfig())
+    with pytest.raises(ConfigurationError, match=r"layer 'gru\.ih_l0', as it is a part of a GRU"):
+        check_held(workload.model, database, RecoveryConfig(adaprune=AdaPruneConfig()))
+
+
+def test_parts_are_held_while_all_of_the_parameter_trains(
+    workload: Workload, database: LayerDatabase
+) -> None:
+    model = copy.deepcopy(workload.model)
+    trained = [name for name in database.layers if "gru" not in name]
+    levels = {
+        name: parse_level("rtn:w3") if i % 2 else parse_level("unstr-0.50")
+        for i, name in enumerate(trained)
+    }
+    database.stitch(model, {**dict.fromkeys(database.layers, DENSE), **levels})
+    holds, before = {}, {}
+    for name in trained:
+        record = database.layers[name]
+        weight = record.where.read(model).reshape(record.shape).clone()
+        before[name] = weight
+        grid = database.grid(name, levels[name])
+        mask = weight != 0 if levels[name].sparsity is not None else None
+        holds[name] = Hold(mask, grid, True, record.place, record.shape)
+    inputs = workload.task.inputs(workload.calibration.batch)
+    with torch.no_grad():
+        wanted = model(inputs)
+    with held(model, holds) as grids:
+        torch.testing.assert_close(model(inputs), wanted)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(inputs) - 1).square().mean().backward()
+            optimizer.step()
+    for name in trained:
+        record = database.layers[name]
+        after = record.where.read(model).reshape(record.shape)
+        mask, grid = holds[name].mask, grids.get(name)
+        if mask is not None:
+            assert not torch.equal(after, before[name]), name
+            assert not bool((after[~mask] != 0).any()), name
+        if grid is not None:
+            flat = after.flatten(1)
+            assert torch.equal(grid.values(grid.codes(flat)), flat), name
+    assert all("parametrizations" not in name for name in model.state_dict())
 
 
 def test_a_model_that_lacks_a_part_is_told(workload: Workload, database: LayerDatabase) -> None:
