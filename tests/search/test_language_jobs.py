@@ -12,6 +12,7 @@ import torch
 from apportion.compressors.errors import ConfigurationError, DataError
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
+from apportion.evaluators.tasks.text_classification import TextClassification
 from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
 from apportion.search.export.exporting import Chosen, export
 from apportion.search.jobs.job_file import parse_model_job
@@ -160,6 +161,23 @@ def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("sentence,what\nbab,0\nbab,1\nbab,3\n")
     with pytest.raises(DataError, match=r"data.label: test labels must lie in 0..2 .* is 3, the "):
         load_workload(WorkloadConfig.model_validate(workload))
+
+
+def test_another_token_for_padding_is_refused(tmp_path: Path) -> None:
+    """GPT-2 reads the class off the last token that is not its own padding."""
+    transformers = pytest.importorskip("transformers")
+    data = load_workload(WorkloadConfig.model_validate(classification(tmp_path))).test
+    sizes = {"vocab_size": language.VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    for pad in (0, 7):
+        config = transformers.GPT2Config(**sizes, num_labels=3, pad_token_id=pad)
+        model = transformers.GPT2ForSequenceClassification(config).eval()
+        task = TextClassification()
+        few = data.subset(range(20))
+        if pad == 0:
+            task.check_dense(model, few, "mine")
+        else:
+            with pytest.raises(DataError, match="gives other logits for a text when padding foll"):
+                task.check_dense(model, few, "mine")
 
 
 def test_pooling_is_the_similarity_tasks(tmp_path: Path) -> None:
