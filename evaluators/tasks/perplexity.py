@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.tasks import softmax
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.tasks.text import Batch, TextTask
 
+log = logging.getLogger(__name__)
+
+_TRIED = 8
+"""Texts that the dense model is tried on."""
 _MOST = 700.0
 """Nats per token above which a perplexity is no float64."""
 
@@ -91,6 +97,27 @@ class LanguageModel(TextTask):
                 "workload.data.tokenizer",
                 f"the {what} texts have token {int(wanted.max())}, and model {model!r} gives "
                 f"logits of {found.shape[2]} tokens: it is not this model's tokenizer",
+            )
+
+    def check_dense(
+        self, model: nn.Module, test: Dataset, name: str, progress: Progress = silent
+    ) -> None:
+        """A warning where it is worse than guessing."""
+        rows, tokens = [], 1
+        with torch.no_grad():
+            for batch in test.subset(range(min(_TRIED, len(test)))).batches(1):
+                outputs = self.forward(model, batch)
+                rows.append(self.rows(outputs, batch))
+                tokens = _logits(outputs).shape[-1]
+                progress("try the dense model", len(rows), _TRIED)
+        if (found := self.measure(torch.cat(rows))) > tokens:
+            log.warning(
+                "the dense model %r has a perplexity of %.4g on test texts, worse than guessing "
+                "among its %d tokens: the tokenizer may not be the model's, or the weights not "
+                "those of a trained model",
+                name,
+                found,
+                tokens,
             )
 
     def _nll(self, outputs: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.compressors.errors import ConfigurationError, DataError, ModelError
+from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.data.ragged import values
@@ -17,6 +19,10 @@ from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.tasks.text import Batch, TextTask, check_tokens, model_inputs
 
 POOLINGS = ("mean", "cls")
+_ENOUGH, _MOST = 100, 512
+"""Pairs that the dense model is tried on at least and at most."""
+_SURE = 2.33
+"""Standard deviations above chance: exceeded by chance once in a hundred times."""
 
 
 class SentenceSimilarity(TextTask):
@@ -103,6 +109,30 @@ class SentenceSimilarity(TextTask):
                 "workload.data.scale",
                 f"{what} similarities, divided by it, go from {lowest:.4g} to {highest:.4g}; it "
                 "must be the highest that there is, so that they are between -1 and 1",
+            )
+
+    def check_dense(
+        self, model: nn.Module, test: Dataset, name: str, progress: Progress = silent
+    ) -> None:
+        """Better than chance, where there are enough pairs to tell: of as many unrelated numbers
+        the correlation is 0 give or take 1 / sqrt(n - 1)."""
+        count = min(len(test), _MOST)
+        if count < _ENOUGH:
+            return
+        chosen = np.random.default_rng(0).permutation(len(test))[:count].tolist()
+        rows = []
+        with torch.no_grad():
+            for batch in test.subset(chosen).batches(_ENOUGH):
+                rows.append(self.rows(self.forward(model, batch), batch))
+                progress("try the dense model", len(rows) * _ENOUGH, count)
+        found = self.measure(torch.cat(rows))
+        if found * (count - 1) ** 0.5 <= _SURE:
+            raise DataError(
+                "workload.data",
+                f"the dense model {name!r} orders {count} test pairs no better than chance would "
+                f"(Spearman correlation {found:.3f}): the texts or the column of similarities may "
+                "not be the right ones, the tokenizer or `task.pooling` not the model's, or the "
+                "weights not those of a trained model",
             )
 
     def key(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apportion.compressors.calibration import call
 from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
@@ -18,6 +19,11 @@ from apportion.evaluators.tasks.chance import check_better_than_chance
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.tasks.text import Batch, TextTask
+
+_FEW = 8
+"""Texts that are tried with padding and without."""
+_ROUNDING = 1e-3
+"""By how much their logits may differ, as a share of the largest."""
 
 
 class TextClassification(TextTask):
@@ -83,12 +89,32 @@ class TextClassification(TextTask):
     def check_dense(
         self, model: nn.Module, test: Dataset, name: str, progress: Progress = silent
     ) -> None:
-        """Better than chance, where there are enough texts to tell."""
+        """The same with padding and without, and better than chance, where there are enough texts
+        to tell."""
+        self._check_padding(model, test, name)
 
         def answer(batch: Batch) -> tuple[Tensor, Tensor]:
             return batch["labels"], _logits(self.forward(model, batch)).argmax(1)
 
         check_better_than_chance(answer, test, name, progress, "texts")
+
+    def _check_padding(self, model: nn.Module, test: Dataset, name: str) -> None:
+        """Decoders read the class off the last token that is not their own padding: with another
+        token for it they would read it off the padding. Raises DataError."""
+        inputs = self.inputs(test.subset(range(min(_FEW, len(test)))).batch)
+        mask = inputs["attention_mask"]
+        if bool((mask[:, 1:] > mask[:, :-1]).any()):
+            return  # padding that does not stand behind the texts is not taken off
+        order = mask.sum(1).argsort(stable=True)
+        with torch.no_grad():
+            padded = _logits(call(model, inputs))[order]
+            alone = torch.cat([_logits(call(model, part)) for part in self.unpadded(inputs)])
+        if float((padded - alone).abs().max()) > _ROUNDING * float(alone.abs().max()):
+            raise DataError(
+                "workload.data.tokenizer",
+                f"model {name!r} gives other logits for a text when padding follows it: its "
+                "configuration (pad_token_id) must name the tokenizer's token for padding",
+            )
 
 
 def _logits(outputs: Any) -> Tensor:

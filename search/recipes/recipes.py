@@ -19,6 +19,7 @@ from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.costs.budgets import parse_budget
 from apportion.evaluators.data.files import is_url
+from apportion.evaluators.data.pretrained import PREFIX
 from apportion.evaluators.models.build import is_file_name
 from apportion.search.export.exporting import (
     Chosen,
@@ -209,8 +210,11 @@ def _told(row: Row) -> list[str]:
 
 def _wanted(recipe: Recipe) -> list[str]:
     """The files and folders that the user's data must have."""
-    data = recipe.job["workload"].get("data", {})
-    return [
+    workload = recipe.job["workload"]
+    data, model = workload.get("data", {}), str(workload.get("model", ""))
+    own = f"{PREFIX}./"
+    folders = [model.removeprefix(own)] if model.startswith(own) else []
+    return folders + [
         str(data[key])
         for key in ("calibration", "train", "test", "root")
         if isinstance(data.get(key), str)

@@ -11,12 +11,15 @@ import torch
 
 from apportion.compressors.errors import ConfigurationError, DataError
 from apportion.db.runs.store import RunStore
+from apportion.evaluators.data import trees
+from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
+from apportion.evaluators.tasks.text_classification import TextClassification
 from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
 from apportion.search.export.exporting import Chosen, export
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare, run_search
-from tests import language
+from tests import language, language_cases
 
 
 def job(folder: Path, workload: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +163,40 @@ def test_labels_out_of_range_are_refused(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("sentence,what\nbab,0\nbab,1\nbab,3\n")
     with pytest.raises(DataError, match=r"data.label: test labels must lie in 0..2 .* is 3, the "):
         load_workload(WorkloadConfig.model_validate(workload))
+
+
+def test_another_token_for_padding_is_refused(tmp_path: Path) -> None:
+    """GPT-2 reads the class off the last token that is not its own padding."""
+    transformers = pytest.importorskip("transformers")
+    data = load_workload(WorkloadConfig.model_validate(classification(tmp_path))).test
+    sizes = {"vocab_size": language.VOCABULARY, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    for pad in (0, 7):
+        config = transformers.GPT2Config(**sizes, num_labels=3, pad_token_id=pad)
+        model = transformers.GPT2ForSequenceClassification(config).eval()
+        task = TextClassification()
+        few = data.subset(range(20))
+        if pad == 0:
+            task.check_dense(model, few, "mine")
+        else:
+            with pytest.raises(DataError, match="gives other logits for a text when padding foll"):
+                task.check_dense(model, few, "mine")
+
+
+def test_a_dense_model_that_knows_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = load_workload(WorkloadConfig.model_validate(running(tmp_path)))
+    loaded.task.check_dense(loaded.model, loaded.test, "mine")  # on random words
+    assert "worse than guessing among its 46 tokens" in caplog.text
+    task, model, data = language_cases.similarity("mean")
+    many = TensorDataset(trees.mapped(lambda x: x.repeat(8, *[1] * (x.dim() - 1)), data.batch))
+    task.check_dense(model, many, "mine")
+    unrelated = {
+        **many.batch,
+        "score": torch.rand(len(many), generator=torch.Generator().manual_seed(0)),
+    }
+    with pytest.raises(DataError, match="orders 128 test pairs no better than chance"):
+        task.check_dense(model, TensorDataset(unrelated), "mine")
 
 
 def test_pooling_is_the_similarity_tasks(tmp_path: Path) -> None:

