@@ -7,9 +7,20 @@ from collections.abc import Callable
 from apportion.compressors.errors import ConfigurationError, UnknownNameError, first_line
 from apportion.compressors.user_code import load_object
 from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.multi_label import MultiLabel
+from apportion.evaluators.tasks.object_detection import ObjectDetection
+from apportion.evaluators.tasks.regression import Regression
+from apportion.evaluators.tasks.semantic_segmentation import SemanticSegmentation
 from apportion.evaluators.tasks.task import Metric, Task
 
-_TASKS: dict[str, type[Task]] = {ImageClassification.kind: ImageClassification}
+_BUILT_IN: tuple[type[Task], ...] = (
+    ImageClassification,
+    MultiLabel,
+    ObjectDetection,
+    Regression,
+    SemanticSegmentation,
+)
+_TASKS: dict[str, type[Task]] = {task.kind: task for task in _BUILT_IN}
 
 
 def register_task(name: str) -> Callable[[type[Task]], type[Task]]:
