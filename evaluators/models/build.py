@@ -1,5 +1,5 @@
-"""Models by name: the CIFAR ResNets, torchvision's, Hugging Face's, and any callable of the
-user's."""
+"""Models by name: the CIFAR ResNets, torchvision's, timm's, Hugging Face's, ONNX files, and any
+callable of the user's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from apportion.compressors.errors import CodeError, ModelError, UnknownNameError, WeightsError
+from apportion.compressors.errors import (
+    CodeError,
+    ConfigurationError,
+    ModelError,
+    UnknownNameError,
+    WeightsError,
+)
 from apportion.compressors.user_code import load_object
 from apportion.evaluators.data.files import local_file
 from apportion.evaluators.data.pretrained import PREFIX
-from apportion.evaluators.models import huggingface
+from apportion.evaluators.models import (
+    huggingface,
+    onnx_source,
+    timm_models,
+    torchvision_models,
+)
 from apportion.evaluators.models.checkpoints import check_types, read_state, type_name
 from apportion.evaluators.models.folding import fold_batchnorm
 from apportion.evaluators.models.networks import CifarResNet  # noqa: F401 - registers its kind
@@ -27,28 +38,48 @@ from apportion.evaluators.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
+NAMED = (
+    torchvision_models.PREFIX,
+    timm_models.PREFIX,
+    PREFIX,
+    onnx_source.PREFIX,
+)
+"""What names of models begin with that are no code of the user's."""
+
 
 def build_model(name: str, weights: str | None = None, task: Task | None = None) -> nn.Module:
     """The model called `name`, in eval mode on the CPU: a registered name, `torchvision:NAME`,
-    `huggingface:NAME` (with its own weights, as it is for `task`; by default an image classifier),
-    or `package.module:function`. `weights`: a file (.safetensors; .pt, .pth) or, for torchvision,
-    the name of one of its weight enums. Raises UnknownNameError, ModelError, WeightsError."""
+    `timm:NAME`, `huggingface:NAME` or an ONNX file (both with their own weights, the former as it
+    is for `task`; by default an image classifier), or `package.module:function`. `weights`: a file
+    (.safetensors; .pt, .pth) or, for torchvision, the name of one of its weight enums. Raises
+    UnknownNameError, ModelError, WeightsError, ConfigurationError."""
     if name in MODELS:
         model = MODELS[name]()
-    elif name.startswith("torchvision:"):
-        model = _torchvision(name.removeprefix("torchvision:"), weights)
-        if weights is not None and not is_file_name(weights):
+    elif name.startswith(torchvision_models.PREFIX):
+        enum = None if weights is None or is_file_name(weights) else weights
+        model = torchvision_models.build(name.removeprefix(torchvision_models.PREFIX), enum)
+        if enum is not None:
             weights = None  # loaded already
     elif name.startswith(PREFIX):
         file = None if weights is None else local_file(weights)
         model = huggingface.load(name.removeprefix(PREFIX), task or ImageClassification(), file)
         weights = None  # loaded already
+    elif name.startswith(timm_models.PREFIX):
+        model = timm_models.build(name.removeprefix(timm_models.PREFIX))
+    elif onnx_source.is_onnx(name):
+        if weights is not None:
+            raise ConfigurationError(
+                f"workload.weights: the ONNX file {name!r} brings its own; leave it out"
+            )
+        model = onnx_source.load(local_file(onnx_source.file_of(name)), name)
     elif ":" in name:
         model = _call(name)
     else:
         valid = [
             *MODELS,
-            "torchvision:NAME",
+            f"{torchvision_models.PREFIX}NAME",
+            f"{timm_models.PREFIX}NAME",
+            "path/model.onnx",
             f"{PREFIX}NAME",
             "package.module:function",
         ]
@@ -65,11 +96,8 @@ def class_names(name: str, model: nn.Module) -> list[str] | None:
     """The names that the model has for its classes, in the order of its outputs: those of
     torchvision's weights, of Hugging Face's configuration, or an attribute `classes` of the user's
     model. None where it has none."""
-    if name.startswith("torchvision:"):
-        import torchvision
-
-        weights = torchvision.models.get_model_weights(name.removeprefix("torchvision:"))
-        return next((list(w.meta["categories"]) for w in weights if "categories" in w.meta), None)
+    if name.startswith(torchvision_models.PREFIX):
+        return torchvision_models.class_names(name.removeprefix(torchvision_models.PREFIX))
     if name.startswith(PREFIX):
         inner = model.classifier if isinstance(model, huggingface.Logits) else model
         return huggingface.class_names(inner)
@@ -77,6 +105,15 @@ def class_names(name: str, model: nn.Module) -> list[str] | None:
     if isinstance(classes, list | tuple) and all(isinstance(each, str) for each in classes):
         return list(classes)
     return None
+
+
+def settled(model: nn.Module, name: str, inputs: Any) -> nn.Module:
+    """The model of `build_model` for what it will be called with: an ONNX file's is made for inputs
+    of this shape and held to ONNX Runtime, all others are as they are. Raises ModelError,
+    ConfigurationError."""
+    if not onnx_source.is_onnx(name):
+        return model
+    return onnx_source.settled(model, name, local_file(onnx_source.file_of(name)), inputs)
 
 
 def is_file_name(weights: str) -> bool:
@@ -127,28 +164,6 @@ def _check_parameters(model: nn.Module, name: str) -> None:
                     f"model {name!r}: parameter {at!r} is {type_name(parameter)}; models are "
                     "compressed in float32: return model.float()"
                 )
-
-
-def _torchvision(name: str, weights: str | None) -> nn.Module:
-    import torchvision
-
-    if name not in torchvision.models.list_models():
-        raise UnknownNameError("torchvision model", name, torchvision.models.list_models())
-    enum = None
-    if weights is not None and not is_file_name(weights):
-        choices = torchvision.models.get_model_weights(name)
-        if weights != "DEFAULT" and weights not in choices.__members__:
-            raise UnknownNameError(
-                "weights", weights, ["DEFAULT", *choices.__members__], f"torchvision:{name}"
-            )
-        enum = weights
-    try:
-        model: nn.Module = torchvision.models.get_model(name, weights=enum)
-    except (OSError, RuntimeError) as error:  # no network; a download cut short (its hash is wrong)
-        raise ModelError(
-            f"model 'torchvision:{name}': cannot be built with weights {enum} ({error})"
-        ) from error
-    return model
 
 
 def _call(name: str) -> nn.Module:

@@ -26,7 +26,7 @@ from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorData
 from apportion.evaluators.data.digits import load_trained
 from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.data.registry import Context
-from apportion.evaluators.models.build import build_model, class_names, folded
+from apportion.evaluators.models.build import build_model, class_names, folded, settled
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.registry import check_task, make_task
 from apportion.evaluators.tasks.task import Inputs, Task
@@ -84,8 +84,8 @@ class WorkloadConfig(Section):
     model: str | None = Field(
         None,
         min_length=1,
-        description="A registered name, torchvision:NAME, huggingface:NAME, or "
-        "package.module:function.",
+        description="A registered name, torchvision:NAME, timm:NAME, huggingface:NAME, an .onnx file "
+        "(also onnx:PATH), or package.module:function.",
     )
     weights: str | None = Field(
         None,
@@ -252,6 +252,7 @@ def assembled(
         model.eval(), calibration, train, splits.test, config.batch_size, selection, task
     )
     _check_files(workload, progress)
+    workload.model = model = settled(workload.model, name, first_inputs(workload, _FIRST))
     parts = {"calibration": calibration, "train": train, "test": splits.test}
     check_together(workload.model, name, task, parts)
     check_repeatable(workload.model, name, first_inputs(workload, _FIRST))

@@ -18,10 +18,12 @@ from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.data.files import is_url
 from apportion.evaluators.data.pretrained import PREFIX, is_path
+from apportion.evaluators.models import onnx_source
 from apportion.search.jobs.job import AnyJob, Job, TableJob
 
+_MODEL = ("workload", "model")
 _PATHS = (
-    ("workload", "model"),
+    _MODEL,
     ("workload", "weights"),
     ("workload", "data", "calibration"),
     ("workload", "data", "test"),
@@ -138,6 +140,9 @@ def _changed(
 ) -> str:
     if keys[-1] not in ("model", "tokenizer"):
         return change(keys, text)
+    if keys == _MODEL and onnx_source.is_onnx(text):
+        before = onnx_source.PREFIX if text.startswith(onnx_source.PREFIX) else ""
+        return before + change(keys, text.removeprefix(before))
     path = change(keys, text.removeprefix(PREFIX))
     prefix = PREFIX if keys[-1] == "model" else ""
     return f"{prefix}{path if is_path(path) else f'./{path}'}"
@@ -145,9 +150,12 @@ def _changed(
 
 def _is_a_name(keys: tuple[str, ...], text: str) -> bool:
     """torchvision's weight enums (IMAGENET1K_V2, DEFAULT) and error priors are names; files have a
-    suffix or a folder. A latency table may be a function. Models are names, but for the folders of
-    Hugging Face's (huggingface:./mine), and so are tokenizers (./mine). URLs stay as they are."""
-    if keys == ("workload", "model"):
+    suffix or a folder. A latency table may be a function. Models are names, but for ONNX files and
+    the folders of Hugging Face's (huggingface:./mine), and so are tokenizers (./mine). URLs stay as
+    they are."""
+    if keys == _MODEL and onnx_source.is_onnx(text):
+        return is_url(onnx_source.file_of(text))
+    if keys == _MODEL:
         return not (text.startswith(PREFIX) and is_path(text.removeprefix(PREFIX)))
     if keys[-1] == "tokenizer":
         return not is_path(text)

@@ -16,7 +16,7 @@ from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.files import write_json
 from apportion.db.runs.url import holds_secret, masked
 from apportion.evaluators.data.files import is_url
-from apportion.evaluators.data.pretrained import PREFIX
+from apportion.evaluators.models.build import NAMED
 from apportion.search.jobs.job import AnyJob, Job
 from apportion.search.jobs.job_file import load_job, map_paths, read_content, resolve_paths
 from apportion.search.service.archive import FILES, Archive, regular_files, size_of
@@ -87,11 +87,7 @@ def code_names(content: dict[str, Any]) -> list[str]:
             else ()
         ):
             look(one)
-        if (
-            isinstance(part, str)
-            and _CODE.fullmatch(part)
-            and not part.startswith(("torchvision:", PREFIX))
-        ):
+        if isinstance(part, str) and _CODE.fullmatch(part) and not part.startswith(NAMED):
             found.append(part)
 
     workload, latency, search = (

@@ -21,9 +21,14 @@ from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.multi_label import MultiLabel
+from apportion.evaluators.tasks.object_detection import ObjectDetection
+from apportion.evaluators.tasks.regression import Regression
+from apportion.evaluators.tasks.semantic_segmentation import SemanticSegmentation
 from apportion.evaluators.tasks.task import Task
 from tests import language_cases
 from tests.tagging import Tagging, sentences, tagger
+from tests.vision import nets
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,12 @@ TASKS: dict[str, Callable[[], Case]] = {
     "question-answering": lambda: Case(*language_cases.answering()),
     "masked-lm": lambda: Case(*language_cases.masked()),
     "causal-lm": lambda: Case(*language_cases.causal()),
+    "semantic-segmentation": lambda: Case(SemanticSegmentation(), nets.unet(), nets.masks(12, 0)),
+    "object-detection": lambda: Case(ObjectDetection(), nets.lists(), nets.boxes(12, 0)),
+    "DenseDetection": lambda: Case(nets.AnchorDetection(), nets.anchors(), nets.boxes(12, 0)),
+    "regression": lambda: Case(Regression(), nets.mlp(), nets.numbers(12, 0)),
+    "multi-label": lambda: Case(MultiLabel(), nets.mlp(), nets.labels(12, 0)),
+    "regression, two inputs": lambda: Case(Regression(), nets.two(), nets.pairs(12, 0)),
 }
 
 
