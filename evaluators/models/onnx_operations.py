@@ -144,7 +144,7 @@ def _multiply(_module: Any, told: Mapping[str, Pair]) -> Static | None:
     matrix = told["y"][0]
     if matrix.dim() != 2:
         return None
-    layer = nn.Linear(*matrix.shape, bias=False)
+    layer = nn.Linear(matrix.shape[0], matrix.shape[1], bias=False)
     layer.weight = nn.Parameter(matrix.T.contiguous())
     return layer, ()
 

@@ -1,5 +1,5 @@
-"""ONNX files as models (the extra `onnx-source`): torch modules that onnx2torch makes of them, whose
-layers are those of the file, held to ONNX Runtime's outputs."""
+"""ONNX files as models (the extra `onnx-source`): torch modules that onnx2torch makes of them,
+whose layers are those of the file, held to ONNX Runtime's outputs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,8 @@ def load(path: Path, name: str) -> nn.Module:
 
 
 def settled(model: nn.Module, name: str, path: Path, inputs: Any) -> nn.Module:
-    """The model of `load` for inputs of one shape, in batches of any size, without ONNX's arithmetic
+    """The model of `load` for inputs of one shape, in batches of any size, without ONNX's
+    arithmetic
     on shapes.
 
     Args:
@@ -82,7 +83,7 @@ def settled(model: nn.Module, name: str, path: Path, inputs: Any) -> nn.Module:
             f"model {name!r}: it does not run on inputs of shape {trees.shapes(inputs)} in batches "
             f"of several samples ({first_line(error)})"
         ) from error
-    _check_same(made, name, path, trees.mapped(lambda tensor: tensor[:_COMPARED], inputs))
+    _check_same(made, name, path, trees.cut(inputs, slice(_COMPARED)))
     return made
 
 
@@ -93,7 +94,7 @@ def _check_same(model: nn.Module, name: str, path: Path, inputs: Any) -> None:
         found = trees.tensors(call(model, inputs))
     count = len(trees.tensors(inputs)[0])
     for at in range(count):
-        expected = _run(path, name, trees.mapped(lambda x, at=at: x[at : at + 1], inputs))
+        expected = _run(path, name, trees.cut(inputs, slice(at, at + 1)))
         for ours, theirs in zip(found, expected, strict=True):
             if not _close(ours[at : at + 1], theirs):
                 raise ModelError(

@@ -1,5 +1,5 @@
-"""What onnx2torch made of an ONNX model, without the arithmetic on shapes that ONNX does in tensors:
-for inputs of one shape, in batches of any size. torch.export and torch.fx cannot follow that
+"""What onnx2torch made of an ONNX model, without the arithmetic on shapes that ONNX does in
+tensors: for inputs of one shape, in batches of any size. torch.export and torch.fx cannot follow that
 arithmetic, and files for a batch of one have its size as a constant.
 
 The graph runs twice, on batches of two sizes. What is computed from constants and shapes alone is
@@ -74,7 +74,8 @@ class _Maker:
         found = self._static(node)
         if found is None:
             self._values[node] = self._run(node, 0), self._run(node, 1)
-            args, kwargs = (fx.node.map_arg(p, self._place) for p in (node.args, node.kwargs))
+            args: Any = fx.node.map_arg(node.args, self._place)
+            kwargs: Any = fx.node.map_arg(node.kwargs, self._place)
             if node.op == "call_module":
                 self._roots[str(node.target)] = self._module(node)
             self._new[node] = self._graph.create_node(node.op, node.target, args, kwargs)
@@ -100,12 +101,14 @@ class _Maker:
     def _run(self, node: fx.Node, at: int) -> Any:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._model)
-        args, kwargs = (
-            fx.node.map_arg(part, lambda n: self._values[n][at])
-            for part in (node.args, node.kwargs)
-        )
-        function = self._module(node) if node.op == "call_module" else node.target
-        return function(*args, **kwargs)  # type: ignore[operator]
+
+        def value(other: fx.Node) -> Any:
+            return self._values[other][at]
+
+        args: Any = fx.node.map_arg(node.args, value)
+        kwargs: Any = fx.node.map_arg(node.kwargs, value)
+        function: Any = self._module(node) if node.op == "call_module" else node.target
+        return function(*args, **kwargs)
 
     def _place(self, node: fx.Node) -> fx.Node:
         """The node in the new graph, where a known value that is needed as a tensor is a buffer."""

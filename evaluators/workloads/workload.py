@@ -84,8 +84,8 @@ class WorkloadConfig(Section):
     model: str | None = Field(
         None,
         min_length=1,
-        description="A registered name, torchvision:NAME, timm:NAME, huggingface:NAME, an .onnx file "
-        "(also onnx:PATH), or package.module:function.",
+        description="A registered name, torchvision:NAME, timm:NAME, huggingface:NAME, an .onnx "
+        "file (also onnx:PATH), or package.module:function.",
     )
     weights: str | None = Field(
         None,

@@ -140,7 +140,7 @@ def test_onnx_files_are_paths_of_the_job(name: str) -> None:
     }
     assert content["workload"]["model"] == expected.get(name, name)
     seen: list[str] = []
-    map_paths(content, lambda keys, value: seen.append(value) or value)  # type: ignore[func-returns-value]
+    map_paths(content, lambda _, value: seen.append(value) or value)  # type: ignore[func-returns-value]
     assert bool(seen) == onnx_source.is_onnx(name)
 
 
