@@ -1,6 +1,6 @@
 """What onnx2torch made of an ONNX model, without the arithmetic on shapes that ONNX does in
-tensors: for inputs of one shape, in batches of any size. torch.export and torch.fx cannot follow that
-arithmetic, and files for a batch of one have its size as a constant.
+tensors: for inputs of one shape, in batches of any size. torch.export and torch.fx cannot follow
+that arithmetic, and files for a batch of one have its size as a constant.
 
 The graph runs twice, on batches of two sizes. What is computed from constants and shapes alone is
 then known, and what differs between the runs is the batch's size. Operations that take such values

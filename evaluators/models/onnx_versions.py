@@ -1,5 +1,6 @@
 """ONNX models of newer operator sets, in the words of the newest one that onnx2torch knows.
-Most operators differ in nothing but the types they may take; whoever uses the result compares outputs."""
+Most operators differ in nothing but the types they may take; whoever uses the result compares
+outputs."""
 
 from __future__ import annotations
 
