@@ -31,9 +31,14 @@ class Pretrained:
         """What its weights lie in."""
         return "GGUF weights" if "gguf_file" in self.options else "safetensors"
 
-    def read(self, file: str) -> Any:
-        """The content of a JSON file beside the model; None where there is none. Raises
-        ModelError."""
+    def inside(self, file: str) -> str:
+        """A file in the folder of the weights, as `find` takes it."""
+        folder = self.options.get("subfolder")
+        return f"{folder}/{file}" if folder else file
+
+    def find(self, file: str) -> Path | None:
+        """Where a file beside the model lies, relative to the whole; None where there is none.
+        Raises ModelError."""
         from transformers.utils import cached_file
 
         try:
@@ -43,7 +48,16 @@ class Pretrained:
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
-            return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model '{PREFIX}{self.name}': no {file} ({error})") from error
+        return None if found is None else Path(found)
+
+    def read(self, file: str) -> Any:
+        """The content of a JSON file beside the model; None where there is none. Raises
+        ModelError."""
+        found = self.find(file)
+        try:
+            return None if found is None else json.loads(found.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"model '{PREFIX}{self.name}': {file} cannot be read ({error})"

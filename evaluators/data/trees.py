@@ -59,9 +59,13 @@ def shapes(tree: Tree) -> str:
     return ", ".join(f"{name.strip('[]')} {shapes(leaf)}" for name, leaf in named(tree))
 
 
-def dynamic(inputs: Tree) -> Any:
-    """The dynamic shapes of a model's inputs, as torch.export takes them: the first dimension of
-    every tensor is the batch."""
-    batch = torch.export.Dim("batch")
-    shapes = mapped(lambda _: {0: batch}, inputs)
+def dynamic(inputs: Tree, axes: Sequence[str], dim: Callable[[str], Any]) -> Any:
+    """The dynamic shapes of a model's inputs, as torch.export takes them: the leading dimensions of
+    every tensor are called `axes`, and `dim(name)` is what torch.export calls one of that name."""
+    made = {name: dim(name) for name in axes}
+
+    def of(tensor: Tensor) -> dict[int, Any]:
+        return {d: made[name] for d, name in enumerate(axes) if d < tensor.dim()}
+
+    shapes = mapped(of, inputs)
     return shapes if isinstance(inputs, (dict, tuple)) else (shapes,)

@@ -65,7 +65,7 @@ def load(name: str, task: Task, weights: Path | None = None) -> nn.Module:
     _check_modules(source, task)
     kind = _auto(task.auto)
     try:
-        with _quiet():
+        with quiet():
             made = _given(source, kind, weights) if weights else _own(source, name, kind, task)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         # not there, no network, not for this task, weights of another shape, no package gguf
@@ -194,7 +194,7 @@ def _pooling(config: Any) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' progress bars and reports, which would break ours."""
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, quantize_input
-from apportion.compressors.calibration import count_samples
+from apportion.compressors.calibration import call, count_samples
 from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
 from apportion.evaluators.data import trees
@@ -38,9 +38,13 @@ from apportion.evaluators.rewriting.onnx_codes import (
 from apportion.evaluators.rewriting.onnx_files import import_package
 from apportion.evaluators.rewriting.processor import may_be_signed
 from apportion.evaluators.rewriting.reduced import reduce_layers
+from apportion.evaluators.rewriting.shapes import reason
 from apportion.evaluators.tasks.task import Inputs
 
 log = logging.getLogger(__name__)
+FLOAT_INPUTS = ("session.qdq_matmulnbits_accuracy_level", "1")
+"""The option of ONNX Runtime's sessions with which the inputs of linear layers stay in floats where
+nothing but their weights is quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,9 @@ def to_onnx(
     quantized: Mapping[str, Quantized],
     reduced: Collection[str] = (),
     output: ActivationGrid | None = None,
+    axes: Sequence[str] = ("batch",),
 ) -> Any:
-    """A model in ONNX, the batch dynamic.
+    """A model in ONNX. Its outputs have the names that the model gives them.
 
     Args:
         model: in eval mode.
@@ -68,6 +73,7 @@ def to_onnx(
         reduced: layers, which are not quantized, that come in the shapes that are left of them
             (evaluators/rewriting/reduced.py).
         output: quantizes the outputs too, of which there is one tensor.
+        axes: the leading dimensions of all inputs that stay open.
 
     Returns:
         An onnx.ModelProto.
@@ -81,6 +87,7 @@ def to_onnx(
     plain = copy.deepcopy(model).eval().requires_grad_(False)
     for module in plain.modules():
         quantize_input(module, None)
+    _with_plain_experts(plain)
     plain, quantized = _folded(plain, example, _once(plain, quantized))
     modules = dict(plain.named_modules(remove_duplicate=False))
     reduce_layers(
@@ -100,7 +107,7 @@ def to_onnx(
             )
     if output is not None:
         plain = nn.Sequential(plain, Pair(output))
-    return _exported(plain, example)
+    return _exported(plain, example, axes)
 
 
 def session(model: Any, threads: int) -> Any:
@@ -109,6 +116,8 @@ def session(model: Any, threads: int) -> Any:
     options = import_package("onnxruntime").SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    # Else it would round the inputs of linear layers to 8 bits where their weights are quantized.
+    options.add_session_config_entry(*FLOAT_INPUTS)
     content = str(model) if isinstance(model, Path) else model.SerializeToString()
     return import_package("onnxruntime").InferenceSession(
         content, options, providers=["CPUExecutionProvider"]
@@ -172,12 +181,23 @@ def _once(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Qua
     return found
 
 
+def _with_plain_experts(model: nn.Module) -> None:
+    """ONNX has no product of groups of rows with a matrix each, as experts of transformers' models
+    run; they can also look up each row's matrix."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "_experts_implementation", None) == "grouped_mm":
+            module.set_experts_implementation("batched_mm")  # type: ignore[operator]
+
+
 def _folded(
     model: nn.Module, example: Tensor, quantized: dict[str, Quantized]
 ) -> tuple[nn.Module, dict[str, Quantized]]:
     """Batch-norm folded into the layers before it, without which no runtime can keep them in
     integers. It stretches rows of weights, so that the grids stretch along: a row turned over has
     its codes mirrored."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return model, quantized
     try:
         folded = fold_batchnorm(model, example)
     except ModelError as error:  # such a model keeps its batch-norm
@@ -194,8 +214,8 @@ def _folded(
     return folded, made
 
 
-def _exported(model: nn.Module, example: Inputs) -> Any:
-    if count_samples(example) == 1:  # a batch of one would be taken for a constant
+def _exported(model: nn.Module, example: Inputs, axes: Sequence[str]) -> Any:
+    if axes and count_samples(example) == 1:  # a batch of one would be taken for a constant
         example = trees.joined([example, example])
     args, kwargs = trees.arguments(example)
     before = logging.root.manager.disable
@@ -214,12 +234,11 @@ def _exported(model: nn.Module, example: Inputs) -> Any:
                 dynamo=True,
                 optimize=True,
                 verbose=False,
-                dynamic_shapes=trees.dynamic(example),
+                output_names=_output_names(model, example),
+                dynamic_shapes=trees.dynamic(example, axes, torch.export.Dim) if axes else None,
             )
     except Exception as error:  # whatever the model's own code, torch.export or the exporter raise
-        raise ModelError(
-            f"torch.onnx cannot export the model: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ModelError(f"torch.onnx cannot export the model: {reason(error)}") from error
     finally:
         logging.disable(before)
     assert program is not None
@@ -227,3 +246,14 @@ def _exported(model: nn.Module, example: Inputs) -> Any:
     for node in proto.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
     return proto
+
+
+def _output_names(model: nn.Module, example: Inputs) -> list[str] | None:
+    """What the model calls its outputs, where it gives tensors by name."""
+    with torch.no_grad():
+        outputs = call(model, example)
+    if not isinstance(outputs, Mapping) or not all(
+        isinstance(value, Tensor) for value in outputs.values()
+    ):
+        return None
+    return list(outputs)

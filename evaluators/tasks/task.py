@@ -124,6 +124,8 @@ class Task(ABC):
             database, hold for one version.
         auto: the class of transformers that makes a model `huggingface:NAME` for it. Its outputs
             are ModelOutput objects, but for image classifiers, which come as their logits.
+        axes: what the leading dimensions of all inputs are, as far as their size may be another at
+            every call: exported programs keep these open.
     """
 
     metric: ClassVar[Metric]
@@ -131,6 +133,7 @@ class Task(ABC):
     form: ClassVar[str] = ""
     version: ClassVar[int] = 1
     auto: ClassVar[str] = "AutoModel"
+    axes: ClassVar[tuple[str, ...]] = ("batch",)
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Inputs:

@@ -55,6 +55,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
             [
                 "## Files\nEach was loaded again, and run on calibration and on test data "
                 f"(processor: {processors}).",
+                *_notes(content["exports"]),
                 _table(
                     (
                         "file",
@@ -78,6 +79,12 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         + ".",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _notes(exports: Mapping[str, Any]) -> list[str]:
+    """What who runs a file must know, if there is anything."""
+    lines = [f"- {name}: {note}" for name, one in exports.items() for note in one.get("notes", ())]
+    return ["\n".join(lines)] if lines else []
 
 
 def _table(heads: tuple[str, ...], rows: list[Any]) -> str:

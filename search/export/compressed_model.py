@@ -17,6 +17,7 @@ from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.rewriting.onnx_codes import stretched
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible_layers
+from apportion.evaluators.tasks.task import Inputs
 from apportion.search.runs.pipeline import ModelProblem
 
 
@@ -84,3 +85,8 @@ class CompressedModel:
             return trees.joined([batch, batch])
         # A copy: what holds a part of all test data holds them all.
         return trees.mapped(torch.clone, batch)
+
+    def example_inputs(self, samples: int) -> Inputs:
+        """What the model is called with for one sample or two."""
+        task, batch = self.problem.workload.task, self.example()
+        return task.inputs(trees.mapped(lambda tensor: tensor[:samples], batch))

@@ -4,6 +4,7 @@ kept.
 profile.json        layer -> level, costs, fitness, accuracies, files, provenance
 model_card.md       the same for readers, with the front matter that model hubs read
 model.safetensors   the stitched model's state dict, corrected as the job asks
+huggingface/        the same as transformers' from_pretrained takes it, with its tokenizer
 model.packed        the same, packed: db/layers/packed.py
 model.pt2           the model as a program of torch.export
 model.onnx          the model with its quantized layers in integers
@@ -148,11 +149,13 @@ def export(
         exports = {}
         for form in forms:
             path = folder / form.file
-            form.write(subject, path)
+            notes = form.write(subject, path)
             checked = verify(
                 form, subject, path, list(values.values())[-1], out / form.file, progress
             )
             exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
+            if notes:
+                exports[form.file]["notes"] = list(notes)
         content: dict[str, Any] = {
             "profile": to_json(subject.profile),
             "budgets": problem.bounds(),
@@ -192,7 +195,7 @@ def exported_before(chosen: Chosen, problem: ModelProblem, out: Path) -> Exporte
     if any(content.get(key) != value for key, value in expected.items()):
         return None
     files = {name: out / name for name in content["written"]}
-    return Exported(files, content) if all(path.is_file() for path in files.values()) else None
+    return Exported(files, content) if all(path.exists() for path in files.values()) else None
 
 
 def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chosen:

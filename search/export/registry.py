@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
-from apportion.search.export.formats import Format, Onnx, Packed, Program, Safetensors
+from apportion.search.export.formats import Format, Packed, Safetensors
+from apportion.search.export.huggingface import HuggingFace
+from apportion.search.export.onnx_file import Onnx
+from apportion.search.export.program import Program
 
 PROFILE = "profile"
 """The name by which the profile alone is asked for, in all its forms."""
@@ -14,6 +17,7 @@ _FORMATS: dict[str, type[Format]] = {
     "compressed": Packed,
     "torch": Program,
     "onnx": Onnx,
+    "huggingface": HuggingFace,
 }
 
 

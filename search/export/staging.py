@@ -34,9 +34,11 @@ def staging(out: Path) -> Iterator[Path]:
         yield staging
         earlier = written(out)
         for path in list(staging.iterdir()):
+            if path.is_dir():
+                _remove(out / path.name)
             os.replace(path, out / path.name)
         for name in earlier - set(written(out)):
-            (out / name).unlink(missing_ok=True)  # it would not belong to this one
+            _remove(out / name)  # it would not belong to this one
         created = None
     except OSError as error:
         raise OutputError(out, error.strerror or str(error)) from error
@@ -45,6 +47,14 @@ def staging(out: Path) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
         if created is not None:
             shutil.rmtree(created, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """A file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _begun(out: Path) -> tuple[Path, int]:

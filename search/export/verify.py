@@ -18,6 +18,7 @@ from apportion.evaluators.rewriting.processor import instructions
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Packed, Runner, Safetensors
+from apportion.search.export.huggingface import HuggingFace
 
 
 def verify(
@@ -66,7 +67,7 @@ def verify(
         )
     device = (
         device_for(subject.problem.job.workers.gpus)
-        if isinstance(form, (Safetensors, Packed))
+        if isinstance(form, (Safetensors, Packed, HuggingFace))
         else "cpu"
     )
     with running(run, device):
