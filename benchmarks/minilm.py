@@ -120,8 +120,6 @@ def job(options: argparse.Namespace, budgets: dict[str, float]) -> Job:
             "evaluations": options.evaluations,
         },
     }
-    if budgets:
-        content["layers"]["levels"] = {"*": ["dense", *MIXED]}
     return parse_model_job(content, options.work / "job.yaml")
 
 
