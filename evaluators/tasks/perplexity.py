@@ -109,7 +109,7 @@ class LanguageModel(TextTask):
                 outputs = self.forward(model, batch)
                 rows.append(self.rows(outputs, batch))
                 tokens = _logits(outputs).shape[-1]
-                progress("try the dense model", len(rows), _TRIED)
+                progress("try the dense model", len(rows), min(_TRIED, len(test)))
         if (found := self.measure(torch.cat(rows))) > tokens:
             log.warning(
                 "the dense model %r has a perplexity of %.4g on test texts, worse than guessing "

@@ -124,7 +124,7 @@ class SentenceSimilarity(TextTask):
         with torch.no_grad():
             for batch in test.subset(chosen).batches(_ENOUGH):
                 rows.append(self.rows(self.forward(model, batch), batch))
-                progress("try the dense model", len(rows) * _ENOUGH, count)
+                progress("try the dense model", min(len(rows) * _ENOUGH, count), count)
         found = self.measure(torch.cat(rows))
         if found * (count - 1) ** 0.5 <= _SURE:
             raise DataError(
