@@ -14,6 +14,7 @@ from apportion.compressors.errors import EvaluationError
 from apportion.evaluators.cluster import memory
 from apportion.evaluators.cluster.actor_pool import ActorPool, answer
 from apportion.evaluators.cluster.flights import Flight, Slot, Tries, Work
+from apportion.evaluators.cluster.objects import Packed, pack, unpack
 from apportion.evaluators.cluster.shipping import RayShipment
 from apportion.evaluators.scoring.pool import (
     DEADLINE,
@@ -60,7 +61,7 @@ class RayPool(Pool):
         """For workers that were killed for want of memory: when they are replaced, and how many of
         them in a row."""
         self._make = make_scorer
-        self._made = self._ray.put(make_scorer)  # once per node, whatever the number of workers
+        self._made = self._put(make_scorer)
         self._follow_share()
 
     def evaluate(self, requests: Sequence[Request]) -> Iterator[Score]:
@@ -112,6 +113,10 @@ class RayPool(Pool):
         self._resting = [(end, killed) for end, killed in self._resting if end > now]
         for _ in range(allowed - len(self._slots) - len(self._resting)):
             self._slots.append(self._new(killed=rested.pop() if rested else 0))
+
+    def _put(self, make_scorer: Callable[[], Scorer]) -> Any:
+        """Once per node, whatever the number of workers: they read its tensors where they lie."""
+        return self._ray.put(pack(make_scorer))
 
     def _new(self, lost: int = 0, killed: int = 0) -> Slot:
         actor, there = self._actors.acquire()
@@ -246,7 +251,7 @@ class RayPool(Pool):
             self._make = replace(
                 self._make, shipment=RayShipment.of(self._make.path, self._ray.put)
             )
-            self._made = self._ray.put(self._make)
+            self._made = self._put(self._make)
         slot.since = time.monotonic()
         slot.starting = slot.actor.apply.remote(_prepare, self._made)
 
@@ -320,10 +325,10 @@ class RayPool(Pool):
         log.warning("%s; it is replaced, and its work given out again", text)
 
 
-def _prepare(state: dict[str, Any], make_scorer: Callable[[], Scorer]) -> int:
+def _prepare(state: dict[str, Any], packed: Packed) -> int:
     """Make the worker's scorer; returns how many requests it takes at once."""
     state.clear()  # what an earlier pool left goes first: two models may not fit a GPU
-    state["scorer"] = make_scorer()
+    state["scorer"] = unpack(packed)()
     return width(state["scorer"])
 
 
