@@ -89,10 +89,10 @@ def main() -> None:
         for packed in (False, True)
     )
     print(f"{args.model}, {args.images} images, {args.workers} workers, per worker:")
-    for what, unit, one, other in zip(("memory", "time"), ("MiB", "s"), plain, shared, strict=True):
-        print(
-            f"{what:>8}  as it is {one:8.2f} {unit:3}  packed {other:8.2f} {unit:3}  {one / other:.2f}x"
-        )
+    rows = zip(("memory", "time"), ("MiB", "s"), plain, shared, strict=True)
+    for what, unit, one, other in rows:
+        ratio = f"{one / other:.2f}x"
+        print(f"{what:>8} as it is {one:.2f} {unit}, packed {other:.2f} {unit}: {ratio}")
 
 
 if __name__ == "__main__":
