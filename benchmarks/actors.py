@@ -89,8 +89,8 @@ def main() -> None:
         for packed in (False, True)
     )
     print(f"{args.model}, {args.images} images, {args.workers} workers, per worker:")
-    rows = zip(("memory", "time"), ("MiB", "s"), plain, shared, strict=True)
-    for what, unit, one, other in rows:
+    for what, unit, i in (("memory", "MiB", 0), ("time", "s", 1)):
+        one, other = plain[i], shared[i]
         ratio = f"{one / other:.2f}x"
         print(f"{what:>8} as it is {one:.2f} {unit}, packed {other:.2f} {unit}: {ratio}")
 
