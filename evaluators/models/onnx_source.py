@@ -3,7 +3,6 @@ whose layers are those of the file, held to ONNX Runtime's outputs."""
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ def file_of(name: str) -> str:
 def load(path: Path, name: str) -> nn.Module:
     """The model in the file at `path`, called `name` in messages; its modules are called as the
     file's nodes. Raises ModelError, ConfigurationError."""
-    convert, onnx = _package("onnx2torch").convert, _package("onnx")
+    onnx, onnx2torch, _ = _packages()
+    convert = onnx2torch.convert
     try:
         proto = lowered(onnx.load(str(path)), onnx.numpy_helper)
         inputs = [value.name for value in proto.graph.input]
@@ -112,7 +112,7 @@ def _close(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _run(path: Path, name: str, inputs: Any) -> list[Tensor]:
-    runtime = _package("onnxruntime")
+    runtime = _packages()[2]
     options = runtime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
     try:
@@ -130,10 +130,14 @@ def _run(path: Path, name: str, inputs: Any) -> list[Tensor]:
         ) from error
 
 
-def _package(name: str) -> Any:
+def _packages() -> tuple[Any, Any, Any]:
+    """onnx, onnx2torch, onnxruntime."""
     try:
-        return importlib.import_module(name)
+        import onnx
+        import onnx2torch
+        import onnxruntime
     except ImportError as error:
         raise ConfigurationError(
-            f"ONNX files as models need the package {name}: install apportion[onnx-source]"
+            f"ONNX files as models need the package {error.name}: install apportion[onnx-source]"
         ) from error
+    return onnx, onnx2torch, onnxruntime
