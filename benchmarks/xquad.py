@@ -122,7 +122,7 @@ def train(own: Workload, model: nn.Module, epochs: int, progress: Any, size: int
     for _ in range(epochs):
         order = torch.randperm(len(data), generator=generator).tolist()
         for at in range(0, len(order) - size + 1, size):
-            batch = data.subset(order[at : at + size]).batch
+            batch = shortened(data.subset(order[at : at + size]).batch)
             optimizer.zero_grad()
             task.loss(task.forward(model, batch), batch).mean().backward()
             optimizer.step()
@@ -130,6 +130,16 @@ def train(own: Workload, model: nn.Module, epochs: int, progress: Any, size: int
             done += 1
             progress("fine-tune", done, steps)
     model.eval()
+
+
+def shortened(batch: dict[str, Any]) -> dict[str, Any]:
+    """Cut to its longest sample."""
+    padded = batch["attention_mask"].shape[1]
+    length = int(batch["attention_mask"].sum(1).max())
+    return {
+        name: tensor[:, :length] if tensor.shape[1:2] == (padded,) else tensor
+        for name, tensor in batch.items()
+    }
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from apportion.compressors.corrections import (
     check_correction,
     correct,
     needs_dense,
+    possible,
     record,
     restore_state,
 )
@@ -69,9 +70,8 @@ class StitchedScorer:
         bn.check_mode(batchnorm)
         for name in corrections:
             check_correction(name)
-        norms = bn.layers(workload.model)
-        tuned = batchnorm == "recalibrate" and norms  # else there is nothing to tune
-        self._corrections = (*(["batchnorm"] if tuned else []), *corrections)
+        tuned = ["batchnorm"] if batchnorm == "recalibrate" else []
+        self._corrections = possible([*tuned, *corrections], workload.model)
         self._criterion = criterion(fitness)
         self._mode = batchnorm
         self._database = database

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from apportion.compressors.corrections import correct, needs_dense, record
+from apportion.compressors.corrections import correct, needs_dense, possible, record
 from apportion.compressors.errors import ProfileError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
@@ -237,7 +237,7 @@ def _compress(
         values[_AFTER[step]] = measured(_AFTER[step])
 
     values = {"dense": measured("dense")}
-    corrections = subject.problem.job.corrections.export
+    corrections = possible(subject.problem.job.corrections.export, model)
     with running(model, device):
         recorded = record(model, calibration) if needs_dense(corrections) else {}
     subject.problem.database.stitch(model, subject.profile)

@@ -86,7 +86,8 @@ def test_a_search_is_the_same_the_second_time_and_its_export_right(tmp_path: Pat
             out = apportion.export(result, problem, tmp_path / f"out-{len(found)}")
     assert found[0] == found[1] == found[2]
     assert out.content["accuracy"]["dense"] == 1.0
-    assert out.content["accuracy"]["retuned" if "retuned" in out.content else "stitched"] > 0.5
+    assert list(out.content["accuracy"]) == ["dense", "stitched"]  # no batch-norm to re-tune
+    assert out.content["accuracy"]["stitched"] > 0.5
 
 
 def test_batches_of_a_loader_and_of_a_list_are_the_same_data(tmp_path: Path) -> None:
