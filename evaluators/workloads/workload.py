@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.calibration import FullPass, call, count_samples
-from apportion.compressors.errors import ApportionError, DataError
+from apportion.compressors.errors import ApportionError, ConfigurationError, DataError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.db.documents.section import SEEDS, Section
@@ -34,6 +34,8 @@ from apportion.evaluators.workloads.checks import check_together
 from apportion.evaluators.workloads.classes import numbered
 from apportion.evaluators.workloads.repeatable import check_repeatable
 
+GIVEN = "given:"
+"""Before the name of a model that a program had in memory."""
 _DEFAULT_SAMPLES = 1024
 _SELECTION = 4096
 """Samples at most that the final pick among the best profiles is made on ..."""
@@ -203,6 +205,11 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
     """Load the model and its data, and check that they go together. Raises ModelError,
     WeightsError, DataError, UnknownNameError."""
     name = config.name
+    if name.startswith(GIVEN):
+        raise ConfigurationError(
+            f"model {name.removeprefix(GIVEN)!r} was in the memory of the program that called "
+            "apportion.prepare: only such a program can load it again"
+        )
     task = make_task(config.task.kind, config.task.options)
     model = build_model(name, config.weights, task)
     if isinstance(config.data, DigitsData) and name == "digits_resnet" and config.weights is None:

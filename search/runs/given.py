@@ -13,7 +13,7 @@ from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.loaders import as_dataset
 from apportion.evaluators.tasks.task import Task
-from apportion.evaluators.workloads.workload import assembled
+from apportion.evaluators.workloads.workload import GIVEN, assembled
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import ModelProblem, prepare_model
 
@@ -68,8 +68,8 @@ def prepare(
         **sections,
         "workload": {
             **own,
-            "model": f"given:{name}",
-            "data": {"kind": "python", "function": "given:data"},
+            "model": f"{GIVEN}{name}",
+            "data": {"kind": "python", "function": f"{GIVEN}data"},
         },
         "database": {
             **options,

@@ -19,6 +19,7 @@ from apportion.compressors.errors import ApportionError, DataError
 from apportion.evaluators.data.loaders import as_dataset
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.workloads.checks import check_together
+from apportion.evaluators.workloads.workload import load_workload
 
 CLASSES = 3
 
@@ -230,3 +231,10 @@ def test_a_model_without_batch_norm_is_scored_in_one_pass(mode: str, tmp_path: P
         dense = tuple(0 for _ in problem.database.layers)
         scorer.score(dense)
     assert len(calls) == 1
+
+
+def test_other_commands_tell_that_the_model_was_in_memory(tmp_path: Path) -> None:
+    with prepared(tmp_path) as problem:
+        config = problem.job.workload
+    with pytest.raises(ApportionError, match=r"model 'Net' was in the memory of the program"):
+        load_workload(config)
