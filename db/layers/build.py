@@ -1,4 +1,4 @@
-"""Building a layer database: model + calibration images -> compressed weights on disk, layer by
+"""Building a layer database: model + calibration data -> compressed weights on disk, layer by
 layer, resumable."""
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class RunStore:
         return found
 
     def selection(self, run: str) -> dict[tuple[int, ...], float]:
-        """Candidate -> score on the selection images (lower is better), of those that the final
+        """Candidate -> score on the selection data (lower is better), of those that the final
         pick of `run` is made among."""
         columns = SELECTION.c.candidate, SELECTION.c.score
         rows = self._database.rows(sa.select(*columns).where(SELECTION.c.run == run))

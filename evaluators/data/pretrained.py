@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,3 +118,28 @@ def _gguf(folder: Path, file: str) -> Pretrained:
 def _last(kind: object) -> str:
     """sentence_transformers.models.Pooling -> Pooling."""
     return str(kind).rpartition(".")[2]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports, which would break ours."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    bar = gguf.tqdm
+    gguf.tqdm = _plainly  # it asks tqdm itself, which no switch of transformers' reaches
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _plainly(items: Any, **_: Any) -> Any:
+    """tqdm without a bar."""
+    return items

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from apportion.compressors.errors import (
     WeightsError,
     first_line,
 )
-from apportion.evaluators.data.pretrained import PREFIX, Pretrained, pretrained
+from apportion.evaluators.data.pretrained import PREFIX, Pretrained, pretrained, quiet
 from apportion.evaluators.models.checkpoints import check_types, read_state
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.task import Task
@@ -191,19 +189,3 @@ def _pooling(config: Any) -> list[str]:
         for key, value in config.items()
         if key.startswith(prefix) and value is True
     ]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports, which would break ours."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -21,6 +21,8 @@ class TextTask(Task):
     """A task whose model is called with tokens, as `input_ids`, `attention_mask` and, where there
     are any, `token_type_ids`."""
 
+    axes = ("batch", "sequence")
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         return model_inputs(batch)
 

@@ -27,7 +27,7 @@ def add_command(command: Callable[..., argparse.ArgumentParser]) -> None:
         help="a recipe's name, or a file of your own (docs/RECIPES.md)",
     )
     recipe.add_argument(
-        "--data", type=Path, help="folder with the images, laid out as docs/RECIPES.md says"
+        "--data", type=Path, help="folder with the data, laid out as docs/RECIPES.md says"
     )
     recipe.add_argument(
         "--weights", help="a .safetensors or .pt file, or its URL; default: the recipe's"

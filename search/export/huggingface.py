@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ModelError, first_line
-from apportion.evaluators.data.pretrained import PREFIX, Pretrained, pretrained
-from apportion.evaluators.models.huggingface import Logits, load, quiet
+from apportion.evaluators.data.pretrained import PREFIX, Pretrained, pretrained, quiet
+from apportion.evaluators.models.huggingface import Logits, load
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner
 

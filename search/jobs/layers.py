@@ -3,7 +3,7 @@ together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
@@ -70,13 +70,17 @@ class LayersConfig(Section):
         return ranges
 
     def built(
-        self, layers: Sequence[LayerSpec], default: Sequence[Level]
+        self, layers: Sequence[LayerSpec], default: Sequence[Level], dense: Collection[str] = ()
     ) -> dict[str, list[Level]]:
-        """Layer -> the levels that its database entry holds, dense among them. Raises
+        """Layer -> the levels that its database entry holds, dense among them. `dense`: modules and
+        parameters that are no layers, as they stay dense anyway: `skip` may name them. Raises
         UnknownNameError for a pattern that matches no layer, ConfigurationError for a fixed level
         that does not fit its layer."""
         names = [layer.name for layer in layers]
-        for pattern in (*self.skip, *self.levels, *self.sparsity, *self.bits):
+        for pattern in self.skip:
+            if not any(fnmatchcase(name, pattern) for name in (*names, *dense)):
+                raise UnknownNameError("layer", pattern, names, "layers")
+        for pattern in (*self.levels, *self.sparsity, *self.bits):
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise UnknownNameError("layer", pattern, names, "layers")
         found = {}

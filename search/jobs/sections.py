@@ -63,7 +63,7 @@ class DatabaseConfig(Section):
     )
     grid: GridConfig = Field(default_factory=lambda: GridConfig.model_validate({}))
     augment: AugmentConfig | None = Field(
-        None, description="Augmented calibration images; default: plain ones, once."
+        None, description="Augmented calibration data; default: plain ones, once."
     )
     sequential: bool = Field(
         False,
@@ -123,7 +123,7 @@ class SearchConfig(Section):
         10,
         ge=1,
         description="The final profile of a run is picked among so many near its best fitness, on "
-        "images that the search did "
+        "data that the search did "
         "not see; 1: the best fitness.",
     )
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import chain, islice
+
+from torch import nn
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.kinds.find import find_layers
@@ -47,7 +50,7 @@ def build(
     config = job.database
     default = config.expanded()
     found = find_layers(workload.model, _traced(workload))
-    built = job.layers.built(found.layers, default)
+    built = job.layers.built(found.layers, default, _names(workload.model, found.dense))
     database = build_database(
         config.path,
         workload.model,
@@ -63,6 +66,14 @@ def build(
         executor=workers.executor,
     )
     return workload, database
+
+
+def _names(model: nn.Module, dense: Collection[str]) -> set[str]:
+    """All names of parameters that stay dense, those of tied weights too, and of their modules."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    shared = {id(parameters[name]) for name in dense if name in parameters}
+    names = {name for name, parameter in parameters.items() if id(parameter) in shared}
+    return names | {name.rpartition(".")[0] for name in names}
 
 
 def _check_batches(job: Job, workload: Workload) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ConfigurationError, ModelError, WeightsError
+from apportion.evaluators.data.pretrained import quiet
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.workloads.workload import model_fingerprint
 from tests.pretrained import LENGTH, WORDS, Classes, Embedding, MaskedLM, NextToken, make, saved
@@ -202,3 +203,15 @@ def test_a_real_model_in_gguf(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = build_model(f"huggingface:{tmp_path}", task=NextToken())
     assert model_fingerprint(again) == model_fingerprint(model)
+
+
+def test_no_bar_of_transformers_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    bar = gguf.tqdm
+    with quiet():
+        assert list(gguf.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert capsys.readouterr().err == ""
+    assert gguf.tqdm is bar
+    assert list(gguf.tqdm([1, 2], desc="Converting")) == [1, 2]
+    assert "Converting" in capsys.readouterr().err

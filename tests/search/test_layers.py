@@ -136,3 +136,13 @@ def test_tied_layers_are_one_decision_whose_costs_add_up() -> None:
 def test_tied_layers_without_a_common_level() -> None:
     with pytest.raises(ConfigurationError, match="'a', 'b' have no level in common"):
         Decisions.make(space(), [[1], [0, 1], [0]], [[0, 1], [2]])
+
+
+def test_what_stays_dense_anyway_may_be_skipped() -> None:
+    """By any name of a tied weight: no product uses it under a second one."""
+    found = config(skip=["lm_head"]).built(LAYERS, DEFAULT, ["lm_head", "lm_head.weight"])
+    assert set(map(tuple, found.values())) == {tuple(DEFAULT)}
+    with pytest.raises(UnknownNameError, match="lm_haed"):
+        config(skip=["lm_haed"]).built(LAYERS, DEFAULT, ["lm_head"])
+    with pytest.raises(UnknownNameError, match="lm_head"):
+        config(levels={"lm_head": ["w8"]}).built(LAYERS, DEFAULT, ["lm_head"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from apportion.compressors.errors import DataError, first_line
-from apportion.evaluators.data.pretrained import PREFIX, pretrained
+from apportion.evaluators.data.pretrained import PREFIX, pretrained, quiet
 from apportion.evaluators.data.ragged import Fields, Ragged
 from apportion.evaluators.data.registry import Context
 from apportion.evaluators.data.text.config import TextSection
@@ -117,9 +117,10 @@ def load_tokenizer(config: TextSection, context: Context) -> Tokenizer:
         source = pretrained(name)
         from transformers import AutoTokenizer
 
-        own = AutoTokenizer.from_pretrained(
-            source.name, use_fast=True, trust_remote_code=False, **source.options
-        )
+        with quiet():
+            own = AutoTokenizer.from_pretrained(
+                source.name, use_fast=True, trust_remote_code=False, **source.options
+            )
     except Exception as error:  # not there, no network, or what its file's own library raises
         raise DataError(
             "workload.data.tokenizer",

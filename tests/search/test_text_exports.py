@@ -1,0 +1,152 @@
+"""Exports of models that take text: folders of transformers', and programs that stay open in the
+number of texts and their length."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from apportion.compressors.errors import ModelError
+from apportion.compressors.levels import parse_level
+from apportion.evaluators.rewriting import onnx_model
+from apportion.evaluators.rewriting.shapes import by_size, widest
+from apportion.search.export.exporting import Exported, export, score_profile
+from apportion.search.jobs.job_file import parse_model_job
+from apportion.search.runs.pipeline import ModelProblem, prepare
+from tests import language
+
+transformers = pytest.importorskip("transformers", reason="apportion[huggingface] is not installed")
+LEVEL = "mag:unstr-0.50+rtn:w8"
+
+
+def job(folder: Path, made: Any, model: str | None = None) -> dict[str, Any]:
+    """A job on plain text with a causal model, which is named or lies in a folder."""
+    source = folder / "dense"
+    if model is None:
+        made.save_pretrained(source)
+        language.save_tokenizer(source)
+    files = {}
+    for seed, part in enumerate(("calibration", "test")):
+        files[part] = str(folder / f"{part}.txt")
+        Path(files[part]).write_text(language.text(random.Random(seed), 300))
+    tokenizer = {} if model is None else {"tokenizer": language.save_tokenizer(folder / "words")}
+    return {
+        "workload": {
+            "model": model or f"huggingface:{source}",
+            "task": {"kind": "causal-lm"},
+            "data": {"kind": "text", **files, "sequence": 16, **tokenizer},
+            "batch_size": 8,
+        },
+        "database": {"path": str(folder / "database"), "levels": ["dense", LEVEL]},
+        "corrections": {"export": []},
+    }
+
+
+def exported(problem: ModelProblem, out: Path, *formats: str) -> Exported:
+    """The model with every layer compressed."""
+    profile = dict.fromkeys(problem.database.layers, parse_level(LEVEL))
+    return export(score_profile(profile, problem, "all"), problem, out, formats=formats)
+
+
+def ids(samples: int, length: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(samples)
+    drawn = torch.randint(5, language.VOCABULARY, (samples, length), generator=generator)
+    kinds = torch.zeros_like(drawn)
+    return {"input_ids": drawn, "attention_mask": kinds + 1, "token_type_ids": kinds}
+
+
+def test_a_folder_of_transformers_is_what_from_pretrained_loads(tmp_path: Path) -> None:
+    content = job(tmp_path, language.causal()) | {"layers": {"skip": ["lm_head"]}}
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        assert "lm_head" not in problem.database.layers  # tied to the embedding: dense anyway
+        made = exported(problem, tmp_path / "out", "huggingface", "safetensors")
+        again = exported(problem, tmp_path / "out", "huggingface")
+    folder = tmp_path / "out" / "huggingface"
+    assert made.files["huggingface"] == again.files["huggingface"] == folder
+    loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    with safe_open(tmp_path / "dense" / "model.safetensors", "pt") as file:
+        assert names == set(file.keys())  # the tied weight once
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    assert words("badu babb")["input_ids"]
+    found = made.content["exports"]["huggingface"]
+    assert found["largest_difference"] == 0
+    assert found["perplexity"] == made.content["perplexity"]["stitched"]
+    assert found["bytes"] == (folder / "model.safetensors").stat().st_size
+    assert float((loaded.transformer.h[0].mlp.c_fc.weight == 0).double().mean()) >= 0.5
+    assert loaded.config.use_cache == (
+        transformers.AutoConfig.from_pretrained(tmp_path / "dense").use_cache
+    )
+
+
+def test_a_model_that_is_none_of_transformers_has_no_folder(tmp_path: Path) -> None:
+    content = job(tmp_path, None, "tests.language:causal")
+    with (
+        prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem,
+        pytest.raises(ModelError, match="huggingface: model .tests.language:causal. is none"),
+    ):
+        exported(problem, tmp_path / "out", "huggingface")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_programs_take_any_number_of_texts_of_any_length(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
+    content = job(tmp_path, language.causal())
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        made = exported(problem, tmp_path / "out", "onnx", "torch", "huggingface")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(made.files["huggingface"]).eval()
+    opened = onnx_model.session(made.files["model.onnx"], 1)
+    program = torch.export.load(made.files["model.pt2"]).module()
+    for samples, length in ((1, 7), (5, 23)):
+        given = ids(samples, length)
+        with torch.no_grad():
+            expected = plain(**given, use_cache=False).logits
+            torch.testing.assert_close(program(**given).logits, expected, rtol=1e-4, atol=1e-4)
+        found = onnx_model.run(opened, given)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    notes = [n for one in made.content["exports"].values() for n in one.get("notes", ())]
+    assert not any("one size" in note for note in notes)
+
+
+def test_axes_that_an_exporter_cannot_keep_open_are_told() -> None:
+    def make(axes: Any) -> int:
+        if len(axes) > 1:
+            raise ModelError("the length is a constant")
+        return len(axes)
+
+    assert widest(("batch", "sequence"), make) == (
+        1,
+        ["Inputs have one size along sequence: the length is a constant."],
+    )
+    assert widest(("batch",), make) == (1, [])
+
+    def never(axes: Any) -> int:
+        raise ModelError(f"no {len(axes)}")
+
+    with pytest.raises(ModelError, match="no 2"):
+        widest(("batch", "sequence"), never)
+
+
+def test_a_program_of_one_size_runs_in_parts() -> None:
+    sizes = []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return 2 * x
+
+    x = torch.arange(6).reshape(3, 2)
+    assert torch.equal(by_size(run, 1)(x=x), 2 * x)
+    assert sizes == [1, 1, 1]
+    assert by_size(run, None) is run
