@@ -31,8 +31,8 @@ class DigitsData(Section):
 
 
 class NpzData(Section):
-    """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer
-    [N]."""
+    """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels`:
+    integers [N], or what the task asks for: numbers [N, k], masks [N, H, W], boxes [N, M, 5]."""
 
     kind: Literal["npz"]
     calibration: Location = Field(
