@@ -10,6 +10,7 @@ from pydantic import Field
 from apportion.db.documents.section import Section
 from apportion.evaluators.data.location import Location
 from apportion.evaluators.data.text.config import SquadData, TableData, TextData
+from apportion.evaluators.data.vision.config import BoxesData
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -30,8 +31,8 @@ class DigitsData(Section):
 
 
 class NpzData(Section):
-    """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels` integer
-    [N]."""
+    """numpy archives with `images` uint8 [N, H, W, 3] (or [N, H, W] gray) and `labels`:
+    integers [N], or what the task asks for: numbers [N, k], masks [N, H, W], boxes [N, M, 5]."""
 
     kind: Literal["npz"]
     calibration: Location = Field(
@@ -90,6 +91,7 @@ DataConfig = Annotated[
     | TextData
     | TableData
     | SquadData
+    | BoxesData
     | PythonData,
     Field(discriminator="kind"),
 ]

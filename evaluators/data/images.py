@@ -19,7 +19,7 @@ from apportion.compressors.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """Those of torchvision's ImageFolder."""
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 """What a whole file of a format ends with, give or take a few bytes."""
@@ -166,7 +166,7 @@ def _images(folder: Path, skipped: Counter[str]) -> Iterable[str]:
         for name in sorted(files):
             if _is_hidden(name):
                 continue
-            if name.lower().endswith(_SUFFIXES):
+            if name.lower().endswith(SUFFIXES):
                 found.append(os.path.join(where, name))
             else:
                 skipped[f"no images ({Path(name).suffix.lower() or 'no suffix'})"] += 1

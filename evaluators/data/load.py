@@ -7,8 +7,9 @@ from apportion.evaluators.data.config import DataConfig
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.registry import Context, read
 from apportion.evaluators.data.text import files, squad, tables
+from apportion.evaluators.data.vision import boxes
 
-__all__ = ["digits", "files", "load_splits", "readers", "squad", "tables"]
+__all__ = ["boxes", "digits", "files", "load_splits", "readers", "squad", "tables"]
 
 
 def load_splits(config: DataConfig, context: Context | None = None) -> Splits:

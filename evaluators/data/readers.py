@@ -14,6 +14,7 @@ from torch import Tensor
 from apportion.compressors.errors import DataError, first_line
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.user_code import load_object
+from apportion.evaluators.data.arrays import ARRAYS
 from apportion.evaluators.data.config import (
     Cifar10Data,
     ImageFolderData,
@@ -97,11 +98,19 @@ class DatasetSplit(Dataset):
 
 
 @reads(NpzData)
-def read_npz(config: NpzData, _context: Context) -> Splits:
+def read_npz(config: NpzData, context: Context) -> Splits:
+    if context.form not in ("", *ARRAYS):
+        raise DataError(
+            "workload.data.kind", f"npz has images, which task {context.task} does not take"
+        )
+
+    def made(name: str) -> TensorDataset:
+        return _npz(name, config.mean, config.std, context.form)
+
     return Splits(
-        _npz(config.calibration, config.mean, config.std),
-        _npz(config.test, config.mean, config.std),
-        None if config.train is None else _npz(config.train, config.mean, config.std),
+        made(config.calibration),
+        made(config.test),
+        None if config.train is None else made(config.train),
     )
 
 
@@ -130,7 +139,7 @@ def to_inputs(images: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     ).contiguous()
 
 
-def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSplit:
+def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...], form: str) -> TensorDataset:
     path = local_file(name)
     if not path.is_file():
         raise DataError(
@@ -160,7 +169,9 @@ def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSp
             f"images must be uint8 [N, H, W, 3] or [N, H, W], got {images.dtype} "
             f"{list(images.shape)}",
         )
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if form:
+        labels = ARRAYS[form](labels, images.shape[1:3], str(path))
+    elif labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise DataError(
             str(path), f"labels must be integers [N], got {labels.dtype} {list(labels.shape)}"
         )
@@ -176,7 +187,10 @@ def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> TensorSp
             f"images of {images.shape[3]} channels with {len(mean)} means and {len(std)} standard "
             "deviations",
         )
-    return TensorSplit(to_inputs(images, mean, std), torch.from_numpy(labels.astype(np.int64)))
+    inputs = to_inputs(images, mean, std)
+    if form:
+        return TensorDataset((inputs, torch.from_numpy(labels)))
+    return TensorSplit(inputs, torch.from_numpy(labels.astype(np.int64)))
 
 
 def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:

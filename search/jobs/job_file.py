@@ -29,6 +29,7 @@ _PATHS = (
     ("workload", "data", "test"),
     ("workload", "data", "train"),
     ("workload", "data", "root"),
+    ("workload", "data", "images"),
     ("workload", "data", "tokenizer"),
     ("workload", "table"),
     ("workload", "error"),
