@@ -10,13 +10,22 @@ from apportion.compressors.errors import DataError
 from apportion.evaluators.data import forms
 
 
+def numbers(values: np.ndarray, name: str, path: str) -> np.ndarray:
+    """float32, finite. Raises DataError."""
+    if values.ndim == 0 or values.dtype.kind not in "biuf":
+        raise DataError(
+            path, f"{name} must be numbers [N, ...], got {values.dtype} {list(values.shape)}"
+        )
+    made = values.astype(np.float32)
+    if not np.isfinite(made).all():
+        raise DataError(path, f"{name} hold NaN, infinity or numbers too large for float32")
+    return made
+
+
 def _targets(labels: np.ndarray, _side: tuple[int, ...], path: str) -> np.ndarray:
     if labels.ndim not in (1, 2) or labels.dtype.kind not in "biuf":
         raise _wrong(labels, "numbers [N] or [N, targets]", path)
-    made = labels.astype(np.float32)
-    if not np.isfinite(made).all():
-        raise DataError(path, "labels hold NaN, infinity or numbers too large for float32")
-    return made
+    return numbers(labels, "labels", path)
 
 
 def _pixels(labels: np.ndarray, side: tuple[int, ...], path: str) -> np.ndarray:

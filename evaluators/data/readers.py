@@ -14,7 +14,7 @@ from torch import Tensor
 from apportion.compressors.errors import DataError, first_line
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.user_code import load_object
-from apportion.evaluators.data.arrays import ARRAYS
+from apportion.evaluators.data.arrays import ARRAYS, numbers
 from apportion.evaluators.data.config import (
     Cifar10Data,
     ImageFolderData,
@@ -147,28 +147,25 @@ def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...], form: str) 
         )
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [key for key in ("images", "labels") if key not in archive]
+            given = "inputs" if "inputs" in archive and "images" not in archive else "images"
+            missing = [key for key in (given, "labels") if key not in archive]
             if missing:
                 raise DataError(
                     str(path),
                     f"no array {missing[0]!r} in it (it holds "
                     f"{', '.join(archive.files) or 'none'})",
                 )
-            images, labels = archive["images"], archive["labels"]
+            images, labels = archive[given], archive["labels"]
     except DataError:
         raise
     except (
         Exception
     ) as error:  # numpy, zipfile, zlib and tokenize each raise their own for an altered file
         raise DataError(str(path), f"not readable as a .npz archive ({error})") from error
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise DataError(
-            str(path),
-            f"images must be uint8 [N, H, W, 3] or [N, H, W], got {images.dtype} "
-            f"{list(images.shape)}",
-        )
+    if given == "inputs":
+        inputs = torch.from_numpy(numbers(images, "inputs", str(path)))
+    else:
+        inputs = _normalised(images, mean, std, path)
     if form:
         labels = ARRAYS[form](labels, images.shape[1:3], str(path))
     elif labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
@@ -178,8 +175,24 @@ def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...], form: str) 
     if len(labels) != len(images) or not len(labels):
         raise DataError(
             str(path),
-            f"{len(images)} images and {len(labels)} labels; expected as many of both, at least "
+            f"{len(images)} {given} and {len(labels)} labels; expected as many of both, at least "
             "one",
+        )
+    if form:
+        return TensorDataset((inputs, torch.from_numpy(labels)))
+    return TensorSplit(inputs, torch.from_numpy(labels.astype(np.int64)))
+
+
+def _normalised(
+    images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...], path: Path
+) -> Tensor:
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise DataError(
+            str(path),
+            f"images must be uint8 [N, H, W, 3] or [N, H, W], got {images.dtype} "
+            f"{list(images.shape)}",
         )
     if not len(mean) == len(std) == images.shape[3]:
         raise DataError(
@@ -187,10 +200,7 @@ def _npz(name: str, mean: tuple[float, ...], std: tuple[float, ...], form: str) 
             f"images of {images.shape[3]} channels with {len(mean)} means and {len(std)} standard "
             "deviations",
         )
-    inputs = to_inputs(images, mean, std)
-    if form:
-        return TensorDataset((inputs, torch.from_numpy(labels)))
-    return TensorSplit(inputs, torch.from_numpy(labels.astype(np.int64)))
+    return to_inputs(images, mean, std)
 
 
 def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:

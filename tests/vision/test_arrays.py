@@ -57,3 +57,14 @@ def test_labels_are_what_the_task_asks_for(
 def test_other_labels_are_refused(tmp_path: Path, task: str, labels: np.ndarray, said: str) -> None:
     with pytest.raises(DataError, match=said):
         read(tmp_path, task, labels)
+
+
+def test_inputs_of_any_shape_are_taken_as_they_are(tmp_path: Path) -> None:
+    file, inputs = tmp_path / "data.npz", np.arange(12.0).reshape(3, 4)
+    np.savez(file, inputs=inputs, labels=np.arange(3.0))
+    given = NpzData(kind="npz", calibration=str(file), test=str(file))
+    found = load_splits(given, Context("mine", "regression", make_task("regression").form))
+    assert found.test.subset([2, 0]).batch[0].tolist() == inputs[[2, 0]].tolist()
+    np.savez(file, inputs=np.full((3, 4), np.inf), labels=np.arange(3.0))
+    with pytest.raises(DataError, match="inputs hold NaN, infinity"):
+        load_splits(given, Context("mine", "regression", make_task("regression").form))
