@@ -74,13 +74,16 @@ def _watch_modules(
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
 
-def inverse(hessian: Tensor, damping: float, layer: str = "") -> tuple[Tensor, Tensor]:
+def inverse(
+    hessian: Tensor, damping: float, layer: str = "", most: float = float("inf")
+) -> tuple[Tensor, Tensor]:
     """H [d, d] -> (H^-1 of the columns that are alive [a, a], float64, and the mask of those
     columns [d], bool).
 
     A dead column has a zero diagonal: no input ever reaches it. `damping` adds that share of the
-    mean diagonal; where the Hessian is singular all the same, the smallest power of ten (from 1e-8)
-    that makes it positive definite is added, and logged."""
+    mean diagonal; where the Hessian is singular all the same, or a variance inflation factor
+    H_jj H^-1_jj (how nearly column j follows from the others) is above `most`, the smallest power
+    of ten (from 1e-8) that cures it is added, and logged."""
     alive = hessian.diagonal() > 0
     h = hessian[alive][:, alive].double()
     if not len(h):
@@ -91,11 +94,13 @@ def inverse(hessian: Tensor, damping: float, layer: str = "") -> tuple[Tensor, T
     while True:
         factor, info = torch.linalg.cholesky_ex(h + share * mean * eye)
         if not info and bool((factor.diagonal() ** 2 > 1e-12 * mean).all()):
-            break
+            found = torch.cholesky_inverse(factor)
+            if bool((h.diagonal() * found.diagonal() <= most).all()):
+                break
         share = max(1e-8, share * 10)
     if share > damping:
         log.warning("layer %s: singular Hessian, damped by %g of its mean diagonal", layer, share)
-    return torch.cholesky_inverse(factor), alive
+    return found, alive
 
 
 def _accumulate(total: Tensor, layer: LayerSpec, module: nn.Module, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from apportion.compressors.lookup import TableProblem
 from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
+
+_INFLATION = 1e4
+"""Variance inflation that single precision bears: beyond it, rounding errors grow from step to step
+until ExactOBS is worse than rounding to nearest (fewer samples than columns do that)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +263,8 @@ class _Problem:
             for weight, hessian in zip(
                 self.matrix.chunk(self._spec.groups), self.hessian, strict=True
             ):
-                found, alive = inverse(hessian, self._options.damping, self._spec.name)
+                most = _INFLATION if dtype == torch.float32 else math.inf
+                found, alive = inverse(hessian, self._options.damping, self._spec.name, most)
                 whole = torch.eye(len(alive), dtype=dtype, device=found.device)
                 columns = alive.nonzero().squeeze(1)
                 whole[columns[:, None], columns] = found.to(dtype)

@@ -13,7 +13,7 @@ from apportion.compressors.calibration import over
 from apportion.compressors.elimination import dispatch
 from apportion.compressors.errors import LayerError, LevelError
 from apportion.compressors.hessian import collect_hessians
-from apportion.compressors.layers import to_matrix
+from apportion.compressors.layers import LayerSpec, to_matrix
 from apportion.compressors.levels import expand_levels, parse_level
 from apportion.compressors.obs import compress_layer, layer_error
 from tests.compressors.problems import layers_of, linear, problem
@@ -275,3 +275,23 @@ def test_greedy_is_near_the_best_pattern() -> None:
 def _least(w: Tensor, hessian: Tensor, gone: list[int]) -> float:
     hinv = torch.linalg.inv(hessian)[gone][:, gone]
     return 0.5 * float(w[gone] @ torch.linalg.solve(hinv, w[gone]))
+
+
+@pytest.mark.parametrize("samples", [60, 1000])
+@pytest.mark.parametrize(
+    ("level", "baseline"),
+    [("w8", "rtn:w8"), ("w4", "rtn:w4"), ("unstr-0.50", "mag:unstr-0.50"), ("2:4", "mag:2:4")],
+)
+def test_wide_layers_with_few_samples_are_better_than_the_baseline(
+    level: str, baseline: str, samples: int
+) -> None:
+    """Single precision broke down: rounding was thousands of times better than ExactOBS."""
+    columns, rows = 1200, 6
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(samples, columns, generator=generator).relu().double()
+    weight = torch.randn(rows, columns, generator=generator) * 0.05
+    spec = LayerSpec("wide", "linear", (rows, columns), 1, rows, columns)
+    made, other = compress_layer(
+        weight, spec, (2 / samples * x.T @ x)[None], [parse_level(level), parse_level(baseline)]
+    )
+    assert made.error < 0.8 * other.error
