@@ -21,8 +21,9 @@ from minilm import alike, unpacked
 from torch import nn
 
 from apportion.evaluators.tasks.question_answering import QuestionAnswering
+from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.evaluate import evaluate
-from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
+from apportion.evaluators.workloads.workload import Workload, load_workload
 from apportion.search.cli.progress import TerminalProgress
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare

@@ -5,33 +5,32 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.calibration import FullPass, call, count_samples
-from apportion.compressors.errors import ApportionError, ConfigurationError, DataError
+from apportion.compressors.errors import ConfigurationError, DataError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
-from apportion.db.documents.section import SEEDS, Section
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
-from apportion.evaluators.data.config import DataConfig, DigitsData, ImageFolderData
+from apportion.evaluators.data.config import DigitsData, ImageFolderData
 from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset, draw
 from apportion.evaluators.data.digits import load_trained
 from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.data.registry import Context
 from apportion.evaluators.models.build import build_model, class_names, folded, settled
 from apportion.evaluators.tasks.image_classification import ImageClassification
-from apportion.evaluators.tasks.registry import check_task, make_task
+from apportion.evaluators.tasks.registry import make_task
 from apportion.evaluators.tasks.task import Inputs, Task
 from apportion.evaluators.workloads.checks import check_together
 from apportion.evaluators.workloads.classes import numbered
+from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.repeatable import check_repeatable
 
 GIVEN = "given:"
@@ -50,75 +49,6 @@ _MANY = 50_000
 """Training samples at most that are looked at before they are needed."""
 _SUMS = 8
 """Numbers that stand for the outputs of one input."""
-
-
-class TaskConfig(Section):
-    """What the model is for."""
-
-    kind: str = Field(
-        ImageClassification.kind,
-        description="A registered name, or package.module:Class of your own.",
-    )
-    pooling: Literal["mean", "cls"] | None = Field(
-        None,
-        description="sentence-similarity: how tokens become an embedding, as the mean of all that "
-        "are no padding (the default), or the first one's.",
-    )
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        try:
-            check_task(kind)
-        except ApportionError as error:
-            raise ValueError(str(error)) from error
-        return kind
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the task is made with."""
-        return {} if self.pooling is None else {"pooling": self.pooling}
-
-
-class WorkloadConfig(Section):
-    """The job file's `workload`."""
-
-    model: str | None = Field(
-        None,
-        min_length=1,
-        description="A registered name, torchvision:NAME, timm:NAME, huggingface:NAME, an .onnx "
-        "file (also onnx:PATH), or package.module:function.",
-    )
-    weights: str | None = Field(
-        None,
-        description="A .safetensors or .pt file, its URL, or one of torchvision's weight enums.",
-    )
-    fold: bool = Field(
-        False,
-        description="Fold batch-norm into the layers before it, as integer hardware runs them.",
-    )
-    task: TaskConfig = Field(default_factory=lambda: TaskConfig.model_validate({}))
-    data: DataConfig
-    calibration_samples: int | None = Field(
-        None,
-        ge=1,
-        description="Random calibration samples; default: 1,024, or all where there are fewer.",
-    )
-    seed: int = Field(0, ge=0, lt=SEEDS, description="Of the choice of calibration samples.")
-    batch_size: int = Field(128, ge=1)
-
-    @property
-    def name(self) -> str:
-        """Of the model."""
-        return self.model or "digits_resnet"
-
-    @model_validator(mode="after")
-    def _needs_a_model(self) -> WorkloadConfig:
-        if self.model is None and not isinstance(self.data, DigitsData):
-            raise ValueError(
-                "workload.model is missing (only `data: {kind: digits}` brings a model of its own)"
-            )
-        return self
 
 
 _Piece = tuple[Inputs, int]

@@ -13,7 +13,7 @@ from apportion.evaluators.costs.budgets import Budget, parse_budget
 from apportion.evaluators.scoring.batchnorm import check_mode
 from apportion.evaluators.scoring.fitness import criterion
 from apportion.evaluators.training.config import RecoveryConfig
-from apportion.evaluators.workloads.workload import WorkloadConfig
+from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.search.jobs.layers import LayersConfig
 from apportion.search.jobs.sections import (
     CorrectionsConfig,

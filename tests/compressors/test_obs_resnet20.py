@@ -20,7 +20,8 @@ from apportion.compressors.obs import compress_layer
 def resnet20(shared_data: Path) -> tuple[nn.Module, list[LayerSpec], dict[str, Tensor]]:
     """The real ResNet-20, those of its layers that the reference names, and their Hessians on the
     calibration images."""
-    from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
+    from apportion.evaluators.workloads.config import WorkloadConfig
+    from apportion.evaluators.workloads.workload import load_workload
 
     reference = json.loads((shared_data / "reference.json").read_text())["layer_errors"]["layers"]
     cifar = shared_data / "cifar10"

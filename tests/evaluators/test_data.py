@@ -15,7 +15,8 @@ from apportion.evaluators.data.config import DataConfig, DigitsData
 from apportion.evaluators.data.dataset import Splits, draw
 from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.tasks.image_classification import Labelled
-from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
+from apportion.evaluators.workloads.config import WorkloadConfig
+from apportion.evaluators.workloads.workload import Workload, load_workload
 
 
 def archive(path: Path, compress: bool = False, **arrays: Any) -> Path:

@@ -23,7 +23,8 @@ from apportion.evaluators.models import build as models
 from apportion.evaluators.models.build import class_names
 from apportion.evaluators.models.huggingface import Logits
 from apportion.evaluators.tasks.image_classification import ImageClassification
-from apportion.evaluators.workloads.workload import Workload, WorkloadConfig, load_workload
+from apportion.evaluators.workloads.config import WorkloadConfig
+from apportion.evaluators.workloads.workload import Workload, load_workload
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.building import build
 

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from apportion.compressors.errors import ModelError
 from apportion.evaluators.models import build as models
+from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.repeatable import check_repeatable
-from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
+from apportion.evaluators.workloads.workload import load_workload
 
 
 class Body(nn.Module):

@@ -14,10 +14,10 @@ from apportion.compressors.kinds.find import find_layers
 from apportion.evaluators.data.dataset import draw
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.models.registry import register_model
+from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import (
     Workload,
-    WorkloadConfig,
     data_fingerprint,
     load_workload,
     model_fingerprint,

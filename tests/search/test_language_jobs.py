@@ -15,7 +15,8 @@ from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
 from apportion.evaluators.tasks.text_classification import TextClassification
-from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
+from apportion.evaluators.workloads.config import WorkloadConfig
+from apportion.evaluators.workloads.workload import load_workload
 from apportion.search.export.exporting import Chosen, export
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare, run_search

@@ -7,7 +7,8 @@ import torch
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.scoring.spec import ScoringSpec
-from apportion.evaluators.workloads.workload import WorkloadConfig, load_workload
+from apportion.evaluators.workloads.config import WorkloadConfig
+from apportion.evaluators.workloads.workload import load_workload
 from apportion.search.jobs.sections import WorkersConfig
 from apportion.search.runs.workers import Workers
 
