@@ -41,7 +41,15 @@ class Ragged:
         pad: int = 0,
         dtype: torch.dtype = torch.int64,
     ) -> Ragged:
-        """From a sequence for each sample, kept as the numpy type `kind`."""
+        """From a sequence for each sample.
+
+        Args:
+            rows: the sequences.
+            kind: the numpy type that they are kept as.
+            width: to which they are padded when they are read.
+            pad: with what.
+            dtype: of what is read.
+        """
         starts = np.cumsum([0, *map(len, rows)])
         parts = [np.asarray(row, dtype=kind) for row in rows if len(row)]
         values = np.concatenate(parts) if parts else np.zeros(0, dtype=kind)
