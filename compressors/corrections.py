@@ -58,7 +58,7 @@ def needs_dense(names: Iterable[str]) -> bool:
 
 def possible(names: Iterable[str], model: nn.Module) -> tuple[str, ...]:
     """Those that can change something: without batch-norm there is nothing to re-tune."""
-    return tuple(name for name in names if name != "batchnorm" or _tuned(model))
+    return tuple(name for name in names if name != "batchnorm" or tuned(model))
 
 
 def correct(
@@ -77,7 +77,7 @@ def retune_batchnorm(model: nn.Module, calibration: Calibration) -> None:
     """Replace the running statistics of every batch-norm layer by their plain average over the
     batches, as they are with the model's weights now. Other modules stay in the mode they are in;
     flags and momenta are put back. A model without batch-norm is left alone."""
-    layers = _tuned(model)
+    layers = tuned(model)
     if not layers:
         return
     before = [(m.training, m.momentum) for m in layers]
@@ -92,7 +92,7 @@ def retune_batchnorm(model: nn.Module, calibration: Calibration) -> None:
             module.training, module.momentum = training, momentum
 
 
-def _tuned(model: nn.Module) -> list[_BatchNorm]:
+def tuned(model: nn.Module) -> list[_BatchNorm]:
     """The batch-norm layers that keep running statistics."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
 
@@ -131,7 +131,7 @@ def targets(model: nn.Module, *, variance: bool) -> dict[str, nn.Module]:
 def restore_state(model: nn.Module) -> Iterator[None]:
     """Put everything that a correction changes back as it was, whatever happens inside."""
     parameters = [(p, p.data) for m in model.modules() for p in m.parameters(recurse=False)]
-    buffers = [(b, b.clone()) for m in _tuned(model) for b in m.buffers(recurse=False)]
+    buffers = [(b, b.clone()) for m in tuned(model) for b in m.buffers(recurse=False)]
     try:
         yield
     finally:

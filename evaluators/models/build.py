@@ -84,6 +84,13 @@ def build_model(name: str, weights: str | None = None, task: Task | None = None)
             "package.module:function",
         ]
         raise UnknownNameError("model", name, valid)
+    return checked(model, name, weights)
+
+
+def checked(model: nn.Module, name: str, weights: str | None = None) -> nn.Module:
+    """`model`, called `name` in messages, with the weights of a file where one is named: in eval
+    mode, on the CPU, in float32, all finite; parameters that are the same memory are made one.
+    Raises ModelError, WeightsError."""
     _check_parameters(model, name)
     share_by_storage(model, name)
     if weights is not None:
@@ -158,6 +165,11 @@ def _check_parameters(model: nn.Module, name: str) -> None:
                 raise ModelError(
                     f"model {name!r}: parameter {at!r} of {type(module).__name__} has no shape "
                     "yet; run the model once on an input before it is returned"
+                )
+            if parameter is not None and parameter.device.type != "cpu":
+                raise ModelError(
+                    f"model {name!r}: parameter {at!r} is on {parameter.device}; models are given "
+                    "on the CPU (workers.gpus says what they run on): return model.cpu()"
                 )
             if parameter is not None and parameter.dtype != torch.float32:
                 raise ModelError(

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from apportion.compressors.calibration import call
+from apportion.compressors.corrections import tuned
 from apportion.compressors.errors import DataError, UnknownNameError
 
 MODES = ("running", "batch", "recalibrate")
@@ -29,22 +29,17 @@ def check_mode(mode: str) -> None:
         raise UnknownNameError("batchnorm mode", mode, MODES)
 
 
-def layers(model: nn.Module) -> list[_BatchNorm]:
-    """The batch-norm layers that keep running statistics."""
-    return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-
-
 def check_single(model: nn.Module, inputs: Any, samples: int, batch_size: int) -> None:
     """Batches of `batch_size` may leave one of `samples` alone; a batch-norm to which that is
     one value per channel has no statistics of it. `inputs`: what the model is called with for one
     sample. Raises DataError, with the layer."""
-    if samples % batch_size != 1 % batch_size or not layers(model):
+    if samples % batch_size != 1 % batch_size or not tuned(model):
         return
     names = {module: name for name, module in model.named_modules()}
     reached: list[nn.Module] = []
     handles = [
         module.register_forward_pre_hook(lambda module, _inputs: reached.append(module))
-        for module in layers(model)
+        for module in tuned(model)
     ]
     try:
         with torch.no_grad(), batch_statistics(model):
@@ -83,7 +78,7 @@ def without_running_statistics(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _changed(model: nn.Module, **attributes: Any) -> Iterator[None]:
     """Other attributes in every batch-norm layer; the old ones afterwards."""
-    changed = layers(model)
+    changed = tuned(model)
     before = [{name: getattr(module, name) for name in attributes} for module in changed]
     try:
         for module in changed:

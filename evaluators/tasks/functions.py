@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.data.padding import by_length
+from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.task import Inputs, Metric, Outputs, Task
 
 Scores = Callable[[Outputs, Batch], Tensor]
@@ -164,9 +164,8 @@ def _squares(outputs: Outputs, dense: Outputs, batch: Batch) -> Tensor:  # noqa:
 def _kl(outputs: Outputs, dense: Outputs, batch: Batch) -> Tensor:  # noqa: ARG001
     """KL(dense || outputs) over the last dimension in nats, averaged over those between."""
     (one,), (other,) = trees.tensors(outputs), trees.tensors(dense)
-    found, wanted = one.double().log_softmax(-1), other.double().log_softmax(-1)
-    each = F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)
-    return each.reshape(len(each), -1).mean(1).clamp(min=0)
+    each = divergences.categorical(one, other, -1)
+    return each.reshape(len(each), -1).mean(1)
 
 
 _DIVERGENCES: dict[str, Callable[[Outputs, Outputs, Batch], Tensor]] = {

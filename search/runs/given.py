@@ -12,6 +12,7 @@ from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.loaders import as_dataset
+from apportion.evaluators.models.build import checked
 from apportion.evaluators.tasks.task import Task
 from apportion.evaluators.workloads.workload import GIVEN, assembled
 from apportion.search.jobs.job_file import parse_model_job
@@ -35,7 +36,8 @@ def prepare(
     **sections: Any,
 ) -> ModelProblem:
     """Build the layer database of `model`, or go on with one that was begun, and check the budgets:
-    a problem to be searched. The model is left as it is, in eval mode.
+    a problem to be searched. The model keeps its weights; it is put in eval mode, and parameters of
+    it that are the same memory are made one.
 
     Args:
         model: on the CPU, in float32.
@@ -84,5 +86,5 @@ def prepare(
         as_dataset(test, "test"),
         None if train is None else as_dataset(train, "train"),
     )
-    workload = assembled(job.workload, model, splits, task, progress)
+    workload = assembled(job.workload, checked(model, name), splits, task, progress)
     return prepare_model(job, progress, workload)

@@ -216,6 +216,30 @@ def test_what_prepare_cannot_take_is_named(
     assert not (tmp_path / "database").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: model.half(), r"parameter 'left.weight' is float16"),
+        (lambda model: model.to("meta"), r"parameter 'left.weight' is on meta; .*model.cpu\(\)"),
+        (lambda model: nn.init.constant_(model.head.bias, float("nan")), "holds NaN"),
+    ],
+)
+def test_a_model_is_checked_as_one_of_a_job_is(change: Any, message: str, tmp_path: Path) -> None:
+    model, data = Net(), batch()
+    change(model)
+    with pytest.raises(ApportionError, match=message):
+        apportion.prepare(
+            model,
+            task=task(),
+            calibration=[data],
+            test=[data],
+            levels=["dense", "w4"],
+            budgets={"bits": "2x"},
+            database=tmp_path / "database",
+        )
+    assert not (tmp_path / "database").exists()
+
+
 def test_unknown_names_of_the_package_are_told() -> None:
     with pytest.raises(AttributeError, match="nothing"):
         _ = apportion.nothing
