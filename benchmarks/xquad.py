@@ -20,7 +20,7 @@ import torch
 from minilm import alike, unpacked
 from torch import nn
 
-from apportion.evaluators.tasks.question_answering import QuestionAnswering
+from apportion.evaluators.tasks.text.question_answering import QuestionAnswering
 from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import Workload, load_workload

@@ -22,10 +22,14 @@ from torch import Tensor
 
 import apportion
 from apportion.db.runs.sqlite import sqlite_url
+from apportion.evaluators.data import forms
+from apportion.evaluators.data.load import load_splits
+from apportion.evaluators.data.registry import Context
+from apportion.evaluators.data.vision.config import BoxesData
 from apportion.evaluators.models.build import build_model, settled
-from apportion.evaluators.tasks.dense_detection import DenseDetection
-from apportion.evaluators.tasks.detections import Found
-from apportion.evaluators.tasks.object_detection import Boxes
+from apportion.evaluators.tasks.vision.dense_detection import DenseDetection
+from apportion.evaluators.tasks.vision.detections import Found
+from apportion.evaluators.tasks.vision.object_detection import Boxes
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.cli.progress import TerminalProgress
 
@@ -84,7 +88,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     options.work.mkdir(parents=True, exist_ok=True)
     folder = options.data / "detection"
-    images, boxes = photographs(folder, options.images)
+    config = {
+        "kind": "boxes",
+        "calibration": folder,
+        "test": folder,
+        "size": SIDE,
+        "pad": PAD,
+        "order": "bgr",
+        "scale": 1,
+    }
+    splits = load_splits(BoxesData.model_validate(config), Context(form=forms.BOXES))
+    images, boxes = splits.test.subset(range(options.images)).batch
     file = str(folder / "yolox_nano.onnx")
     model = settled(build_model(file), file, images[:2])
     with (
@@ -117,38 +131,6 @@ def main() -> None:
             print(f"{name:22} mAP {value:.4f}")
         for name, written in out.content["exports"].items():
             print(f"{name:22} mAP {written['mAP']:.4f}, {written['bytes']} bytes")
-
-
-def photographs(folder: Path, count: int) -> Boxes:
-    """Images [n, 3, 416, 416] and boxes [n, M, 5] in pixels of these."""
-    from PIL import Image
-
-    files = sorted((folder / "images").glob("*.jpg"))[:count]
-    images, found = torch.full((len(files), 3, SIDE, SIDE), float(PAD)), []
-    for i, file in enumerate(files):
-        with Image.open(file) as opened:
-            width, height = opened.size
-            scale = SIDE / max(width, height)
-            size = (round(width * scale), round(height * scale))
-            pixels = np.array(opened.convert("RGB").resize(size, Image.Resampling.BILINEAR))
-        images[i, :, : size[1], : size[0]] = torch.from_numpy(pixels[..., ::-1].copy()).permute(
-            2, 0, 1
-        )
-        label = folder / "labels" / f"{file.stem}.txt"
-        rows = np.loadtxt(label, ndmin=2) if label.is_file() else np.zeros((0, 5))
-        found.append(_corners(rows, *size))
-    boxes = torch.full((len(files), max(map(len, found)), 5), -1.0)
-    for i, rows in enumerate(found):
-        boxes[i, : len(rows)] = torch.from_numpy(rows)
-        boxes[i, len(rows) :, 1:] = 0
-    return images, boxes
-
-
-def _corners(rows: np.ndarray, width: int, height: int) -> np.ndarray:
-    """YOLO's (class, centre, size), relative -> class and corners in pixels."""
-    size = np.array([width, height])
-    centre, half = rows[:, 1:3] * size, rows[:, 3:5] * size / 2
-    return np.concatenate([rows[:, :1], centre - half, centre + half], 1)
 
 
 def session(file: str) -> Any:

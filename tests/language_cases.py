@@ -16,12 +16,12 @@ from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.data.registry import Context
 from apportion.evaluators.data.text.config import SquadData, TableData, TextData
-from apportion.evaluators.tasks.causal_lm import CausalLM
-from apportion.evaluators.tasks.masked_lm import MaskedLM
-from apportion.evaluators.tasks.question_answering import QuestionAnswering, best_span
-from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
 from apportion.evaluators.tasks.task import Task
-from apportion.evaluators.tasks.text_classification import TextClassification
+from apportion.evaluators.tasks.text.causal_lm import CausalLM
+from apportion.evaluators.tasks.text.masked_lm import MaskedLM
+from apportion.evaluators.tasks.text.question_answering import QuestionAnswering, best_span
+from apportion.evaluators.tasks.text.sentence_similarity import SentenceSimilarity
+from apportion.evaluators.tasks.text.text_classification import TextClassification
 from tests import language
 
 COUNT = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,3 +38,12 @@ def by_length(inputs: Mapping[str, Tensor], mask: Tensor) -> list[dict[str, Tens
             }
         )
     return parts
+
+
+def without_padding(inputs: Any) -> list[Any]:
+    """What a model is called with, in parts of equal length where it is called with texts: by
+    keyword, `attention_mask` [n, positions] of whole numbers among them. Else as it is."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
+        return [inputs]
+    return [*by_length(inputs, mask)]

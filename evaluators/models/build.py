@@ -21,7 +21,7 @@ from apportion.compressors.errors import (
 )
 from apportion.compressors.user_code import load_object
 from apportion.evaluators.data.files import local_file
-from apportion.evaluators.data.pretrained import PREFIX
+from apportion.evaluators.data.text.pretrained import PREFIX
 from apportion.evaluators.models import (
     huggingface,
     onnx_source,

@@ -14,7 +14,7 @@ from apportion.compressors.errors import (
     WeightsError,
     first_line,
 )
-from apportion.evaluators.data.pretrained import PREFIX, Pretrained, pretrained, quiet
+from apportion.evaluators.data.text.pretrained import PREFIX, Pretrained, pretrained, quiet
 from apportion.evaluators.models.checkpoints import check_types, read_state
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.task import Task

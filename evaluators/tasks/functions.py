@@ -14,7 +14,7 @@ from apportion.compressors.calibration import call
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
-from apportion.evaluators.data.padding import by_length
+from apportion.evaluators.data.padding import without_padding
 from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.task import Inputs, Metric, Outputs, Task
 
@@ -101,11 +101,7 @@ class FunctionTask(Task):
         return seen.inputs
 
     def unpadded(self, inputs: Inputs) -> list[Inputs]:
-        """By `attention_mask`, where the model is given one."""
-        mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
-            return [inputs]
-        return [*by_length(inputs, mask)]
+        return without_padding(inputs)
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         return self._loss(outputs, batch).double()

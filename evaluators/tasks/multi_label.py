@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
-from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Batch, Dataset
 from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.outputs import field
-from apportion.evaluators.tasks.parts import given, wanted
-from apportion.evaluators.tasks.task import Metric, Outputs, Task
+from apportion.evaluators.tasks.targets import TargetsTask, wanted
+from apportion.evaluators.tasks.task import Metric, Outputs
 
 
-class MultiLabel(Task):
+class MultiLabel(TargetsTask):
     """Each label is there or not, on its own.
 
     A batch is (inputs, labels [n, k] of 0 and 1), where inputs is a tree, or a dict with those as
@@ -27,13 +24,6 @@ class MultiLabel(Task):
 
     metric = Metric("macro F1", "%", higher_is_better=True, tolerance=0.1, digits=".2f")
     kind = "multi-label"
-    form = forms.TARGETS
-
-    def inputs(self, batch: Batch) -> Any:
-        return given(batch)
-
-    def samples(self, batch: Batch) -> int:
-        return len(wanted(batch))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """Binary cross-entropy in nats, averaged over the labels."""

@@ -13,17 +13,17 @@ from apportion.compressors.errors import (
     first_line,
 )
 from apportion.compressors.user_code import load_object
-from apportion.evaluators.tasks.causal_lm import CausalLM
 from apportion.evaluators.tasks.image_classification import ImageClassification
-from apportion.evaluators.tasks.masked_lm import MaskedLM
 from apportion.evaluators.tasks.multi_label import MultiLabel
-from apportion.evaluators.tasks.object_detection import ObjectDetection
-from apportion.evaluators.tasks.question_answering import QuestionAnswering
 from apportion.evaluators.tasks.regression import Regression
-from apportion.evaluators.tasks.semantic_segmentation import SemanticSegmentation
-from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
 from apportion.evaluators.tasks.task import Metric, Task
-from apportion.evaluators.tasks.text_classification import TextClassification
+from apportion.evaluators.tasks.text.causal_lm import CausalLM
+from apportion.evaluators.tasks.text.masked_lm import MaskedLM
+from apportion.evaluators.tasks.text.question_answering import QuestionAnswering
+from apportion.evaluators.tasks.text.sentence_similarity import SentenceSimilarity
+from apportion.evaluators.tasks.text.text_classification import TextClassification
+from apportion.evaluators.tasks.vision.object_detection import ObjectDetection
+from apportion.evaluators.tasks.vision.semantic_segmentation import SemanticSegmentation
 
 _BUILT_IN: tuple[type[Task], ...] = (
     CausalLM,

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
-from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Batch, Dataset
 from apportion.evaluators.tasks.outputs import field
-from apportion.evaluators.tasks.parts import LABELS, given, wanted
-from apportion.evaluators.tasks.task import Metric, Outputs, Task
+from apportion.evaluators.tasks.targets import LABELS, TargetsTask, wanted
+from apportion.evaluators.tasks.task import Metric, Outputs
 
 
-class Regression(Task):
+class Regression(TargetsTask):
     """Squared errors, averaged over a sample's targets; the metric is their root over all samples.
 
     A batch is (inputs, targets float [n] or [n, k]), where inputs is a tree, or a dict with the
@@ -24,13 +21,6 @@ class Regression(Task):
 
     metric = Metric("root mean squared error", "", higher_is_better=False, tolerance=1e-3)
     kind = "regression"
-    form = forms.TARGETS
-
-    def inputs(self, batch: Batch) -> Any:
-        return given(batch)
-
-    def samples(self, batch: Batch) -> int:
-        return len(wanted(batch))
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The mean squared error of each sample."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apportion.compressors.errors import ModelError, first_line
-from apportion.evaluators.data.pretrained import PREFIX, Pretrained, pretrained, quiet
+from apportion.evaluators.data.text.pretrained import PREFIX, Pretrained, pretrained, quiet
 from apportion.evaluators.models.huggingface import Logits, load
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner

@@ -17,7 +17,7 @@ from apportion.db.documents.yaml_reader import MOST, yaml_content
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.evaluators.costs.latency import is_function
 from apportion.evaluators.data.files import is_url
-from apportion.evaluators.data.pretrained import PREFIX, is_path
+from apportion.evaluators.data.text.pretrained import PREFIX, is_path
 from apportion.evaluators.models import onnx_source
 from apportion.search.jobs.job import AnyJob, Job, TableJob
 

@@ -19,7 +19,7 @@ from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.costs.budgets import parse_budget
 from apportion.evaluators.data.files import is_url
-from apportion.evaluators.data.pretrained import PREFIX
+from apportion.evaluators.data.text.pretrained import PREFIX
 from apportion.evaluators.models.build import is_file_name
 from apportion.search.export.exporting import (
     Chosen,

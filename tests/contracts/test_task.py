@@ -22,10 +22,10 @@ from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.multi_label import MultiLabel
-from apportion.evaluators.tasks.object_detection import ObjectDetection
 from apportion.evaluators.tasks.regression import Regression
-from apportion.evaluators.tasks.semantic_segmentation import SemanticSegmentation
 from apportion.evaluators.tasks.task import Task
+from apportion.evaluators.tasks.vision.object_detection import ObjectDetection
+from apportion.evaluators.tasks.vision.semantic_segmentation import SemanticSegmentation
 from tests import language_cases
 from tests.tagging import Tagging, sentences, tagger
 from tests.vision import nets

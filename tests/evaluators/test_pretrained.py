@@ -13,7 +13,7 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ConfigurationError, ModelError, WeightsError
-from apportion.evaluators.data.pretrained import quiet
+from apportion.evaluators.data.text.pretrained import quiet
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.workloads.workload import model_fingerprint
 from tests.pretrained import LENGTH, WORDS, Classes, Embedding, MaskedLM, NextToken, make, saved

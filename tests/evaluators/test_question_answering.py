@@ -14,8 +14,8 @@ from apportion.compressors.errors import DataError
 from apportion.evaluators.data.load import load_splits
 from apportion.evaluators.data.registry import Context
 from apportion.evaluators.data.text.config import SquadData
-from apportion.evaluators.tasks.question_answering import QuestionAnswering
-from apportion.evaluators.tasks.squad_score import f1
+from apportion.evaluators.tasks.text.question_answering import QuestionAnswering
+from apportion.evaluators.tasks.text.squad_score import f1
 from tests import language
 from tests.language import paragraph, write_squad
 

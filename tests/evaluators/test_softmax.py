@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from apportion.evaluators.tasks import softmax
+from apportion.evaluators.tasks.text import softmax
 
 
 def logits(rows: int, classes: int, seed: int) -> torch.Tensor:

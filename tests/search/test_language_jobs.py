@@ -13,8 +13,8 @@ from apportion.compressors.errors import ConfigurationError, DataError
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import TensorDataset
-from apportion.evaluators.tasks.sentence_similarity import SentenceSimilarity
-from apportion.evaluators.tasks.text_classification import TextClassification
+from apportion.evaluators.tasks.text.sentence_similarity import SentenceSimilarity
+from apportion.evaluators.tasks.text.text_classification import TextClassification
 from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.workload import load_workload
 from apportion.search.export.exporting import Chosen, export
@@ -64,6 +64,32 @@ def classification(folder: Path) -> dict[str, Any]:
     }
 
 
+def rated(folder: Path) -> dict[str, Any]:
+    """Three numbers for each text: the dense model's own, rounded."""
+    model, rng = language.classifier(), random.Random(0)
+    ids = {word: i for i, word in enumerate([*language.SPECIAL, *language.WORDS])}
+    for name, rows in (("rated", 64), ("rated-test", 32)):
+        lines = ["text,a,b,c"]
+        for i in range(rows):
+            text = language.text(rng, 2 + i % 6)
+            with torch.no_grad():
+                found = model(input_ids=torch.tensor([[2, *(ids[w] for w in text.split()), 3]]))
+            lines.append(",".join([text, *(f"{x:.1f}" for x in found.logits[0].tolist())]))
+        (folder / f"{name}.csv").write_text("\n".join(lines))
+    return {
+        "model": "tests.language:classifier",
+        "task": {"kind": "regression"},
+        "data": {
+            "kind": "csv",
+            "calibration": str(folder / "rated.csv"),
+            "test": str(folder / "rated-test.csv"),
+            "text": "text",
+            "label": ["a", "b", "c"],
+            "tokenizer": language.save_tokenizer(folder / "tokenizer"),
+        },
+    }
+
+
 def running(folder: Path, **data: Any) -> dict[str, Any]:
     for seed in (0, 1):
         (folder / f"{seed}.txt").write_text(language.text(random.Random(seed), 500))
@@ -100,6 +126,7 @@ def squad(folder: Path) -> dict[str, Any]:
     ("make", "metric", "unit"),
     [
         (classification, "accuracy", "%"),
+        (rated, "root mean squared error", ""),
         (running, "perplexity", ""),
         (squad, "F1", "%"),
     ],

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.evaluators.data.dataset import Splits, TensorDataset
-from apportion.evaluators.tasks.dense_detection import DenseDetection
-from apportion.evaluators.tasks.detections import Found
-from apportion.evaluators.tasks.object_detection import Boxes
+from apportion.evaluators.tasks.vision.dense_detection import DenseDetection
+from apportion.evaluators.tasks.vision.detections import Found
+from apportion.evaluators.tasks.vision.object_detection import Boxes
 
 CLASSES, SIDE, MOST = 4, 16, 6
 

@@ -7,11 +7,12 @@ from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
 from apportion.evaluators.data.dataset import TensorDataset
-from apportion.evaluators.tasks import detections, divergences
+from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.multi_label import MultiLabel
-from apportion.evaluators.tasks.object_detection import ObjectDetection
 from apportion.evaluators.tasks.regression import Regression
-from apportion.evaluators.tasks.semantic_segmentation import IGNORED, SemanticSegmentation
+from apportion.evaluators.tasks.vision import detections
+from apportion.evaluators.tasks.vision.object_detection import ObjectDetection
+from apportion.evaluators.tasks.vision.semantic_segmentation import IGNORED, SemanticSegmentation
 from tests.vision import nets
 
 torchmetrics = pytest.importorskip("torchmetrics")

@@ -10,10 +10,10 @@ from apportion.db.documents.json_reader import read_json
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.files import local_file
-from apportion.evaluators.data.ragged import RaggedDataset
 from apportion.evaluators.data.registry import Context, reads
 from apportion.evaluators.data.text.config import SquadData
 from apportion.evaluators.data.text.parts import locations, splits
+from apportion.evaluators.data.text.ragged import RaggedDataset
 from apportion.evaluators.data.text.tokenizer import load_tokenizer
 from apportion.evaluators.data.text.windows import Question, Windows, cut, fields
 

@@ -9,14 +9,14 @@ import torch
 
 from apportion.compressors.errors import DataError
 from apportion.evaluators.data import forms
-from apportion.evaluators.data.columns import read_columns
 from apportion.evaluators.data.dataset import Splits
-from apportion.evaluators.data.ragged import Fields, RaggedDataset
 from apportion.evaluators.data.registry import Context, reads
+from apportion.evaluators.data.text.columns import read_columns
 from apportion.evaluators.data.text.config import TableData
 from apportion.evaluators.data.text.labels import number_classes, numbers
 from apportion.evaluators.data.text.packing import pack
 from apportion.evaluators.data.text.parts import locations, splits
+from apportion.evaluators.data.text.ragged import Fields, RaggedDataset
 from apportion.evaluators.data.text.tokenizer import Tokenizer, load_tokenizer, longest
 
 Rows = dict[str, list[list[Any]]]

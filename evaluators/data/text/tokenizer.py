@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from apportion.compressors.errors import DataError, first_line
-from apportion.evaluators.data.pretrained import PREFIX, pretrained, quiet
-from apportion.evaluators.data.ragged import Fields, Ragged
 from apportion.evaluators.data.registry import Context
 from apportion.evaluators.data.text.config import TextSection
+from apportion.evaluators.data.text.pretrained import PREFIX, pretrained, quiet
+from apportion.evaluators.data.text.ragged import Fields, Ragged
 
 log = logging.getLogger(__name__)
 

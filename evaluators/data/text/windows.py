@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from apportion.compressors.errors import DataError
-from apportion.evaluators.data.ragged import Fields, Ragged
+from apportion.evaluators.data.text.ragged import Fields, Ragged
 from apportion.evaluators.data.text.tokenizer import Encoded, Tokenizer
 
 _AT_ONCE = 256

@@ -10,10 +10,10 @@ from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
-from apportion.evaluators.tasks import detections
-from apportion.evaluators.tasks.average_precision import mean_average_precision
-from apportion.evaluators.tasks.detections import KEYS, MOST, Found
 from apportion.evaluators.tasks.task import Metric, Outputs, Task
+from apportion.evaluators.tasks.vision import detections
+from apportion.evaluators.tasks.vision.average_precision import mean_average_precision
+from apportion.evaluators.tasks.vision.detections import KEYS, MOST, Found
 
 Boxes = tuple[Tensor, Tensor]
 """Images float32 [n, C, H, W], and boxes float32 [n, M, 5]: class, x1, y1, x2, y2 in pixels; class
@@ -38,6 +38,7 @@ class ObjectDetection(Task):
     metric = Metric("mAP", "", higher_is_better=True, tolerance=0.002, digits=".4f")
     kind = "object-detection"
     form = forms.BOXES
+    auto = "AutoModelForObjectDetection"
 
     def inputs(self, batch: Boxes) -> Tensor:
         return batch[0]
@@ -102,8 +103,8 @@ class ObjectDetection(Task):
             raise ModelError(
                 f"model {model!r} does not give a list of dicts with boxes, scores and labels as "
                 "torchvision's detectors do; say in a Task of your own how its outputs are decoded "
-                "(a subclass of apportion.evaluators.tasks.dense_detection.DenseDetection with "
-                "`detections`)"
+                "(a subclass of apportion.evaluators.tasks.vision.dense_detection.DenseDetection "
+                "with `detections`)"
             )
 
     def check_dense(

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.dataset import Dataset
-from apportion.evaluators.tasks import softmax
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
-from apportion.evaluators.tasks.text import Batch, TextTask
+from apportion.evaluators.tasks.text import softmax
+from apportion.evaluators.tasks.text.tokens import Batch, TextTask
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from apportion.compressors.errors import ModelError
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
-from apportion.evaluators.tasks import softmax
 from apportion.evaluators.tasks.outputs import field
-from apportion.evaluators.tasks.squad_score import f1
 from apportion.evaluators.tasks.task import Metric
-from apportion.evaluators.tasks.text import Batch, TextTask
+from apportion.evaluators.tasks.text import softmax
+from apportion.evaluators.tasks.text.squad_score import f1
+from apportion.evaluators.tasks.text.tokens import Batch, TextTask
 
 _LONGEST = 30
 """Tokens of an answer at most, as in the published evaluations."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from apportion.compressors.errors import DataError
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.data.padding import by_length
-from apportion.evaluators.data.ragged import values
+from apportion.evaluators.data.text.ragged import values
 from apportion.evaluators.tasks.task import Task
 
 Batch = dict[str, Any]

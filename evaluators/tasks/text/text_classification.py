@@ -13,12 +13,12 @@ from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
-from apportion.evaluators.data.ragged import values
-from apportion.evaluators.tasks import softmax
+from apportion.evaluators.data.text.ragged import values
 from apportion.evaluators.tasks.chance import check_better_than_chance
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
-from apportion.evaluators.tasks.text import Batch, TextTask
+from apportion.evaluators.tasks.text import softmax
+from apportion.evaluators.tasks.text.tokens import Batch, TextTask
 
 _FEW = 8
 """Texts that are tried with padding and without."""

@@ -35,6 +35,7 @@ class SemanticSegmentation(Task):
     metric = Metric("mean IoU", "%", higher_is_better=True, tolerance=0.1, digits=".2f")
     kind = "semantic-segmentation"
     form = forms.PIXELS
+    auto = "AutoModelForSemanticSegmentation"
 
     def inputs(self, batch: Masks) -> Tensor:
         return batch[0]

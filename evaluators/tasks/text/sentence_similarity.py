@@ -13,10 +13,10 @@ from apportion.compressors.errors import ConfigurationError, DataError, ModelErr
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
-from apportion.evaluators.data.ragged import values
+from apportion.evaluators.data.text.ragged import values
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
-from apportion.evaluators.tasks.text import Batch, TextTask, check_tokens, model_inputs
+from apportion.evaluators.tasks.text.tokens import Batch, TextTask, check_tokens, model_inputs
 
 POOLINGS = ("mean", "cls")
 _ENOUGH, _MOST = 100, 512

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from apportion.evaluators.data import forms
-from apportion.evaluators.tasks.perplexity import LanguageModel
-from apportion.evaluators.tasks.text import Batch
+from apportion.evaluators.tasks.text.perplexity import LanguageModel
+from apportion.evaluators.tasks.text.tokens import Batch
 
 
 class CausalLM(LanguageModel):

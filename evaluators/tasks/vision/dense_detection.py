@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from apportion.compressors.errors import ModelError
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.tasks import divergences
-from apportion.evaluators.tasks.detections import Found
-from apportion.evaluators.tasks.object_detection import Boxes, ObjectDetection
 from apportion.evaluators.tasks.task import Outputs
+from apportion.evaluators.tasks.vision.detections import Found
+from apportion.evaluators.tasks.vision.object_detection import Boxes, ObjectDetection
 
 _BOX = 4
 
