@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv demo test test-slow lint bench clean
+.PHONY: venv demo test test-slow test-cuda lint bench clean
 
 venv: .venv/.installed
 
@@ -19,10 +19,13 @@ demo: venv
 	@echo "layer database: databases/digits   run store: examples/apportion.sqlite   exported model: demo/"
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not cuda" --numprocesses 2 --no-loadscope-reorder
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+test-cuda: venv
+	$(BIN)/python -m pytest tests/cuda
 
 lint: venv
 	$(BIN)/ruff check .

@@ -11,12 +11,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from apportion.compressors.errors import DataError
 from apportion.compressors.progress import Progress, silent
@@ -71,6 +71,14 @@ class Calibration(ABC):
         Returns:
             The number of samples.
         """
+
+    def on(self, device: str) -> Self:
+        """The same pass, its batches on `device`."""
+
+        def placed(leaf: Any) -> Any:
+            return leaf.to(device) if isinstance(leaf, Tensor) else leaf
+
+        return replace(self, batches=lambda: (tree_map(placed, b) for b in self.batches()))
 
     def one(self, model: nn.Module, batch: Batch, inside: Inside | None) -> None:
         """One batch's forward pass."""

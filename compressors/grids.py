@@ -50,6 +50,9 @@ class Grid:
         """weight [rows, d] -> the nearest weights on the grid, in the type of `weight`."""
         return self.scale.to(weight.dtype) * (self.codes(weight) - self.zero.to(weight.dtype))
 
+    def cpu(self) -> Grid:
+        return Grid(self.scale.cpu(), self.zero.cpu(), self.bits)
+
     def rows(self, which: slice) -> Grid:
         """The grids of some rows alone."""
         return (

@@ -124,7 +124,12 @@ def compress_layer(
         )
         relative = error / whole if whole > 0 else 0.0
         yield CompressedLayer(
-            level, from_matrix(stored, spec).cpu(), error, relative, grid, activation
+            level,
+            from_matrix(stored, spec).cpu(),
+            error,
+            relative,
+            None if grid is None else grid.cpu(),
+            activation,
         )
 
 

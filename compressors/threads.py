@@ -22,6 +22,18 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 is float32 inside: on CUDA torch would compute convolutions in TF32, whose 10 bits of
+    mantissa are less than what tells two good candidates apart."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def limit_threads() -> None:
     """No more of them than this process may use CPUs: torch counts those of the machine, of which a
     container or a batch system may leave it a few."""

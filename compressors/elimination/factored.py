@@ -49,10 +49,10 @@ class Rows:
         self, weight: Tensor, hinv: Tensor, extra: int = 0, space: _Space | None = None
     ) -> None:
         rows, d = weight.shape
-        self.w = weight.clone()
+        self.w = weight.clone(memory_format=torch.contiguous_format)  # the kernel reads row by row
         self.every = torch.arange(rows, device=weight.device)
         self.diagonal = hinv.diagonal().repeat(rows, 1)
-        self.penalty = torch.zeros_like(weight)
+        self.penalty = torch.zeros_like(self.w)
         self.column = torch.arange(d, device=weight.device).repeat(rows, 1)
         self._shared: Tensor | None = hinv
         self._own = weight.new_empty(0)

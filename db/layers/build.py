@@ -24,6 +24,7 @@ from apportion.compressors.levels import DENSE, Level
 from apportion.compressors.obs import fits
 from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
+from apportion.compressors.threads import full_precision
 from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.claim import claimed
@@ -89,6 +90,7 @@ def build_database(
     options: CompressionOptions | None = None,
     progress: Progress = silent,
     executor: Callable[[], Executor] = LocalExecutor,
+    device: str = "cpu",
 ) -> LayerDatabase:
     """Compress every layer of `model` to every level that fits it and write the database at `path`.
 
@@ -110,6 +112,7 @@ def build_database(
         options: of the compressor.
         progress: is told what is done.
         executor: makes what does the work.
+        device: where the model runs over the calibration data.
 
     Raises:
         DatabaseMismatchError: the folder holds a database of another plan, or of another
@@ -135,9 +138,9 @@ def build_database(
             )
     with claimed(path, wanted.to_json(layers)) as plan:
         if not (path / format.MANIFEST).is_file():
-            _Build(path, wanted, format.digest(plan), model, found, calibration, progress).run(
-                executor
-            )
+            _Build(
+                path, wanted, format.digest(plan), model, found, calibration, progress, device
+            ).run(executor)
             _finish(path, plan, found)
     return LayerDatabase.open(path, model_fingerprint)
 
@@ -153,6 +156,7 @@ class _Build:
     found: Found
     calibration: Calibration
     progress: Progress
+    device: str
 
     def run(self, executor: Callable[[], Executor]) -> None:
         """Make the layers that are not there."""
@@ -163,11 +167,14 @@ class _Build:
         self._levels = [self.plan.of(layer) for layer in layers]
         bits = {lv.activation_bits for own in self._levels for lv in own if lv.activation_bits}
         wanted = [layers[i] for i in missing]
-        self._grids = (
-            calibrate_activations(self.model, wanted, self.calibration, sorted(bits))
-            if bits
-            else {}
-        )
+        self._fed, self._data = self.model, self.calibration
+        if self.device != "cpu":
+            self._fed = copy.deepcopy(self.model).to(self.device)
+            self._data = self.calibration.on(self.device)
+        self._grids = {}
+        if bits:
+            with full_precision():
+                self._grids = calibrate_activations(self._fed, wanted, self._data, sorted(bits))
         self._done = len(layers) - len(missing)
         self._workers = executor()
         try:
@@ -183,7 +190,7 @@ class _Build:
     def _together(self, group: Sequence[tuple[int, LayerSpec]]) -> None:
         """Layers whose Hessians one pass collects."""
         own = [layer for _, layer in group]
-        hessians = collect_hessians(self.model, own, self.calibration, self.progress)
+        hessians = self._hessians(self._fed, own)
         tasks = [
             self._task(index, hessians.pop(layer.name), self._levels[index])
             for index, layer in group
@@ -198,18 +205,23 @@ class _Build:
         tensors: dict[str, Tensor] = {}
         entries: list[Entry] = []
         for level in self._levels[index]:
-            before = copy.deepcopy(self.model)
+            before = copy.deepcopy(self._fed)
             modules = dict(before.named_modules(remove_duplicate=False))
             for i, layer in enumerate(layers[:index]):
                 made = _read_entry(self._file(i), layer, level)
                 if made is not None:
                     place_level(before, modules, layer, *made)
-            hessians = collect_hessians(before, [layers[index]], self.calibration, self.progress)
+            hessians = self._hessians(before, [layers[index]])
             task = self._task(index, hessians[layers[index].name], [level])
             ((_, (more, (entry,))),) = self._workers.run([task], self.progress)
             tensors |= more
             entries.append(entry)
         return tensors, tuple(entries)
+
+    def _hessians(self, model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, Tensor]:
+        with full_precision():
+            made = collect_hessians(model, layers, self._data, self.progress)
+        return {name: hessian.cpu() for name, hessian in made.items()}
 
     def _task(self, index: int, hessian: Tensor, levels: Sequence[Level]) -> LayerTask:
         layer = self.found.layers[index]

@@ -25,6 +25,7 @@ from apportion.compressors.corrections import (
 )
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.levels import Candidate
+from apportion.compressors.threads import full_precision
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.data import trees
 from apportion.evaluators.scoring import batchnorm as bn
@@ -269,7 +270,9 @@ class StitchedScorer:
             yield
 
     def _cast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self._device.type, torch.bfloat16) if self._half else nullcontext()
+        if self._half:
+            return torch.autocast(self._device.type, torch.bfloat16)
+        return full_precision()
 
     def _place(self, candidate: Candidate) -> None:
         for layer, index in enumerate(candidate):

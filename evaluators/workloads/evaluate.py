@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from apportion.compressors.progress import Progress, silent
+from apportion.compressors.threads import full_precision
 from apportion.evaluators.data import trees
 from apportion.evaluators.workloads.workload import Workload
 
@@ -30,7 +31,7 @@ def evaluate(
         what: the work, for progress.
     """
     task, test, rows, seen = workload.task, workload.test, [], 0
-    with torch.inference_mode():
+    with torch.inference_mode(), full_precision():
         for batch in test.batches(workload.batch_size):
             batch = trees.placed(batch, device)
             rows.append(task.rows(task.forward(run, batch), batch).cpu())

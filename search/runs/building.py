@@ -64,6 +64,7 @@ def build(
         options=config.options(),
         progress=progress,
         executor=workers.executor,
+        device=workers.device,
     )
     return workload, database
 

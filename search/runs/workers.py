@@ -10,7 +10,7 @@ import torch
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
-from apportion.compressors.threads import limit_threads
+from apportion.compressors.threads import device_for, limit_threads
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Executor, LocalExecutor
 from apportion.evaluators.cluster.actor_pool import ActorPool
@@ -41,6 +41,11 @@ class Workers(AbstractContextManager["Workers"]):
             if self._config.count
             else LocalExecutor(self._config.gpus)
         )
+
+    @property
+    def device(self) -> str:
+        """Where this process runs the model itself: on its GPU where the job has one here."""
+        return "cpu" if self._config.count else device_for(self._config.gpus)
 
     def pool(self, spec: ScoringSpec) -> Pool:
         """Workers that score by `spec`; they start when there is first something to score."""

@@ -26,6 +26,12 @@ def test_its_order_is_the_textbooks(d: int) -> None:
     torch.testing.assert_close(ours[1], expected[1], rtol=1e-6, atol=1e-7)
 
 
+def test_weights_that_are_stored_by_columns() -> None:
+    weight, hinv = problem(2, 3, 20)
+    across = weight.T.contiguous().T
+    assert torch.equal(fused.eliminate(across, hinv)[0], fused.eliminate(weight, hinv)[0])
+
+
 @pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 3), (0, 2)])
 def test_its_patterns_are_the_textbooks(n: int, m: int) -> None:
     weight, hinv = problem(n, 3, 36)

@@ -82,6 +82,22 @@ def test_fast_quantization_is_the_textbooks(
 
 
 @pytest.mark.usefixtures("each_form")
+@pytest.mark.usefixtures("each_form")
+def test_weights_that_are_stored_by_columns() -> None:
+    """As those of GPT-2's Conv1D are, read as a matrix."""
+    weight, hessian = problem(5, 6, 32)
+    hinv, across = torch.linalg.inv(hessian), weight.T.contiguous().T
+    free = torch.zeros_like(weight, dtype=torch.bool)
+    grid = fit_grid(weight, 3)
+    for run in (
+        lambda w: dispatch.eliminate(w, hinv)[0],
+        lambda w: dispatch.eliminate_blocks(w, hinv, 4)[0],
+        lambda w: dispatch.prune_n_of_m(w, hinv, 2, 4),
+        lambda w: dispatch.quantize(w, hinv, grid, free),
+    ):
+        assert torch.equal(run(across), run(weight))
+
+
 def test_many_refreshes_change_nothing() -> None:
     weight, hessian = problem(5, 3, 400)
     hinv = torch.linalg.inv(hessian)

@@ -83,7 +83,7 @@ class Two(nn.Module):
 def decoded(raw: Tensor) -> list[dict[str, Tensor]]:
     """Of values [n, 16, 5 + CLASSES] in 0..1."""
     cells = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="xy"), -1)
-    corner = 4.0 * cells.reshape(16, 2)
+    corner = 4.0 * cells.reshape(16, 2).to(raw.device)
     found = []
     for each in raw:
         scores, labels = (each[:, 4:5] * each[:, 5:]).max(1)
