@@ -22,7 +22,8 @@ GPU = {"count": 0, "gpus": 1}
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    return nets.job(folder, "two", "regression", "pair_splits")
+    store = {"store": f"sqlite:///{folder / 'runs.sqlite'}"}
+    return {**nets.job(folder, "two", "regression", "pair_splits"), **store}
 
 
 def digits(folder: Path) -> dict[str, Any]:

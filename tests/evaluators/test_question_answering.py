@@ -196,3 +196,24 @@ def test_real_questions(shared_data: Path, tmp_path: Path) -> None:
         right = "".join(map(chr, batch["answers"][i].tolist())).split("\0")[0]
         first, last = batch["spans"][i][batch["start"][i]], batch["spans"][i][batch["end"][i]]
         assert right in text[int(first[0]) : int(last[1])]
+
+
+def test_windows_that_lose_a_contexts_end_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the tokenizers library's 0.23.1 and 0.23.2 give them."""
+    from transformers import PreTrainedTokenizerFast
+
+    honest = PreTrainedTokenizerFast._encode_plus
+
+    def hasty(self: Any, *given: Any, **options: Any) -> Any:
+        made = honest(self, *given, **options)
+        if options.get("return_overflowing_tokens"):
+            for key, values in list(made.items()):
+                made[key] = values[:2]
+        return made
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", hasty)
+    context = " ".join(language.WORDS[:30])
+    with pytest.raises(DataError, match=r"question 1: .* of the context's 119 characters alone"):
+        read(tmp_path, [paragraph(context, "fif fig")], sequence=16, stride=4)

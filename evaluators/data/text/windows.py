@@ -62,7 +62,8 @@ class Windows:
 
 def cut(tokenizer: Tokenizer, questions: Sequence[Question], stride: int, part: str) -> Windows:
     """Windows of `sequence` tokens at most, each sharing `stride` tokens of the context with the
-    one before. Raises DataError for a question that leaves no room for that."""
+    one before. Raises DataError for a question that leaves no room for that, and where the
+    windows do not show all of a context."""
     if not tokenizer.own.is_fast:
         raise DataError(
             "workload.data.tokenizer",
@@ -84,6 +85,7 @@ def cut(tokenizer: Tokenizer, questions: Sequence[Question], stride: int, part: 
             return_offsets_mapping=True,
             verbose=False,
         )
+        _check_ends(tokenizer, some, found, part, at)
         for window, number in enumerate(found["overflow_to_sample_mapping"]):
             _add(made, tokenizer, found, window, some[number])
             made.question.append(at + number)
@@ -158,3 +160,26 @@ def _check_room(
             f"question {first + worst + 1} has {lengths[worst]} tokens: with a stride of {stride} "
             f"workload.data.sequence must be {needed} or more, not {tokenizer.sequence}",
         )
+
+
+def _check_ends(
+    tokenizer: Tokenizer, asked: Sequence[Question], found: Any, part: str, first: int
+) -> None:
+    """The tokenizers library of 0.23.1 and 0.23.2 loses most windows of long texts."""
+    ends = [0] * len(asked)
+    for window, number in enumerate(found["overflow_to_sample_mapping"]):
+        spans = zip(found.sequence_ids(window), found["offset_mapping"][window], strict=True)
+        ends[number] = max([ends[number], *(end for which, (_, end) in spans if which == 1)])
+    for number, each in enumerate(asked):
+        if ends[number] >= len(each.context.rstrip()):
+            continue
+        whole = tokenizer.own(
+            each.context, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )["offset_mapping"]
+        if whole and whole[-1][1] > ends[number]:  # not just characters that have no token
+            raise DataError(
+                f"workload.data.{part}",
+                f"question {first + number + 1}: the installed tokenizers library gives windows of "
+                f"the first {ends[number]} of the context's {len(each.context)} characters alone, "
+                "as its versions 0.23.1 and 0.23.2 do: install another one",
+            )
