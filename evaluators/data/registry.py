@@ -24,6 +24,7 @@ class Context:
         form: what the task's batches hold (`Task.form`), for readers that serve several tasks.
         classes: the model's names of its classes, in the order of its outputs; None where it has
             none.
+        inputs: the arguments that the model names; empty where nothing is known of them.
         progress: told of work that takes long.
     """
 
@@ -31,7 +32,13 @@ class Context:
     task: str = ""
     form: str = ""
     classes: tuple[str, ...] | None = None
+    inputs: tuple[str, ...] = ()
     progress: Progress = silent
+
+    def takes(self, name: str) -> bool:
+        """Whether batches of text may hold this beside `input_ids`: a model that names its
+        arguments without it ignores it, or cannot be called with it."""
+        return "input_ids" not in self.inputs or name in self.inputs
 
 
 def reads(

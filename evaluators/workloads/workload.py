@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,7 +147,12 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
         load_trained(model, progress)
     classes = class_names(name, model)
     context = Context(
-        name, task.identity, task.form, None if classes is None else tuple(classes), progress
+        name,
+        task.identity,
+        task.form,
+        None if classes is None else tuple(classes),
+        tuple(inspect.signature(model.forward).parameters),
+        progress,
     )
     splits = load_splits(config.data, context)
     if isinstance(config.data, ImageFolderData):

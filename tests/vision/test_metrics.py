@@ -120,18 +120,29 @@ def test_what_two_sets_of_detections_do_not_share(
 
 
 def test_map_is_torchmetrics_for_lists_of_detections() -> None:
+    """With COCO's own thresholds; torchmetrics has them rounded to float32."""
+    from pycocotools.cocoeval import Params
     from torchmetrics.detection import MeanAveragePrecision
 
     task, data = ObjectDetection(), nets.boxes(16, 4)
     images, wanted = data.batch
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        found = nets.lists()(images + 0.3 * torch.randn(images.shape))
-    metric = MeanAveragePrecision()
+        found = nets.lists()(images + 0.3 * noise)
+    coco = Params("bbox")
+    metric = MeanAveragePrecision(
+        iou_thresholds=coco.iouThrs.tolist(), rec_thresholds=coco.recThrs.tolist()
+    )
     truth = [{"boxes": b[b[:, 0] >= 0, 1:], "labels": b[b[:, 0] >= 0, 0].int()} for b in wanted]
     metric.update(found, truth)
     expected = float(metric.compute()["map"])
     assert 0.05 < expected < 1
     assert task.measure(task.rows(found, data.batch)) == pytest.approx(expected, abs=1e-6)
+    one = found[3], truth[3]
+    metric.reset()
+    metric.update(*[[each] for each in one])
+    alone = float(metric.compute()["map"])
+    assert float(task.error(found, data.batch)[3]) == pytest.approx(1 - alone, abs=1e-6)
 
 
 def test_a_detector_that_finds_nothing_or_gives_something_else_is_refused() -> None:

@@ -52,8 +52,9 @@ def pack(
     special = [torch.tensor(each, dtype=torch.int64).expand(count, -1) for each in (before, after)]
     ids = torch.cat([special[0], pieces, special[1]], dim=1)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "token_type_ids" in tokenizer.own.model_input_names:
-        batch["token_type_ids"] = torch.zeros_like(ids)
+    kinds = "token_type_ids"
+    if kinds in tokenizer.own.model_input_names and tokenizer.context.takes(kinds):
+        batch[kinds] = torch.zeros_like(ids)
     if masked is not None:
         batch["input_ids"], batch["labels"] = mask(tokenizer, ids, masked)
     return TensorDataset(batch)

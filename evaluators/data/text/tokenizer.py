@@ -98,7 +98,7 @@ class Tokenizer:
         return {
             key: Ragged.of(rows, kinds.get(key, np.int8), width, pads.get(key, 0))
             for key, rows in encoded.items()
-            if key in ("input_ids", "attention_mask", "token_type_ids")
+            if key in ("input_ids", "attention_mask", "token_type_ids") and self.context.takes(key)
         }
 
 
