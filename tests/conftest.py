@@ -17,6 +17,8 @@ from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.building import build
 
+pytest.register_assert_rewrite("tests.whole_jobs")
+
 _RAY = (
     "tests/service/",
     "test_pool.py",

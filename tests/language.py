@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"{a}{b}" for a in ("ba", "do", "fi", "ku", "le") for b in "bdfgklmn"]
@@ -94,6 +94,66 @@ def causal() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return transformers.GPT2LMHeadModel(config).eval()
+
+
+def llama() -> nn.Module:
+    """Its head is its embedding; two heads of queries share one of keys and values."""
+    return _decoder("Llama", tie_word_embeddings=True)
+
+
+def mixture() -> nn.Module:
+    """Four experts, of which each token takes two."""
+    return _decoder("Mixtral", num_local_experts=4, num_experts_per_tok=2)
+
+
+def _decoder(kind: str, **changes: Any) -> nn.Module:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=POSITIONS,
+        initializer_range=0.3,
+        use_cache=False,
+        pad_token_id=0,
+        **changes,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config)
+    return made.eval()
+
+
+class Recurrent(nn.Module):
+    """An LSTM over the tokens, both ways, and a class by what it gives on average."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(VOCABULARY, 16)
+        self.lstm = nn.LSTM(16, 12, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        lengths = attention_mask.sum(1)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            self.words(input_ids), lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
+        states, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        logits: Tensor = self.head(states.sum(1) / lengths[:, None])
+        return logits
+
+
+def recurrent() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Recurrent().eval()
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.7 if parameter.dim() > 1 else 0.1)
+    return model
 
 
 def write_squad(path: Path, paragraphs: list[dict[str, Any]]) -> str:

@@ -137,6 +137,7 @@ def export(
     check_recovery(problem.workload, recovery)
     metric = problem.workload.task.metric
     check_held(problem.workload.model, problem.database, recovery)
+    check_formats(formats, problem)
     subject = CompressedModel(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )
@@ -210,9 +211,12 @@ def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chose
     return Chosen(candidate, score.fitness, {"imported": source})
 
 
-def check_formats(formats: Sequence[str]) -> None:
-    """Raises UnknownNameError, ConfigurationError."""
-    resolve(formats)
+def check_formats(formats: Sequence[str], problem: ModelProblem | None = None) -> None:
+    """Whether the formats are known, and can hold what comes of `problem`. Raises
+    UnknownNameError, ConfigurationError, ModelError."""
+    for form in resolve(formats):
+        if problem is not None:
+            form.check(problem)
 
 
 def _compress(

@@ -14,6 +14,7 @@ from safetensors.torch import load_model, save_model
 from apportion.db.files import write_atomically
 from apportion.db.layers.packed import load_packed, save_packed
 from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.runs.pipeline import ModelProblem
 
 Runner = Callable[..., Any]
 """Called as the model is: the same inputs, the same outputs."""
@@ -29,6 +30,10 @@ class Format(ABC):
     file: ClassVar[str]
     runtime: ClassVar[str]
     tolerance: ClassVar[float | None]
+
+    def check(self, problem: ModelProblem) -> None:  # noqa: B027
+        """Whether the format can hold what comes of `problem`, as far as that shows before
+        anything is computed; by default all is. Raises ModelError."""
 
     @abstractmethod
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str] | None:

@@ -14,6 +14,7 @@ from apportion.evaluators.data.text.pretrained import PREFIX, Pretrained, pretra
 from apportion.evaluators.models.huggingface import Logits, load
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner
+from apportion.search.runs.pipeline import ModelProblem
 
 _CONFIG = "config.json"
 _BESIDE = (
@@ -33,13 +34,16 @@ class HuggingFace(Format):
 
     file, runtime, tolerance = "huggingface", "transformers", 0.0
 
-    def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
-        name = subject.problem.job.workload.name
+    def check(self, problem: ModelProblem) -> None:
+        name = problem.job.workload.name
         if not name.startswith(PREFIX):
             raise ModelError(
                 f"export format huggingface: model {name!r} is none of transformers' "
                 f"({PREFIX}NAME); safetensors has its state dict"
             )
+
+    def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
+        name = subject.problem.job.workload.name
         source = pretrained(name.removeprefix(PREFIX))
         folder = path / source.options.get("subfolder", "")
         folder.mkdir(parents=True)

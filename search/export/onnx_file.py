@@ -13,6 +13,8 @@ from apportion.evaluators.rewriting import onnx_files, onnx_model
 from apportion.evaluators.rewriting.shapes import by_size, widest
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner
+from apportion.search.export.program import check_outputs
+from apportion.search.runs.pipeline import ModelProblem
 
 _FLOATS = (
     "ONNX Runtime rounds the inputs of linear layers whose weights alone are quantized to 8 bits, "
@@ -26,6 +28,9 @@ class Onnx(Format):
     file, model.onnx.data."""
 
     file, runtime, tolerance = "model.onnx", "ONNX Runtime", None
+
+    def check(self, problem: ModelProblem) -> None:
+        check_outputs("onnx", problem)
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
         def exported(axes: Sequence[str]) -> Any:

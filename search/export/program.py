@@ -18,6 +18,7 @@ from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.rewriting.shapes import by_size, export_dim, reason, widest
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner
+from apportion.search.runs.pipeline import ModelProblem
 
 
 class Program(Format):
@@ -25,6 +26,9 @@ class Program(Format):
     far as they can be. Filter levels come in the shapes that are left."""
 
     file, runtime, tolerance = "model.pt2", "torch.export", 1e-4
+
+    def check(self, problem: ModelProblem) -> None:
+        check_outputs("torch", problem)
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
         model = copy.deepcopy(subject.model)
@@ -46,6 +50,27 @@ class Program(Format):
         with path.open("rb") as file:
             program = torch.export.load(file)
         return by_size(program.module(), _size(program))
+
+
+def check_outputs(form: str, problem: ModelProblem) -> None:
+    """A program gives the same tensors for any number of samples; detectors that give a list with
+    boxes for each image do not. Raises ModelError, with the name `form` of the format."""
+    model, task = problem.workload.model, problem.workload.task
+    batch = next(problem.workload.calibration.batches(2))
+    if task.samples(batch) < 2:
+        return
+    counts = []
+    for samples in (1, 2):
+        given = trees.cut(batch, slice(samples))
+        with torch.no_grad():
+            counts.append(len(trees.tensors(task.forward(model, given))))
+    if counts[0] != counts[1]:
+        raise ModelError(
+            f"export format {form}: model {problem.job.workload.name!r} gives {counts[0]} tensors "
+            f"for one sample and {counts[1]} for two, as lists with boxes for each image; a "
+            "program gives as many for any number: let the model give its raw predictions "
+            "(a task of your own decodes them), or export it as safetensors"
+        )
 
 
 def _exported(model: torch.nn.Module, inputs: Any, axes: Sequence[str]) -> Any:

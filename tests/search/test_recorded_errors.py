@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from apportion.compressors.calibration import call
 from apportion.compressors.levels import DENSE, parse_level
-from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.models.huggingface import Logits
 from apportion.evaluators.tasks.image_classification import ImageClassification
@@ -165,8 +164,8 @@ def inputs_of(
     for at in range(len(data)):
         own = task.inputs(data.subset([at]).batch)
         if isinstance(own, dict):
-            length = int(own["attention_mask"].sum())
-            own = trees.mapped(lambda tensor, length=length: tensor[:, :length], own)
+            counted = own["attention_mask"][0].bool()
+            own = {name: tensor[:, counted] for name, tensor in own.items()}
         with torch.no_grad():
             call(model, own)
     hook.remove()

@@ -3,6 +3,7 @@ dense model itself gives, but for a share of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,29 +96,54 @@ def decoded(raw: Tensor) -> list[dict[str, Tensor]]:
 
 def mlp() -> nn.Module:
     """Three numbers from twelve."""
-    return _fixed(nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(),
-                                nn.Linear(16, 3)))  # fmt: skip
+    return _fixed(
+        lambda: nn.Sequential(
+            nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 3)
+        )
+    )
 
 
 def unet() -> nn.Module:
-    return _fixed(UNet())
+    return _fixed(UNet)
 
 
 def lists() -> nn.Module:
-    return _fixed(Lists())
+    return _fixed(Lists)
 
 
 def anchors() -> nn.Module:
-    return _fixed(Anchors())
+    return _fixed(Anchors)
+
+
+def retina() -> nn.Module:
+    """torchvision's RetinaNet in small, which finds much with random weights."""
+    from torchvision.models.detection import RetinaNet
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    def made() -> nn.Module:
+        body: Any = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.ReLU())
+        body.out_channels = 8
+        anchors = AnchorGenerator(((6,),), ((0.5, 1.0, 2.0),))
+        sizes = {"min_size": SIDE, "max_size": SIDE, "detections_per_img": MOST}
+        return RetinaNet(body, CLASSES, anchor_generator=anchors, score_thresh=0.01, **sizes)
+
+    model = _fixed(made)
+    with torch.no_grad():
+        for last in ("classification_head.cls_logits", "regression_head.bbox_reg"):
+            model.get_submodule(f"head.{last}").weight.mul_(0.1)  # type: ignore[operator]
+    return model
 
 
 def two() -> nn.Module:
-    return _fixed(Two())
+    return _fixed(Two)
 
 
-def _fixed(model: nn.Module) -> nn.Module:
+def _fixed(make: Callable[[], nn.Module]) -> nn.Module:
     """The same weights every time, wide enough for outputs that differ."""
     generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -135,10 +161,10 @@ def masks(count: int, seed: int) -> TensorDataset:
     return TensorDataset((images, torch.where(noise > 0.9, 255, wanted)))
 
 
-def boxes(count: int, seed: int) -> TensorDataset:
+def boxes(count: int, seed: int, model: Any = lists) -> TensorDataset:
     images, _ = _images(count, seed)
     with torch.no_grad():
-        found = lists()(images)
+        found = model()(images)
     wanted = torch.full((count, MOST, 5), -1.0)
     for row, one in zip(wanted, found, strict=True):
         best = one["scores"].argsort(descending=True)[:MOST]
@@ -187,6 +213,10 @@ def mask_splits() -> Splits:
 
 def box_splits() -> Splits:
     return Splits(boxes(32, 1), boxes(32, 2))
+
+
+def retina_splits() -> Splits:
+    return Splits(boxes(16, 1, retina), boxes(16, 2, retina))
 
 
 def number_splits() -> Splits:

@@ -183,7 +183,7 @@ def _work(
 ) -> None:
     from apportion.db.layers.format import MANIFEST
     from apportion.db.runs.store import RunStore
-    from apportion.search.export.exporting import export
+    from apportion.search.export.exporting import check_formats, export
     from apportion.search.jobs.job import Job
     from apportion.search.report.league import comparison, describe_pick, league
     from apportion.search.runs.pipeline import ModelProblem, job_runs, prepare, run_search
@@ -198,6 +198,8 @@ def _work(
         mirror.pull(database, MANIFEST)
     with _patiently(lambda: prepare(job, reporter), reporter) as problem:
         reporter.state.search = problem.id
+        if isinstance(problem, ModelProblem):
+            check_formats(options.formats, problem)
         own = {run.id: run.evaluations for run in job_runs(problem)}
         started, before = (
             time.monotonic(),
