@@ -129,31 +129,40 @@ def _decoder(kind: str, **changes: Any) -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    """An LSTM over the tokens, both ways, and a class by what it gives on average."""
+    """An LSTM over the tokens, and a class by what it gives on average. Both ways without padding,
+    as torch packs it, which no exporter of programs takes; or left to right over all."""
 
-    def __init__(self) -> None:
+    def __init__(self, both_ways: bool) -> None:
         super().__init__()
+        self.both_ways = both_ways
         self.words = nn.Embedding(VOCABULARY, 16)
-        self.lstm = nn.LSTM(16, 12, num_layers=2, bidirectional=True, batch_first=True)
-        self.head = nn.Linear(24, 3)
+        self.lstm = nn.LSTM(16, 12, num_layers=2, bidirectional=both_ways, batch_first=True)
+        self.head = nn.Linear(24 if both_ways else 12, 3)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        lengths = attention_mask.sum(1)
-        packed = nn.utils.rnn.pack_padded_sequence(
-            self.words(input_ids), lengths.cpu(), batch_first=True, enforce_sorted=False
-        )
-        states, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        words, lengths = self.words(input_ids), attention_mask.sum(1)
+        if self.both_ways:
+            packed = nn.utils.rnn.pack_padded_sequence(
+                words, lengths.cpu(), batch_first=True, enforce_sorted=False
+            )
+            states, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        else:
+            states = self.lstm(words)[0] * attention_mask[..., None]
         logits: Tensor = self.head(states.sum(1) / lengths[:, None])
         return logits
 
 
-def recurrent() -> nn.Module:
+def recurrent(both_ways: bool = True) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Recurrent().eval()
+        model = Recurrent(both_ways).eval()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.7 if parameter.dim() > 1 else 0.1)
     return model
+
+
+def one_way() -> nn.Module:
+    return recurrent(both_ways=False)
 
 
 def write_squad(path: Path, paragraphs: list[dict[str, Any]]) -> str:
