@@ -128,6 +128,44 @@ def _decoder(kind: str, **changes: Any) -> nn.Module:
     return made.eval()
 
 
+def save_gguf(file: Path) -> str:
+    """A Llama with random weights and no tokenizer, as llama.cpp's tools write it."""
+    gguf = pytest.importorskip("gguf")
+    width, inner, kept = 32, 64, 16
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(POSITIONS)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(VOCABULARY)
+    shapes = {"token_embd": (VOCABULARY, width), "output": (VOCABULARY, width)}
+    for i in range(2):
+        own = {
+            "q": (width, width),
+            "k": (kept, width),
+            "v": (kept, width),
+            "output": (width, width),
+        }
+        shapes |= {f"blk.{i}.attn_{name}": shape for name, shape in own.items()}
+        shapes |= {f"blk.{i}.ffn_{name}": (inner, width) for name in ("gate", "up")}
+        shapes[f"blk.{i}.ffn_down"] = (width, inner)
+    norms = ["output_norm", *(f"blk.{i}.{name}_norm" for i in range(2) for name in ("attn", "ffn"))]
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in shapes.items():
+        values = 0.3 * torch.randn(shape, generator=generator)
+        writer.add_tensor(f"{name}.weight", values.numpy())
+    for name in norms:
+        writer.add_tensor(f"{name}.weight", torch.ones(width).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(file)
+
+
 class Recurrent(nn.Module):
     """An LSTM over the tokens, and a class by what it gives on average. Both ways without padding,
     as torch packs it, which no exporter of programs takes; or left to right over all."""

@@ -67,7 +67,17 @@ def test_a_classifier_is_compressed_searched_and_exported(folder: Path, tmp_path
             problem,
             "the optimum",
         )
-        exported = export(chosen, problem, tmp_path / "out", formats=("safetensors", "compressed"))
+        formats = ("safetensors", "compressed", "huggingface")
+        exported = export(chosen, problem, tmp_path / "out", formats=formats)
+        again = transformers.AutoModelForImageClassification.from_pretrained(
+            exported.files["huggingface"]
+        )
+        stitched = problem.workload.model
+        problem.database.stitch(stitched, problem.profile(chosen.candidate))
+        with torch.no_grad():
+            found = again(pixel_values=inputs).logits
+            assert torch.equal(found, stitched(inputs))
+            assert not torch.equal(found, plain(pixel_values=inputs).logits)
     assert exported.content["costs"]["flops"] <= 0.8
     assert 0 < exported.content["exports"]["model.packed"]["of_dense"] < 1
 

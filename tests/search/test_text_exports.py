@@ -4,6 +4,7 @@ number of texts and their length."""
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ transformers = pytest.importorskip("transformers", reason="apportion[huggingface
 LEVEL = "mag:unstr-0.50+rtn:w8"
 
 
-def job(folder: Path, made: Any, model: str | None = None) -> dict[str, Any]:
-    """A job on plain text with a causal model, which is named or lies in a folder."""
+def job(
+    folder: Path, made: Any, model: str | None = None, task: str = "causal-lm"
+) -> dict[str, Any]:
+    """A job on plain text with a model, which is named or lies in a folder."""
     source = folder / "dense"
     if model is None:
         made.save_pretrained(source)
@@ -38,7 +41,7 @@ def job(folder: Path, made: Any, model: str | None = None) -> dict[str, Any]:
     return {
         "workload": {
             "model": model or f"huggingface:{source}",
-            "task": {"kind": "causal-lm"},
+            "task": {"kind": task},
             "data": {"kind": "text", **files, "sequence": 16, **tokenizer},
             "batch_size": 8,
         },
@@ -100,22 +103,90 @@ def test_a_model_that_is_none_of_transformers_has_no_folder(tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
+def test_a_sentence_transformers_folder_is_one_again(tmp_path: Path) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    language.encoder().save_pretrained(tmp_path / "bert")  # type: ignore[operator]
+    language.save_tokenizer(tmp_path / "bert")
+    steps = [
+        modules.Transformer(str(tmp_path / "bert"), max_seq_length=16),
+        modules.Pooling(32, "mean"),
+        modules.Normalize(),
+    ]
+    library.SentenceTransformer(modules=steps, device="cpu").save(str(tmp_path / "dense"))
+    rng = random.Random(0)
+    texts = [language.text(rng, 2 + i % 7) for i in range(40)]
+    rows = [f"{one},{other},{i % 5 / 4}" for i, (one, other) in enumerate(pairwise(texts))]
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    files = dict.fromkeys(("calibration", "test"), str(tmp_path / "pairs.csv"))
+    content = {
+        "workload": {
+            "model": f"huggingface:{tmp_path / 'dense'}",
+            "task": {"kind": "sentence-similarity"},
+            "data": {"kind": "csv", "text": [0, 1], "label": 2, "sequence": 16, **files},
+        },
+        "database": {"path": str(tmp_path / "database"), "levels": ["dense", LEVEL]},
+    }
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        made = exported(problem, tmp_path / "out", "huggingface")
+        model: Any = problem.workload.model
+        problem.database.stitch(model, dict.fromkeys(problem.database.layers, parse_level(LEVEL)))
+    assert made.content["exports"]["huggingface"]["largest_difference"] == 0
+    again = library.SentenceTransformer(str(made.files["huggingface"]), device="cpu")
+    assert [type(step).__name__ for step in again] == ["Transformer", "Pooling", "Normalize"]
+    assert again.max_seq_length == 16
+    tokens = again.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**tokens).last_hidden_state
+    mask = tokens["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1)
+    found = again.encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_from_gguf_is_exported_as_any_other(tmp_path: Path) -> None:
+    """In the floats and by the names of its checkpoint; with a head of its own, unlike the file's
+    many kin whose embedding is their head."""
+    source = language.save_gguf(tmp_path / "model.gguf")
+    content = job(tmp_path, None, f"huggingface:{source}")
+    with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
+        made = exported(problem, tmp_path / "out", "huggingface")
+        model: Any = problem.workload.model
+        problem.database.stitch(model, dict.fromkeys(problem.database.layers, parse_level(LEVEL)))
+    again = transformers.AutoModelForCausalLM.from_pretrained(made.files["huggingface"])
+    given = ids(3, 9)
+    del given["token_type_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given).logits, model(**given).logits, rtol=0, atol=0)
+    (note,) = made.content["exports"]["huggingface"]["notes"]
+    assert "tokenizer could not be taken from the GGUF file" in note
+
+
 @pytest.mark.slow
-def test_programs_take_any_number_of_texts_of_any_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["causal", "llama", "mixture", "masked"])
+def test_programs_take_any_number_of_texts_of_any_length(name: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
-    content = job(tmp_path, language.causal())
+    task = "masked-lm" if name == "masked" else "causal-lm"
+    content = job(tmp_path, getattr(language, name)(), task=task)
     with prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem:
         made = exported(problem, tmp_path / "out", "onnx", "torch", "huggingface")
-    plain = transformers.AutoModelForCausalLM.from_pretrained(made.files["huggingface"]).eval()
+    kind = transformers.AutoModelForMaskedLM if name == "masked" else None
+    kind = kind or transformers.AutoModelForCausalLM
+    plain = kind.from_pretrained(made.files["huggingface"]).eval()
+    assert ("lm_head.weight" in plain.all_tied_weights_keys) == (name in ("causal", "llama"))
     opened = onnx_model.session(made.files["model.onnx"], 1)
     program = torch.export.load(made.files["model.pt2"]).module()
     for samples, length in ((1, 7), (5, 23)):
         given = ids(samples, length)
+        given["attention_mask"][-1, 4:] = 0
+        if name in ("llama", "mixture"):
+            del given["token_type_ids"]  # they have none
         with torch.no_grad():
             expected = plain(**given, use_cache=False).logits
-            torch.testing.assert_close(program(**given).logits, expected, rtol=1e-4, atol=1e-4)
-        found = onnx_model.run(opened, given)
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+            own = program(**given).logits
+        counted = given["attention_mask"].bool()
+        for found in (own, onnx_model.run(opened, given)):
+            torch.testing.assert_close(found[counted], expected[counted], rtol=1e-3, atol=1e-3)
     notes = [n for one in made.content["exports"].values() for n in one.get("notes", ())]
     assert not any("one size" in note for note in notes)
 
