@@ -84,6 +84,11 @@ class TensorDataset(Dataset):
         yield from sorted(trees.named(self.batch), key=lambda item: item[0])
 
 
+def in_memory(dataset: Dataset, batch: Batch) -> Batch:
+    """All samples where they are in memory; else those of `batch`."""
+    return dataset.batch if isinstance(dataset, TensorDataset) else batch
+
+
 @dataclass(frozen=True)
 class Splits:
     """Everything that a data source offers; `calibration` before its subset is drawn, `train` None

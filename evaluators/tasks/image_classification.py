@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.augment import AugmentConfig, augment
-from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.data.dataset import Dataset, in_memory
 from apportion.evaluators.tasks.chance import check_better_than_chance
 from apportion.evaluators.tasks.task import Metric, Task
 
@@ -77,11 +77,11 @@ class ImageClassification(Task):
         """Every label must be one of the outputs, of which there is one tensor."""
         if not isinstance(outputs, Tensor) or outputs.dim() != 2:
             raise ModelError(f"model {model!r} must give one tensor [N, classes]")
-        classes = outputs.shape[1]
+        classes, labels = outputs.shape[1], in_memory(dataset, batch)[1]
         lowest, highest = (
             dataset.label_range()
             if isinstance(dataset, Labelled)
-            else (int(batch[1].min()), int(batch[1].max()))
+            else (int(labels.min()), int(labels.max()))
         )
         if lowest < 0 or highest >= classes:
             raise DataError(

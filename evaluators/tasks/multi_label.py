@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
-from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.data.dataset import Batch, Dataset, in_memory
 from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.targets import TargetsTask, wanted
@@ -61,7 +61,6 @@ class MultiLabel(TargetsTask):
         self, outputs: Outputs, batch: Batch, dataset: Dataset, what: str, model: str
     ) -> None:
         """As many logits as labels, which are 0 or 1."""
-        del dataset
         found, labels = _logits(outputs), wanted(batch)
         if found.dim() != 2:
             raise ModelError(
@@ -74,6 +73,7 @@ class MultiLabel(TargetsTask):
                 f"{what} labels have the shape {list(labels.shape)} where model {model!r} gives "
                 f"logits {list(found.shape)}; needed is 0 or 1 for each of them",
             )
+        labels = wanted(in_memory(dataset, batch))
         if not bool(((labels == 0) | (labels == 1)).all()):
             raise DataError("workload.data", f"{what} labels must be 0 or 1 for multi-label")
 

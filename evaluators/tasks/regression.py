@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
-from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.data.dataset import Batch, Dataset, in_memory
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.targets import LABELS, TargetsTask, wanted
 from apportion.evaluators.tasks.task import Metric, Outputs
@@ -47,7 +47,6 @@ class Regression(TargetsTask):
         self, outputs: Outputs, batch: Batch, dataset: Dataset, what: str, model: str
     ) -> None:
         """As many outputs as targets, and targets that are numbers."""
-        del dataset
         if not (isinstance(batch, dict) and LABELS in batch) and not isinstance(batch, tuple):
             raise DataError(
                 "workload.data",
@@ -66,7 +65,7 @@ class Regression(TargetsTask):
                 f"{what} data have {targets.shape[1]} targets per sample, model {model!r} gives "
                 f"{found.shape[1]} numbers",
             )
-        if not bool(torch.isfinite(targets).all()):
+        if not bool(torch.isfinite(wanted(in_memory(dataset, batch))).all()):
             raise DataError("workload.data", f"{what} targets hold NaN or infinity")
 
 

@@ -30,6 +30,13 @@ def check_together(model: nn.Module, name: str, task: Task, parts: Mapping[str, 
         _check_values(task, outputs, batch, count)
 
 
+def check_batch(model: nn.Module, name: str, task: Task, batch: Batch) -> None:
+    """More samples, of the calibration data, must run through the model, and have values. Raises
+    DataError, ConfigurationError."""
+    outputs = _run(model, name, task, batch, "calibration")
+    _check_values(task, outputs, batch, len(trees.tensors(batch)[0]))
+
+
 def _run(model: nn.Module, name: str, task: Task, batch: Batch, part: str) -> Outputs:
     inputs = task.inputs(batch)
     try:
@@ -62,6 +69,8 @@ def _check_values(task: Task, outputs: Outputs, batch: Batch, count: int) -> Non
         try:
             found = value()
             shape = list(found.shape)
+        except ApportionError:
+            raise
         except Exception as error:  # the user's own code
             raise _failed(task, what, error) from error
         if shape != [count]:
@@ -84,10 +93,24 @@ def _check_values(task: Task, outputs: Outputs, batch: Batch, count: int) -> Non
                 f"task {task.identity}: the divergence of the dense model from itself is "
                 f"{float(found.abs().max()):.3g}; it must be 0"
             )
+    measured(task, task.rows(outputs, batch).cpu())
+
+
+def measured(task: Task, rows: Tensor) -> float:
+    """The metric's value from `rows` of samples. Raises ConfigurationError where the task's own
+    code fails, or gives what is no number."""
+    metric = f"metric {task.metric.name!r}"
     try:
-        task.measure(task.rows(outputs, batch).cpu())
+        found = task.measure(rows)
+    except ApportionError:
+        raise
     except Exception as error:  # the user's own code
-        raise _failed(task, f"metric {task.metric.name!r}", error) from error
+        raise _failed(task, metric, error) from error
+    if not isinstance(found, int | float):
+        raise ConfigurationError(
+            f"task {task.identity}: {metric} is a {type(found).__name__}; a number is needed"
+        )
+    return found
 
 
 def _failed(task: Task, what: str, error: Exception) -> ConfigurationError:

@@ -10,6 +10,7 @@ import torch
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import full_precision
 from apportion.evaluators.data import trees
+from apportion.evaluators.workloads.checks import measured
 from apportion.evaluators.workloads.workload import Workload
 
 
@@ -29,6 +30,9 @@ def evaluate(
         device: where `run` computes.
         progress: told of samples.
         what: the work, for progress.
+
+    Raises:
+        ConfigurationError: the metric fails.
     """
     task, test, rows, seen = workload.task, workload.test, [], 0
     with torch.inference_mode(), full_precision():
@@ -37,4 +41,4 @@ def evaluate(
             rows.append(task.rows(task.forward(run, batch), batch).cpu())
             seen += task.samples(batch)
             progress(what, seen, len(test))
-    return task.measure(torch.cat(rows))
+    return measured(task, torch.cat(rows))

@@ -29,7 +29,7 @@ from apportion.evaluators.models.build import build_model, class_names, folded, 
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.registry import make_task
 from apportion.evaluators.tasks.task import Inputs, Task
-from apportion.evaluators.workloads.checks import check_together
+from apportion.evaluators.workloads.checks import check_batch, check_together
 from apportion.evaluators.workloads.classes import numbered
 from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.evaluators.workloads.repeatable import check_repeatable
@@ -198,6 +198,8 @@ def assembled(
     workload.model = model = settled(workload.model, name, first_inputs(workload, _FIRST))
     parts = {"calibration": calibration, "train": train, "test": splits.test}
     check_together(workload.model, name, task, parts)
+    some = range(min(_FIRST, workload.batch_size, len(calibration)))
+    check_batch(workload.model, name, task, calibration.subset(some).batch)
     check_repeatable(workload.model, name, first_inputs(workload, _FIRST))
     if config.fold:
         workload.model = folded(model, name, first_inputs(workload, config.batch_size))

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.levels import parse_level
 from apportion.compressors.progress import Progress, silent
 from apportion.db.layers import format
@@ -228,7 +229,19 @@ def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -
                     expand,
                 )
             )
+        for result in results:
+            _check_finite(result, job)
         return [pick(result, problem, store, progress) for result in results]
+
+
+def _check_finite(result: RunResult, job: AnyJob) -> None:
+    """A run of candidates that are all worth nothing has no best one. Raises ConfigurationError."""
+    if result.run.state == "finished" and not np.isfinite(result.pick.fitness):
+        raise ConfigurationError(
+            f"run {result.run.id!r}: the fitness {job.fitness!r} of all candidates is infinite or "
+            "not a number: the task gives no finite value for some calibration sample, or no "
+            "level within the budgets leaves the model's outputs finite"
+        )
 
 
 def pick(

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.robustness import documents, jobs, models, stores
+from tests.robustness import documents, jobs, models, stores, tasks
 from tests.robustness.case import Case, judge
 from tests.robustness.whole import make_whole
 
@@ -23,6 +23,7 @@ def all_cases(run: str) -> Iterator[Case]:
     yield from jobs.cases()
     yield from documents.cases()
     yield from models.cases()
+    yield from tasks.cases()
     yield from stores.cases(run)
 
 

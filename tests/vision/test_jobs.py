@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from apportion.compressors.errors import ModelError
+from apportion.compressors.errors import ConfigurationError, ModelError
+from apportion.db.runs.store import RunStore
 from apportion.search.export.exporting import check_formats
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import prepare
+from apportion.search.runs.pipeline import prepare, run_search
 from tests.vision import nets
 from tests.whole_jobs import gone_through
 
@@ -42,6 +43,17 @@ def test_a_job_goes_through(
     assert found["metric"]["name"] == metric
     assert found["costs"]["bits"] <= 0.6
     assert found[metric]["dense"] > 0
+
+
+def test_a_run_whose_candidates_are_all_worth_nothing_is_an_error(tmp_path: Path) -> None:
+    """The loss is NaN for one sample, which is not among the first that are tried."""
+    content = nets.job(tmp_path, "mlp", "tests.robustness.odd:OnceNaN", "number_splits")
+    content["fitness"] = "loss"
+    with (
+        prepare(parse_model_job(content, tmp_path / "job.yaml")) as problem,
+        pytest.raises(ConfigurationError, match="run 'random-.*: the fitness 'loss' of all cand"),
+    ):
+        run_search(problem, RunStore(f"sqlite:///{tmp_path / 'runs.sqlite'}"))
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
-from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.data.dataset import Dataset, in_memory
 from apportion.evaluators.tasks.task import Metric, Outputs, Task
 from apportion.evaluators.tasks.vision import detections
 from apportion.evaluators.tasks.vision.average_precision import mean_average_precision
@@ -87,13 +87,13 @@ class ObjectDetection(Task):
         self, outputs: Outputs, batch: Boxes, dataset: Dataset, what: str, model: str
     ) -> None:
         """Boxes in the shape they should have, and outputs that are detections."""
-        del dataset
         boxes = batch[1]
         if boxes.dim() != 3 or boxes.shape[2] != 5:
             raise DataError(
                 "workload.data",
                 f"{what} boxes must be [N, M, 5] (class, x1, y1, x2, y2), got {list(boxes.shape)}",
             )
+        boxes = in_memory(dataset, batch)[1]
         there = boxes[boxes[..., 0] >= 0]
         if bool((there[:, 3:] < there[:, 1:3]).any()):
             raise DataError(

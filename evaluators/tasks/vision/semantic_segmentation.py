@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from apportion.compressors.errors import DataError, ModelError
 from apportion.evaluators.data import forms
-from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.data.dataset import Dataset, in_memory
 from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.image_classification import Labelled
 from apportion.evaluators.tasks.outputs import field
@@ -109,10 +109,11 @@ class SemanticSegmentation(Task):
                 f"{what} masks must be integers [N, H, W], got {batch[1].dtype} "
                 f"{list(batch[1].shape)}",
             )
-        _classes(made, batch)
         if isinstance(dataset, Labelled):
             lowest, highest = dataset.label_range()
             _check_range(lowest, highest, made.shape[1], what)
+        else:
+            _classes(made, in_memory(dataset, batch), what)
 
     def _softened(
         self, outputs: Outputs, dense: Outputs, batch: Masks, temperature: float
@@ -152,12 +153,12 @@ def _logits(outputs: Outputs, batch: Masks) -> Tensor:
     return F.interpolate(made, size=size, mode="bilinear", align_corners=False)
 
 
-def _classes(made: Tensor, batch: Masks) -> Tensor:
+def _classes(made: Tensor, batch: Masks, what: str = "a batch's") -> Tensor:
     """The masks, all of whose values are classes of `made` or 255. Raises DataError."""
     mask = batch[1]
     asked = mask[mask != IGNORED]
     if asked.numel():
-        _check_range(int(asked.min()), int(asked.max()), made.shape[1], "a batch's")
+        _check_range(int(asked.min()), int(asked.max()), made.shape[1], what)
     return mask
 
 
