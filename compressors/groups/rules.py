@@ -1,0 +1,294 @@
+"""How channel numbers pass through operations that are no products with weights: one function a
+kind of operation. What none of them knows keeps its channels as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from apportion.compressors.groups.labels import NONE, Book, Labels, varying
+
+Rule = Callable[["Step"], None]
+
+MOVES = frozenset(
+    {
+        *("clone", "_to_copy", "cat", "stack", "flip", "roll", "repeat", "constant_pad_nd"),
+        *("index", "index_select", "gather", "copy_", "reflection_pad2d", "replication_pad2d"),
+        *("lift_fresh_copy", "repeat_interleave", "_unsafe_index", "pixel_shuffle"),
+    }
+)
+LINEAR = frozenset(
+    {
+        *("mean", "sum", "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d"),
+        *("_adaptive_avg_pool3d", "adaptive_avg_pool1d", "upsample_nearest2d"),
+        *("upsample_bilinear2d", "upsample_nearest1d", "upsample_bicubic2d"),
+    }
+)
+LARGEST = frozenset(
+    {
+        *("max_pool2d_with_indices", "max_pool3d_with_indices", "amax", "max_pool2d", "max"),
+        *("adaptive_max_pool2d", "mkldnn_max_pool2d"),
+    }
+)
+NORMS = frozenset(
+    {
+        *("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
+        *("_native_batch_norm_legit", "_batch_norm_no_update", "_batch_norm_with_update"),
+        "miopen_batch_norm",
+    }
+)
+POINTWISE = frozenset(
+    {
+        *("hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "hardtanh", "hardtanh_"),
+        *("_prelu_kernel", "elu", "elu_", "softplus", "log_sigmoid_forward", "native_dropout"),
+        *("masked_fill", "masked_fill_", "bernoulli_", "fill_", "zero_"),
+    }
+)
+"""Those that torch does not tag so."""
+ACROSS = frozenset(
+    {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "cumsum"}
+)
+"""Operations over several channels that would give others something else if one were gone."""
+
+
+_CUTS = frozenset(
+    {"split", "split_with_sizes", "slice", "select", "narrow", "unbind", "diagonal", "unfold"}
+)
+"""Views of a part of a tensor."""
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Of any tree."""
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+class Step:
+    """One operation: what it is, its tensors and what it gave."""
+
+    def __init__(
+        self, labels: Labels, book: Book, func: Any, args: Any, kwargs: Any, out: Any
+    ) -> None:
+        self.labels, self.book, self.func = labels, book, func
+        self.args, self.kwargs, self.out = args, kwargs, out
+        self.name = func._schema.name.split("::")[1]
+        self.inputs = tensors((args, kwargs))
+        self.results = tensors(out)
+
+    @property
+    def numbered(self) -> bool:
+        """Whether any input belongs to channels."""
+        return any(self.labels.known(t) for t in self.inputs)
+
+    def again(self, replace: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """What the operation makes of other tensors in its tensors' places."""
+        args, kwargs = tree_map(
+            lambda a: replace(a) if isinstance(a, Tensor) else a, (self.args, self.kwargs)
+        )
+        made = self.func(*args, **kwargs)
+        return tensors(made)
+
+    def lock(self, reason: str = "") -> None:
+        """All channels of the inputs stay, and the results belong to none."""
+        for t in self.inputs:
+            self.book.lock(self.labels.of(t), reason or f"{self.name} takes several channels")
+
+
+def moved(step: Step) -> None:
+    """Numbers go where the values go."""
+    if step.name == "copy_":
+        target, source = step.inputs[:2]
+        step.labels.set(target, step.labels.of(source).expand(target.shape))
+        return
+
+    def number(t: Tensor) -> Tensor:
+        chooses = not t.is_floating_point() and not step.labels.known(t)
+        return t if chooses else step.labels.of(t).clone()
+
+    kept = dict(step.kwargs)
+    kept.pop("dtype", None)
+    args, kept = tree_map(lambda a: number(a) if isinstance(a, Tensor) else a, (step.args, kept))
+    if step.name == "constant_pad_nd":
+        args = (*args[:2], NONE)
+    made = args[0] if step.name == "_to_copy" else step.func(*args, **kept)
+    step.labels.set(step.results[0], made)
+
+
+def pointwise(step: Step) -> None:
+    """Elements that meet are of one channel. An input that has a channel's extent and no channels
+    could not follow, if one went: those stay."""
+    shape = step.results[0].shape
+    given = [step.labels.of(t).expand(shape) for t in step.inputs if _fits(t.shape, shape)]
+    sizes = [_aligned(t.shape, shape) for t in step.inputs if _fits(t.shape, shape)]
+    result = given[0] if given else torch.zeros(shape, dtype=torch.int64)
+    for each in given[1:]:
+        step.book.join(result, each)
+        result = torch.where(result > 0, result, each)
+    changing = varying(result)
+    for each, size in zip(given, sizes, strict=True):
+        if any(size[d] > 1 for d in changing):
+            lost = (each == NONE) & (result > 0)
+            step.book.lock(
+                result[lost], f"{step.name} joins them with what is in no channel of the model's"
+            )
+    for t in step.results:
+        step.labels.set(t, result)
+
+
+def linear(step: Step) -> None:
+    """A weighted sum: of one channel if all that it sums are."""
+    x = step.inputs[0]
+    numbers = step.labels.of(x).double()
+
+    def summed(values: Tensor) -> Tensor:
+        return step.again(lambda t: values if t is x else t)[0]
+
+    whole = summed(torch.ones_like(numbers))
+    mean = summed(numbers) / whole
+    spread = summed(numbers**2) / whole - mean**2
+    _settle(step, mean, spread.abs() > 1e-6 * (1 + mean**2))
+
+
+def largest(step: Step) -> None:
+    """The largest of some: of one channel if all are."""
+    x = step.inputs[0]
+    numbers = step.labels.of(x).double()
+    high = step.again(lambda t: numbers if t is x else t)[0]
+    low = -step.again(lambda t: -numbers if t is x else t)[0]
+    _settle(step, high, high != low)
+
+
+def _settle(step: Step, found: Tensor, mixed: Tensor) -> None:
+    if bool(mixed.any()):
+        step.lock()
+        return
+    step.labels.set(step.results[0], found.round().long())
+
+
+def softmax(step: Step) -> None:
+    x, dim = step.inputs[0], int(step.args[1])
+    numbers = step.labels.of(x)
+    if dim % max(1, x.dim()) in varying(numbers):
+        step.lock()
+        return
+    step.labels.set(step.results[0], numbers)
+
+
+def batch_norm(step: Step) -> None:
+    """Every channel alone, with a number or two of its own."""
+    x = step.inputs[0]
+    numbers = step.labels.of(x)
+    lead = [1, -1, *[1] * (x.dim() - 2)]
+    for t in step.inputs[1:]:
+        if t.dim() == 1 and len(t) == x.shape[1]:
+            step.book.join(numbers, step.labels.of(t).reshape(lead).expand_as(numbers))
+    step.labels.set(step.results[0], numbers)
+
+
+def across(step: Step) -> None:
+    x = step.inputs[0]
+    step.book.lock(step.labels.of(x), f"{step.name} is over all of them")
+    if step.results and step.results[0].shape == x.shape:
+        step.labels.set(step.results[0], step.labels.of(x))
+
+
+def attention(step: Step) -> None:
+    """Fused: queries meet keys channel by channel; what is given has the values' channels."""
+    query, keys, values = step.inputs[:3]
+    q, k = (step.labels.of(t) for t in (query, keys))
+    if q.shape[:-2] == k.shape[:-2]:
+        step.book.join(q[..., :1, :], k[..., :1, :])
+    else:
+        step.book.lock(q, "attention with shared heads")
+        step.book.lock(k, "attention with shared heads")
+    v = step.labels.of(values)[..., :1, :]
+    out = step.results[0]
+    if v.dim() == out.dim() and v.shape[:-2] == out.shape[:-2]:
+        step.labels.set(out, v.expand(out.shape))
+    else:
+        step.book.lock(v, "attention with shared heads")
+
+
+def products(step: Step) -> None:
+    """left [..., i, c] times right [..., c, j], both activations: what is summed over meets channel
+    by channel."""
+    left, right = step.inputs[-2:]
+    a, b = step.labels.of(left), step.labels.of(right)
+    if a.dim() < 2 or a.dim() != b.dim():
+        step.lock()
+        return
+    over_a, over_b = a.dim() - 1 in varying(a), b.dim() - 2 in varying(b)
+    if over_a or over_b:
+        one, other = a.mT, b  # [..., c, i] and [..., c, j]
+        step.book.join(one[..., :1], other[..., :1])
+        for mine, theirs in ((one, other), (other, one)):
+            step.book.lock(mine[(theirs[..., :1] == NONE).expand_as(mine)], "a product of tensors")
+        return
+    rows, columns = a[..., :, :1], b[..., :1, :]
+    out = step.results[0]
+    made = torch.where(columns > 0, columns, rows).expand(out.shape)
+    both = (rows > 0) & (columns > 0)
+    step.book.lock(rows.expand(out.shape)[both.expand(out.shape)], "an outer product")
+    step.labels.set(out, made)
+
+
+def view(step: Step) -> None:
+    """A view that puts a dimension of channels into two, or cuts it into parts: as many must go
+    from each part, the same of each. Where else it is cut, the channels stay: a model's code says
+    where, and would go on to say so."""
+    before = varying(step.labels.of(step.inputs[0]))
+    if step.name in ("view", "_unsafe_view"):
+        after = step.labels.of(step.results[0])
+        changing = varying(after)
+        if len(before) == 1 and len(changing) > 1:
+            for d in changing[:-1]:
+                step.book.join_all(after, d)
+        return
+    if step.name not in _CUTS:
+        return
+    dim = int(step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0))
+    if step.name in ("split", "split_with_sizes"):
+        dim = int(step.args[2] if len(step.args) > 2 else step.kwargs.get("dim", 0))
+    if dim % max(1, step.inputs[0].dim()) not in before:
+        return
+    shapes = {t.shape for t in step.results}
+    if step.name == "split" and len(shapes) == 1:
+        first = step.labels.of(step.results[0])
+        for t in step.results[1:]:
+            step.book.join(first, step.labels.of(t))
+    elif step.results[0].shape != step.inputs[0].shape:
+        step.lock(f"{step.name} cuts them at a place that the model's code says")
+
+
+def _fits(size: torch.Size, shape: torch.Size) -> bool:
+    return len(size) <= len(shape) and all(
+        n in (1, m) for n, m in zip(reversed(size), reversed(shape), strict=False)
+    )
+
+
+def _aligned(size: torch.Size, shape: torch.Size) -> tuple[int, ...]:
+    return (*[1] * (len(shape) - len(size)), *size)
+
+
+def rule(step: Step) -> Rule | None:
+    """Of the operation; None: nothing knows it."""
+    name = step.name
+    for names, made in (
+        (MOVES, moved),
+        (LINEAR, linear),
+        (LARGEST, largest),
+        (NORMS, batch_norm),
+        (ACROSS, across),
+        ({"_softmax", "_log_softmax"}, softmax),
+        ({"bmm", "mm", "baddbmm"}, products),
+    ):
+        if name in names:
+            return made
+    if name.startswith("_scaled_dot_product"):
+        return attention
+    if name in POINTWISE or torch.Tag.pointwise in step.func.tags:
+        return pointwise
+    return None

@@ -1,0 +1,119 @@
+"""Sizes of groups whose costs couple in pairs: the least additive loss under budgets, exactly.
+
+x_a says that a group has size a, y_ab that two coupled groups have sizes a and b; the y of a pair
+sum to its x (the local polytope: Wainwright & Jordan 2008, section 4). With whole x the y are whole
+too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import coo_array
+
+from apportion.compressors.errors import BudgetError
+from apportion.evaluators.costs.pairs import PairCosts
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A metric's costs, and what they may be at most."""
+
+    costs: PairCosts
+    limit: float
+
+
+def solve(
+    losses: Mapping[str, np.ndarray], budgets: Mapping[str, Budget], seconds: float = 60.0
+) -> tuple[dict[str, int], float]:
+    """The sizes with the least sum of losses.
+
+    Args:
+        losses: group -> loss of each of its sizes; lower is better.
+        budgets: by the metrics' names; all of them hold.
+        seconds: of HiGHS at most; what it has by then is taken.
+
+    Returns:
+        Group -> number of its size, and the relative gap that is proven: 0 for the optimum.
+
+    Raises:
+        BudgetError: no choice of sizes meets the budgets.
+    """
+    first: dict[str, int] = {}
+    total = 0
+    for name, own in losses.items():
+        first[name] = total
+        total += len(own)
+    pairs = sorted({pair for budget in budgets.values() for pair in budget.costs.pair})
+    start: dict[tuple[str, str], int] = {}
+    for g, h in pairs:
+        start[g, h] = total
+        total += len(losses[g]) * len(losses[h])
+    objective = np.zeros(total)
+    for name, own in losses.items():
+        objective[first[name] : first[name] + len(own)] = own
+    rows = _Rows(total)
+    for name, own in losses.items():
+        rows.add({first[name] + a: 1.0 for a in range(len(own))}, 1, 1)
+    for g, h in pairs:
+        n, m = len(losses[g]), len(losses[h])
+        at = start[g, h] + np.arange(n * m).reshape(n, m)
+        for a in range(n):
+            rows.add({**dict.fromkeys(at[a].tolist(), 1.0), first[g] + a: -1.0}, 0, 0)
+        for b in range(m):
+            rows.add({**dict.fromkeys(at[:, b].tolist(), 1.0), first[h] + b: -1.0}, 0, 0)
+    for budget in budgets.values():
+        costs = budget.costs
+        scale = abs(budget.limit) or 1.0
+        row: dict[int, float] = {}
+        for g, own in costs.single.items():
+            row |= {first[g] + a: float(c) / scale for a, c in enumerate(own)}
+        for pair, table in costs.pair.items():
+            row |= {start[pair] + i: float(c) / scale for i, c in enumerate(table.ravel())}
+        rows.add(row, -np.inf, (budget.limit - costs.fixed) / scale)
+    whole = np.zeros(total)
+    whole[: sum(map(len, losses.values()))] = 1
+    made = milp(
+        objective,
+        constraints=rows.constraint(),
+        bounds=Bounds(0, 1),
+        integrality=whole,
+        options={"time_limit": seconds, "mip_rel_gap": 0.0},
+    )
+    if made.x is None:
+        least = dict.fromkeys(losses, 0)
+        for name, budget in budgets.items():
+            if (cost := budget.costs.total(least)) > budget.limit:
+                raise BudgetError(
+                    name, f"{budget.limit:g} is asked, and the smallest sizes cost {cost:g}"
+                )
+        raise BudgetError(", ".join(budgets), f"no sizes found in {seconds:g} s that meet them")
+    chosen = {g: int(made.x[first[g] : first[g] + len(own)].argmax()) for g, own in losses.items()}
+    return chosen, float(made.mip_gap or 0.0)
+
+
+class _Rows:
+    """Constraints, one by one."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._at: list[tuple[int, int, float]] = []
+        self._low: list[float] = []
+        self._high: list[float] = []
+
+    def add(self, row: Mapping[int, float], low: float, high: float) -> None:
+        self._at += [(len(self._low), column, value) for column, value in row.items()]
+        self._low.append(low)
+        self._high.append(high)
+
+    def constraint(self) -> LinearConstraint:
+        i, j, values = zip(*self._at, strict=True)
+        shape = (len(self._low), self._width)
+        return LinearConstraint(coo_array((values, (i, j)), shape=shape), self._low, self._high)
+
+
+def multiples(size: int, multiple: int, least: int) -> Sequence[int]:
+    """Sizes that a group of `size` channels may have, the smallest first: multiples, and all."""
+    return sorted({*range(max(least, multiple), size, multiple), size})
