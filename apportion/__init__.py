@@ -10,21 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apportion.db.runs.store import RunStore
+    from apportion.evaluators.rewriting.narrow import resize
     from apportion.evaluators.tasks.functions import FunctionTask as Task
     from apportion.search.export.exporting import export
     from apportion.search.report.league import league
     from apportion.search.runs.given import prepare
+    from apportion.search.runs.narrowing import narrow
     from apportion.search.runs.pipeline import run_search
 
 __version__ = version("apportion")
-__all__ = ["RunStore", "Task", "__version__", "export", "league", "prepare", "run_search"]
+__all__ = [
+    "RunStore",
+    "Task",
+    "__version__",
+    "export",
+    "league",
+    "narrow",
+    "prepare",
+    "resize",
+    "run_search",
+]
 
 _PLACES = {
     "RunStore": ("db.runs.store", "RunStore"),
     "Task": ("evaluators.tasks.functions", "FunctionTask"),
     "export": ("search.export.exporting", "export"),
     "league": ("search.report.league", "league"),
+    "narrow": ("search.runs.narrowing", "narrow"),
     "prepare": ("search.runs.given", "prepare"),
+    "resize": ("evaluators.rewriting.narrow", "resize"),
     "run_search": ("search.runs.pipeline", "run_search"),
 }
 

@@ -7,7 +7,7 @@ with the dense model as teacher.
         (pip install torch-pruning)
 
 The zero-padded shortcuts become 1 x 1 convolutions with the same zeros and ones, for both sides:
-the same function, and every residual stream has a width of its own. Sizes in steps of four
+the same function, and every residual stream has a width of its own. Our sizes are in steps of four
 channels; the MILP takes the measured KL of every group at every size alone. `--search N`: a local
 search on the true KL from its optimum, of N evaluations. "fitted": layers fitted one after the
 other to what they put out in the dense network."""
@@ -36,10 +36,10 @@ from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import to_matrix
 from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
-from apportion.evaluators.costs.pairs import pair_costs
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
 from apportion.evaluators.rewriting.reconstruct import reconstruct
+from apportion.search.runs.coupling import pair_costs
 from apportion.search.space.pairwise import Budget, multiples, solve
 
 
@@ -266,7 +266,6 @@ def rival(name: str, dense: nn.Module, data: Data, speedup: float) -> nn.Module:
             pruning_ratio=ratio,
             global_pruning=scope == "global",
             max_pruning_ratio=0.9,
-            round_to=4,
             ignored_layers=[model.linear],
         )
         if kind != "l2":

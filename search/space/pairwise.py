@@ -7,14 +7,30 @@ too."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from apportion.compressors.errors import BudgetError
-from apportion.evaluators.costs.pairs import PairCosts
+
+
+@dataclass
+class PairCosts:
+    """One metric: fixed + sum of single[g][a] + sum of pair[g, h][a, b], for sizes a of g and b of
+    h, by their numbers; float64."""
+
+    fixed: float = 0.0
+    single: dict[str, np.ndarray] = field(default_factory=dict)
+    pair: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+    def total(self, chosen: Mapping[str, int]) -> float:
+        return float(
+            self.fixed
+            + sum(own[chosen[g]] for g, own in self.single.items())
+            + sum(own[chosen[g], chosen[h]] for (g, h), own in self.pair.items())
+        )
 
 
 @dataclass(frozen=True)

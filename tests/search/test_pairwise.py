@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from apportion.compressors.errors import BudgetError
-from apportion.evaluators.costs.pairs import PairCosts
-from apportion.search.space.pairwise import Budget, multiples, solve
+from apportion.search.space.pairwise import Budget, PairCosts, multiples, solve
 
 
 def instance(seed: int) -> tuple[dict[str, np.ndarray], PairCosts]:

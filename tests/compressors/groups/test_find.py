@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from apportion.evaluators.rewriting.masked import masked
 from apportion.evaluators.rewriting.narrow import narrowed
-from tests.compressors.groups.masking import check, grouped, masked, outputs, some_of
+from tests.compressors.groups.masking import check, grouped, outputs, some_of
 
 
 class Graph(nn.Module):

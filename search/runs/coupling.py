@@ -1,30 +1,13 @@
-"""Costs of choices that couple in pairs."""
+"""What channels cost, as a search over the sizes of their groups takes it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from apportion.evaluators.costs.channels import ChannelCosts, Side
-
-
-@dataclass
-class PairCosts:
-    """One metric: fixed + sum of single[g][a] + sum of pair[g, h][a, b], for sizes a of g and b of
-    h, by their numbers; float64."""
-
-    fixed: float = 0.0
-    single: dict[str, np.ndarray] = field(default_factory=dict)
-    pair: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-
-    def total(self, chosen: Mapping[str, int]) -> float:
-        return float(
-            self.fixed
-            + sum(own[chosen[g]] for g, own in self.single.items())
-            + sum(own[chosen[g], chosen[h]] for (g, h), own in self.pair.items())
-        )
+from apportion.search.space.pairwise import PairCosts
 
 
 def pair_costs(costs: ChannelCosts, metric: str, sizes: Mapping[str, Sequence[int]]) -> PairCosts:

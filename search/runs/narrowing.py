@@ -1,0 +1,201 @@
+"""A smaller network within hard budgets, from what a program has in memory: how many channels each
+group keeps, and which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from apportion.compressors.calibration import FullPass
+from apportion.compressors.errors import BudgetError, ConfigurationError, ModelError
+from apportion.compressors.groups.find import Grouped, find_groups
+from apportion.compressors.groups.ladder import Reader, channel_ladder, reader
+from apportion.compressors.groups.moments import collect_moments
+from apportion.compressors.kinds.find import find_layers
+from apportion.compressors.kinds.uses import Found
+from apportion.compressors.layers import to_matrix
+from apportion.compressors.progress import Progress, silent
+from apportion.compressors.threads import full_precision
+from apportion.evaluators.costs import budgets as given
+from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
+from apportion.evaluators.data.loaders import as_dataset
+from apportion.evaluators.models.build import checked
+from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
+from apportion.evaluators.rewriting.masked import working
+from apportion.evaluators.rewriting.narrow import changed_shapes
+from apportion.evaluators.tasks.task import Task
+from apportion.search.runs.coupling import pair_costs
+from apportion.search.space.pairwise import Budget, multiples, solve
+
+_METRICS = ("flops", "params")
+_POINTS = 8
+"""Sizes of each group that are measured; between them losses are interpolated."""
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """model: smaller, trainable, of the class that was given. shapes: for `resize`, which makes
+    another instance of the class as small. sizes: group -> channels that stay, of `channels`.
+    costs: metric -> (of this model, of the dense one). gap: relative, of the choice of sizes to the
+    best sum of losses; 0 is the optimum. kept: layer -> why its channels all stay."""
+
+    model: nn.Module
+    shapes: Mapping[str, list[int]]
+    sizes: Mapping[str, int]
+    channels: Mapping[str, int]
+    costs: Mapping[str, tuple[int, int]]
+    gap: float
+    kept: Mapping[str, str]
+
+
+def narrow(
+    model: nn.Module,
+    *,
+    task: Task,
+    calibration: Any,
+    budgets: Mapping[str, float | str],
+    multiple: int = 8,
+    batch_size: int = 64,
+    damping: float = 1e-3,
+    progress: Progress = silent,
+) -> Narrowed:
+    """A copy of `model` with fewer channels that meets the budgets at the least sum of measured
+    losses: each group's divergence from the dense model at some of its sizes alone. The layers that
+    read them make up for channels that are gone. It is meant to be trained afterwards.
+
+    Args:
+        model: on the CPU, in float32; it is put in eval mode.
+        task: feeds batches, and gives the divergence from the dense outputs.
+        calibration: a DataLoader, or an iterable of batches.
+        budgets: of `flops` (multiply-accumulates) and `params`: 0.5, "2x", "30%" or an amount.
+        multiple: sizes are multiples of this, or whole.
+        batch_size: of all passes.
+        damping: share of the mean of a Hessian's diagonal that is added to it.
+        progress: told of all that takes long.
+
+    Raises:
+        ModelError: no channels of the model can go, with the reasons.
+        BudgetError: the budgets cannot be met, or are of another metric.
+        ApportionError: whatever else is wrong.
+    """
+    if multiple < 1:
+        raise ConfigurationError(f"multiple must be 1 or more, not {multiple}")
+    asked = [given.parse_budget(name, value) for name, value in budgets.items()]
+    for own in asked:
+        if own.metric not in _METRICS:
+            raise BudgetError(own.metric, f"channels have budgets of {' and '.join(_METRICS)}")
+    if not asked:
+        raise ConfigurationError("budgets: name at least one of flops and params")
+    search = _Narrowing(
+        checked(model, type(model).__name__).eval(), task, calibration, batch_size, progress
+    )
+    return search.run(asked, multiple, damping)
+
+
+class _Narrowing:
+    def __init__(
+        self, model: nn.Module, task: Task, calibration: Any, size: int, progress: Progress
+    ) -> None:
+        self.model, self.task, self.progress = model, task, progress
+        self.batches = list(as_dataset(calibration, "calibration").batches(size))
+        self.data = FullPass(lambda: self.batches, task.samples, task.forward, len(self.batches))
+        first = next(as_dataset(calibration, "calibration").batches(2))
+        self.found: Found = find_layers(model, self.data)
+        grouped = find_groups(model, self.found.layers, self.data, first)
+        self.grouped: Grouped = working(model, grouped, self.found.layers, self.data, first)
+        if not self.grouped.groups:
+            reasons = sorted({f"{n}: {why}" for n, why in self.grouped.kept.items()})
+            raise ModelError(f"no channels of the model can go ({'; '.join(reasons[:3])})")
+
+    def run(self, asked: list[given.Budget], multiple: int, damping: float) -> Narrowed:
+        whole = {group.name: group.size for group in self.grouped.groups}
+        self.readers = self._readers(damping)
+        self.orders: dict[str, np.ndarray] = {}
+        for done, group in enumerate(self.grouped.groups):
+            self.progress("order channels", done, len(whole))
+            self.orders[group.name] = channel_ladder(group, self.readers).order
+        costs = channel_costs(self.model, self.found, self.grouped.groups)
+        sizes = {name: multiples(size, multiple, 1) for name, size in whole.items()}
+        limits = {
+            own.metric: Budget(
+                pair_costs(costs, own.metric, sizes), own.bound(costs.total(own.metric, whole))
+            )
+            for own in asked
+        }
+        losses = self._losses(whole, sizes)
+        chosen, gap = solve(losses, limits)
+        kept = {name: sizes[name][i] for name, i in chosen.items()}
+        return self._made(kept, whole, costs, gap)
+
+    def _made(
+        self, kept: dict[str, int], whole: dict[str, int], costs: ChannelCosts, gap: float
+    ) -> Narrowed:
+        made = self._smaller(kept)
+        counted = sum(p.numel() for p in made.parameters())
+        if counted != costs.total("params", kept):  # what was counted is what is there
+            raise ModelError(
+                f"the smaller model has {counted} parameters, {costs.total('params', kept)} were "
+                "counted: please report it"
+            )
+        both = {m: (costs.total(m, kept), costs.total(m, whole)) for m in _METRICS}
+        shapes = changed_shapes(self.model, made)
+        return Narrowed(made, shapes, kept, whole, both, gap, self.grouped.kept)
+
+    def _readers(self, damping: float) -> dict[str, Reader]:
+        layers = {layer.name: layer for layer in self.found.layers}
+        names = readers_of(self.grouped, list(layers))
+        with full_precision():
+            moments = collect_moments(
+                self.model, [layers[name] for name in names], self.data, self.progress
+            )
+        return {
+            name: reader(
+                layers[name],
+                to_matrix(layers[name].where.read(self.model), layers[name]),
+                moments[name],
+                damping,
+            )
+            for name in names
+        }
+
+    def _smaller(self, kept: Mapping[str, int]) -> nn.Module:
+        return without(self.model, self.grouped, self.readers, first_of(self.orders, kept)).eval()
+
+    def _losses(self, whole: Mapping[str, int], sizes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Of every group at every size, measured at some of them; more channels never cost more."""
+        with torch.inference_mode(), full_precision():
+            dense = [
+                self.task.reference(self.task.forward(self.model, batch), batch)
+                for batch in self.batches
+            ]
+        points = {
+            name: sorted({own[i] for i in np.linspace(0, len(own) - 1, _POINTS).astype(int)})
+            for name, own in sizes.items()
+        }
+        total, done, made = sum(len(own) - 1 for own in points.values()), 0, {}
+        for name, own in points.items():
+            values = []
+            for size in own:
+                if size == whole[name]:
+                    values.append(0.0)
+                    continue
+                self.progress("measure groups alone", done, total)
+                values.append(self._divergence(self._smaller({**whole, name: size}), dense))
+                done += 1
+            falling = np.maximum.accumulate(np.array(values)[::-1])[::-1]
+            made[name] = np.interp(sizes[name], own, falling)
+        return made
+
+    def _divergence(self, model: nn.Module, dense: list[Any]) -> float:
+        total = samples = 0.0
+        with torch.inference_mode(), full_precision():
+            for batch, wanted in zip(self.batches, dense, strict=True):
+                outputs = self.task.forward(model, batch)
+                total += float(self.task.divergence(outputs, wanted, batch).sum())
+                samples += self.task.samples(batch)
+        return total / samples if np.isfinite(total) else 1e9

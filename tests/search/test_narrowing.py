@@ -1,0 +1,118 @@
+"""Smaller networks within budgets, from a program's own model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import apportion
+from apportion.compressors.errors import ApportionError, BudgetError, ModelError
+from tests.compressors.groups.masking import outputs
+from tests.compressors.groups.test_find import Graph
+from tests.compressors.kinds.test_torchvision import counted
+
+TASK = apportion.Task(
+    forward=lambda model, batch: model(batch),
+    loss=lambda out, _: out.square().mean(1),
+    metric=lambda out, _: out.square().mean(1),
+    name="mean square",
+    higher_is_better=False,
+    divergence="kl",
+)
+
+
+class Sized(nn.Module):
+    """Its code names the size of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 8), nn.Linear(8, 16)
+        self.three = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.one(x))
+        if x.shape[1] != 8:
+            raise RuntimeError("eight are expected")
+        out: Tensor = self.three(F.relu(self.two(x)))
+        return out
+
+
+@pytest.mark.parametrize("budgets", [{"flops": "2x"}, {"params": 0.4, "flops": 0.7}])
+def test_the_budgets_are_met_by_what_is_really_there(budgets: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = Graph(["conv", "add", "cat", "gate"], 0).eval(), torch.randn(48, 3, 6, 6)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = apportion.narrow(model, task=TASK, calibration=[x], budgets=budgets, multiple=2)
+    assert made.gap == 0
+    assert made.costs["flops"] == (counted(made.model, x[:1]), counted(model, x[:1]))
+    sizes = [sum(p.numel() for p in m.parameters()) for m in (made.model, model)]
+    assert made.costs["params"] == tuple(sizes)
+    for name, value in budgets.items():
+        share = 0.5 if value == "2x" else value
+        assert made.costs[name][0] <= share * made.costs[name][1]
+    assert all(n % 2 == 0 or n == made.channels[g] for g, n in made.sizes.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    again = Graph(["conv", "add", "cat", "gate"], 1).eval()
+    apportion.resize(again, made.shapes)
+    again.load_state_dict(made.model.state_dict())
+    assert torch.equal(outputs(again, x), outputs(made.model, x))
+
+
+def test_it_is_better_than_random_channels_of_the_same_sizes() -> None:
+    from apportion.evaluators.rewriting.narrow import narrowed
+    from tests.compressors.groups.masking import grouped
+
+    torch.manual_seed(0)
+    model, x = Graph(["conv", "add", "conv"], 0).eval(), torch.randn(64, 3, 6, 6)
+    made = apportion.narrow(
+        model, task=TASK, calibration=[x], budgets={"flops": "1.5x"}, multiple=1
+    )
+    _, found = grouped(model, x[:2])
+    dense = outputs(model, x)
+    generator = torch.Generator().manual_seed(0)
+    others = []
+    for _ in range(5):
+        kept = {}
+        for group in found.groups:
+            stays = torch.zeros(group.size, dtype=torch.bool)
+            order = torch.randperm(group.size, generator=generator)
+            stays[order[: made.sizes[group.name]]] = True
+            kept[group.name] = stays.numpy()
+        others.append(F.mse_loss(outputs(narrowed(model, found.groups, kept), x), dense).item())
+    assert F.mse_loss(outputs(made.model, x), dense).item() < 0.5 * min(others)
+
+
+def test_sizes_that_a_models_code_names_stay(caplog: pytest.LogCaptureFixture) -> None:  # noqa: ARG001
+    x = torch.randn(32, 6)
+    made = apportion.narrow(
+        Sized().eval(), task=TASK, calibration=[x], budgets={"params": 0.7}, multiple=1
+    )
+    assert set(made.sizes) == {"two"}
+    assert "eight are expected" in made.kept["one"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"budgets": {"latency": "2x"}}, "channels have budgets of flops and params"),
+        ({"budgets": {}}, "name at least one"),
+        ({"budgets": {"flops": "100x"}}, "the smallest sizes cost"),
+        ({"multiple": 0}, "multiple must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_is_one_line(change: dict[str, Any], text: str) -> None:
+    given = {"calibration": [torch.randn(16, 6)], "budgets": {"params": 0.7}, **change}
+    with pytest.raises(ApportionError, match=text) as caught:
+        apportion.narrow(Sized().eval(), task=TASK, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_groups_is_refused_with_the_reasons() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+    with pytest.raises(ModelError, match="no channels of the model can go .*native_layer_norm"):
+        apportion.narrow(model, task=TASK, calibration=[torch.randn(8, 6)], budgets={"params": 0.5})
+    assert issubclass(BudgetError, ApportionError)
