@@ -76,7 +76,8 @@ def verify(
         raise OutputError(
             shown,
             f"{form.runtime} gives {metric.text(measured)} test {metric.name} instead of "
-            f"{metric.text(value)} ({there})",
+            f"{metric.text(value)}, from which it may differ by {metric.allowed(value):.2g} "
+            f"({there})",
         )
     return {
         "bytes": form.size(path),
