@@ -23,7 +23,7 @@ def add_commands(
     export = command(
         "export",
         lambda options: _export(options, load_run),
-        "Write a run's final profile and the stitched, re-tuned model, each file loaded again and "
+        "Write a run's final profile and the stitched, corrected model, each file loaded again and "
         "compared.",
         "apportion export spdy-s0-1a2b3c4d -o out/ --format compressed onnx",
     )
