@@ -85,7 +85,7 @@ class WeightsError(ModelError):
 
 
 class DataError(ApportionError):
-    """Images or labels that cannot be read or have the wrong shape. Carries `source`."""
+    """Data that cannot be read, have the wrong shape or do not fit the model. Carries `source`."""
 
     def __init__(self, source: str, reason: str) -> None:
         self.source = source

@@ -70,6 +70,6 @@ def _start(ray: Any, cpus: float, gpus: float) -> None:
         address="local",  # and not a cluster that somebody else started on this machine
         num_cpus=max(1, int(-(-cpus // 1))),
         num_gpus=int(-(-gpus // 1)) or None,
-        object_store_memory=512 << 20,  # the workload's images and the model, once
+        object_store_memory=512 << 20,  # the workload's data and the model, once
         include_dashboard=False,
     )

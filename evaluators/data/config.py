@@ -36,11 +36,11 @@ class NpzData(Section):
 
     kind: Literal["npz"]
     calibration: Location = Field(
-        description="Images to compress and search with: a file, or a URL."
+        description="Samples to compress and search with: a file, or a URL."
     )
-    test: Location = Field(description="Images that only reports look at.")
+    test: Location = Field(description="Samples that only reports look at.")
     train: Location | None = Field(
-        None, description="Images for batch-norm re-tuning; default: the calibration images."
+        None, description="For corrections and fine-tuning; default: the calibration samples."
     )
     mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
     std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
@@ -53,7 +53,7 @@ class ImageFolderData(Section):
     calibration: Path
     test: Path
     train: Path | None = Field(
-        None, description="Images for batch-norm re-tuning; default: the calibration images."
+        None, description="For corrections and fine-tuning; default: the calibration images."
     )
     resize: int = Field(256, ge=1, description="Shorter side after resizing.")
     size: int = Field(224, ge=1, description="Side of the square that is cut from the centre.")

@@ -41,9 +41,15 @@ def by_length(inputs: Mapping[str, Tensor], mask: Tensor) -> list[dict[str, Tens
 
 
 def without_padding(inputs: Any) -> list[Any]:
-    """What a model is called with, in parts of equal length where it is called with texts: by
-    keyword, `attention_mask` [n, positions] of whole numbers among them. Else as it is."""
+    """What a model is called with, in parts of equal length where it is called with texts. Else as
+    it is."""
+    mask = mask_of(inputs)
+    return [inputs] if mask is None else [*by_length(inputs, mask)]
+
+
+def mask_of(inputs: Any) -> Tensor | None:
+    """Which positions of texts count, where a model is called with texts: by keyword,
+    `attention_mask` [n, positions] of whole numbers among them."""
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
-        return [inputs]
-    return [*by_length(inputs, mask)]
+    texts = isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point()
+    return mask if texts else None

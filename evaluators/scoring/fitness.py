@@ -28,6 +28,12 @@ def _error(task: Task, outputs: Outputs, batch: Batch, _dense: Outputs) -> Tenso
 
 CRITERIA: dict[str, Criterion] = {"loss": _loss, "kl": _kl, "error": _error}
 """Name -> function of (task, outputs, batch, the dense model's outputs) to float64 [n]."""
+MEANINGS = {
+    "loss": "the task's loss",
+    "kl": "the task's divergence from the dense model's outputs",
+    "error": "the task's metric as an error",
+}
+"""Name -> what it is, for reports."""
 
 
 def criterion(name: str) -> Criterion:

@@ -13,10 +13,11 @@ from torch import Tensor
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.data import trees
-from apportion.evaluators.data.dataset import Batch
-from apportion.evaluators.data.padding import without_padding
+from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.data.padding import mask_of, without_padding
 from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.task import Inputs, Metric, Outputs, Task
+from apportion.evaluators.tasks.text.tokens import TextTask
 
 Scores = Callable[[Outputs, Batch], Tensor]
 
@@ -45,8 +46,9 @@ class FunctionTask(Task):
         name: of the metric; by default its function's.
         unit: of the metric, such as %.
         higher_is_better: the metric's direction.
-        best: the metric's best value; the fitness `error` is the distance to it.
-        tolerance: by how much an exported model's metric may differ.
+        best: the metric's best value; the fitness `error` is the distance to it. By default 0
+            where lower is better, else 1, or 100 where the unit is %.
+        tolerance: by how much an exported model's metric may differ, a thousandth of it aside.
 
     Raises:
         ConfigurationError: a name that no metric can have, or an unknown divergence.
@@ -73,9 +75,11 @@ class FunctionTask(Task):
             )
         own = name or getattr(metric, "__name__", "score")
         self.metric = Metric(
-            "score" if own == "<lambda>" else own, unit, higher_is_better, tolerance
+            *("score" if own == "<lambda>" else own, unit, higher_is_better, tolerance),
+            relative=1e-3,
         )
-        self._best = best if best is not None else (1.0 if higher_is_better else 0.0)
+        highest = 100.0 if unit == "%" else 1.0
+        self._best = best if best is not None else (highest if higher_is_better else 0.0)
         self._loss, self._metric, self._forward = loss, metric, forward
         self._divergence = _DIVERGENCES[divergence] if isinstance(divergence, str) else divergence
 
@@ -103,6 +107,10 @@ class FunctionTask(Task):
     def unpadded(self, inputs: Inputs) -> list[Inputs]:
         return without_padding(inputs)
 
+    def open_axes(self, inputs: Inputs) -> tuple[str, ...]:
+        """Texts are of any length."""
+        return self.axes if mask_of(inputs) is None else TextTask.axes
+
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:
         return self._loss(outputs, batch).double()
 
@@ -112,6 +120,24 @@ class FunctionTask(Task):
     def error(self, outputs: Outputs, batch: Batch) -> Tensor:
         value = self._metric(outputs, batch).double()
         return self._best - value if self.metric.higher_is_better else value - self._best
+
+    def check(
+        self, outputs: Outputs, batch: Batch, dataset: Dataset, what: str, model: str
+    ) -> None:
+        """No sample is better than the best."""
+        del dataset, what, model
+        try:
+            least = float(self.error(outputs, batch).min())
+        except Exception:  # the user's own: said with all else that is checked of values
+            return
+        if least < 0:
+            higher = self.metric.higher_is_better
+            found = self._best - least if higher else self._best + least
+            raise ConfigurationError(
+                f"task: metric {self.metric.name!r} is {found:.4g} for a sample, better than its "
+                f"best value, {self._best:g}, as {'higher' if higher else 'lower'} is better; "
+                f"say best=..., or higher_is_better={not higher}"
+            )
 
     def rows(self, outputs: Outputs, batch: Batch) -> Tensor:
         return self._metric(outputs, batch).double()[:, None]

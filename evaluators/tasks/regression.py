@@ -19,7 +19,13 @@ class Regression(TargetsTask):
     A batch is (inputs, targets float [n] or [n, k]), where inputs is a tree, or a dict with the
     targets as `labels`. The outputs are numbers [n] or [n, k], or have them as `logits`."""
 
-    metric = Metric("root mean squared error", "", higher_is_better=False, tolerance=1e-3)
+    metric = Metric(
+        # its scale is the targets' own
+        *("root mean squared error", ""),
+        higher_is_better=False,
+        tolerance=1e-6,
+        relative=1e-2,
+    )
     kind = "regression"
 
     def loss(self, outputs: Outputs, batch: Batch) -> Tensor:

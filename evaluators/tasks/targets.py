@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Batch, Dataset
-from apportion.evaluators.data.padding import without_padding
+from apportion.evaluators.data.padding import mask_of, without_padding
 from apportion.evaluators.tasks.task import Inputs, Task
-from apportion.evaluators.tasks.text.tokens import check_tokens
+from apportion.evaluators.tasks.text.tokens import TextTask, check_tokens
 
 LABELS = "labels"
 """The key of what is wanted in a dict batch; in a tuple it stands last."""
@@ -46,6 +46,10 @@ class TargetsTask(Task):
 
     def unpadded(self, inputs: Inputs) -> list[Inputs]:
         return without_padding(inputs)
+
+    def open_axes(self, inputs: Inputs) -> tuple[str, ...]:
+        """Texts are of any length."""
+        return self.axes if mask_of(inputs) is None else TextTask.axes
 
     def check_inputs(self, model: nn.Module, dataset: Dataset, what: str, name: str) -> None:
         check_tokens(model, dataset, what, name)

@@ -3,10 +3,8 @@ outside a task knows what a batch, an output or a label is."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,70 +17,14 @@ from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.tasks.metric import Metric
+
+__all__ = ["Inputs", "Metric", "Outputs", "Task"]
 
 Inputs = Any
 """What a model is called with: a tensor, a tuple of arguments, or a dict of keywords."""
 Outputs = Any
 """What a model gives: the task's own business."""
-
-RESERVED = (
-    *("profile", "budgets", "costs", "fitness", "metric", "exports", "activations", "steps"),
-    *("provenance", "written", "files", "bytes", "of_dense", "largest_difference", "processor"),
-    *("row", "published"),
-)
-"""Names that exports use for other things than the metric."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How good a model is at its task, as reports print it.
-
-    Args:
-        name: such as accuracy. Exports have the values under this name, so that a few names, which
-            they use for other things, are not valid.
-        unit: such as %; empty where it has none.
-        higher_is_better: its direction.
-        tolerance: by how much an exported model's value may differ from that of the model it stands
-            for, in the metric's unit. Rounding may flip a few samples.
-        digits: Python's format of a value.
-
-    Raises:
-        ConfigurationError: a name that is not valid.
-    """
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    tolerance: float
-    digits: str = ".4g"
-
-    def __post_init__(self) -> None:
-        if not self.name or self.name in RESERVED:
-            raise ConfigurationError(
-                f"a metric cannot be called {self.name!r}; taken are {', '.join(RESERVED)}"
-            )
-
-    @property
-    def title(self) -> str:
-        """For the head of a table: accuracy, %."""
-        return f"{self.name}, {self.unit}" if self.unit else self.name
-
-    def number(self, value: float) -> str:
-        """Without the unit: 88.76."""
-        return f"{value:{self.digits}}"
-
-    def text(self, value: float) -> str:
-        """With the unit: 88.76 %."""
-        return f"{self.number(value)} {self.unit}".rstrip()
-
-    def agree(self, one: float, other: float) -> bool:
-        """Whether two values are the same within the tolerance. Two that are not numbers are."""
-        if math.isnan(one) or math.isnan(other):
-            return math.isnan(one) and math.isnan(other)
-        return abs(one - other) <= self.tolerance
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class Task(ABC):
@@ -104,10 +46,10 @@ class Task(ABC):
             ...
 
     To write: `metric`, `inputs`, `loss`, `divergence`, `error`, `measure`. To override where the
-    default does not fit: `samples`, `reference`, `unpadded`, `rows`, `check`, and for recovery and
-    augmentation `distance`, `distill`, `supervise`, `augment`. Leave `forward` and `identity`
-    alone. tests/contracts/
-    test_task.py is the suite that every task must pass: add yours to its list.
+    default does not fit: `samples`, `reference`, `unpadded`, `open_axes`, `rows`, `check`, and for
+    recovery and augmentation `distance`, `distill`, `supervise`, `augment`. Leave `forward` and
+    `identity` alone. tests/contracts/test_task.py is the suite that every task must pass: add
+    yours to its list.
 
     Two rules hold for `loss`, `divergence` and `error`: a sample's value depends on that sample
     alone (so that it is the same in a batch of another size), and it is given for every sample, in
@@ -125,7 +67,7 @@ class Task(ABC):
         auto: the class of transformers that makes a model `huggingface:NAME` for it. Its outputs
             are ModelOutput objects, but for image classifiers, which come as their logits.
         axes: what the leading dimensions of all inputs are, as far as their size may be another at
-            every call: exported programs keep these open.
+            every call: exported programs keep these open. `open_axes` is told the inputs.
     """
 
     metric: ClassVar[Metric]
@@ -173,6 +115,10 @@ class Task(ABC):
         `dense`: by default all of it. Override it where that is much: the largest logits of a large
         vocabulary, what stands at positions that count. A tree of tensors."""
         return outputs
+
+    def open_axes(self, inputs: Inputs) -> tuple[str, ...]:  # noqa: ARG002
+        """The `axes` of these inputs: override it where texts have one more than other data."""
+        return self.axes
 
     def unpadded(self, inputs: Inputs) -> list[Inputs]:
         """What the model is called with for the same samples so that no padding goes in, in parts

@@ -1,4 +1,4 @@
-"""Recovery: training after stitching that wins back accuracy, with every mask and grid held
+"""Recovery: training after stitching that wins back what it cost, with every mask and grid held
 (evaluators/training/held.py).
 
 lintune    biases and normalisations alone, on the calibration data, so that the model's outputs

@@ -23,7 +23,7 @@ def add_commands(
     export = command(
         "export",
         lambda options: _export(options, load_run),
-        "Write a run's final profile and the stitched, re-tuned model, each file loaded again and "
+        "Write a run's final profile and the stitched, corrected model, each file loaded again and "
         "compared.",
         "apportion export spdy-s0-1a2b3c4d -o out/ --format compressed onnx",
     )
@@ -118,7 +118,8 @@ def _print(options: argparse.Namespace, exported: Any) -> None:
     def text() -> None:
         for path in content["files"].values():
             print(f"wrote {path}")
-        print(f"{content['fitness']['name']}: {content['fitness']['value']:.5g}")
+        fitness = content["fitness"]
+        print(f"{fitness['name']}: {fitness['value']:.5g} (lower is better)")
         for metric, bound in content["budgets"].items():
             reached = content["costs"][metric]
             print(
@@ -126,12 +127,15 @@ def _print(options: argparse.Namespace, exported: Any) -> None:
                 f"{bound:.4f}{'' if reached <= bound + 1e-9 else ', NOT MET'})"
             )
         metric = Metric(**content["metric"])
+        shown = f"{metric.name} ({metric.direction})" if metric.direction else metric.name
         for name, value in content[metric.name].items():
-            print(f"test {metric.name}, {name}: {metric.text(value)}")
+            print(f"test {shown}, {name}: {metric.text(value)}")
         if content["exports"]:
-            rows = [{"file": name, **one} for name, one in content["exports"].items()]
-            table(
-                ("file", "bytes", "of_dense", "largest_difference", metric.name, "processor"), rows
-            )
+            head = f"test {metric.title}"
+            rows = [
+                {"file": name, **one, head: metric.number(one[metric.name])}
+                for name, one in content["exports"].items()
+            ]
+            table(("file", "bytes", "of_dense", "largest_difference", head, "processor"), rows)
 
     show(options, content, text)

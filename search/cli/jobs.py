@@ -78,7 +78,7 @@ def search_command(options: argparse.Namespace) -> None:
 
     def text() -> None:
         for name, fitness in points.items():
-            print(f"{name}: {job.fitness} {fitness:.5g}")
+            print(f"{name}: {job.fitness} {fitness:.5g} (lower is better)")
         columns = (
             "algorithm",
             "best",

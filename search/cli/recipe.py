@@ -75,15 +75,15 @@ def _recipe(options: argparse.Namespace) -> None:
             )
 
     def text() -> None:
-        print(f"{recipe.title} ({recipe.source})")
         metric = Metric(**rows[0]["metric"])
+        print(f"{recipe.title} ({recipe.source}); test {metric.title}")
         shown = [
             {
                 "row": row["row"],
                 **{step: metric.number(value) for step, value in row[metric.name].items()},
                 "published": "-" if row["published"] is None else metric.number(row["published"]),
                 "of dense": ", ".join(
-                    f"{metric} {share:.3f}" for metric, share in row["costs"].items()
+                    f"{name} {share:.3f}" for name, share in row["costs"].items()
                 ),
             }
             for row in rows

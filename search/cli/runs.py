@@ -23,6 +23,7 @@ def runs_command(options: argparse.Namespace) -> None:
 
 
 def compare_command(options: argparse.Namespace) -> None:
+    from apportion.search.report.figures import fitness_meaning
     from apportion.search.report.league import comparison, standings
     from apportion.search.runs.loop import result_of
 
@@ -51,9 +52,12 @@ def compare_command(options: argparse.Namespace) -> None:
                 f"on job {chosen[0].job}, {run.id!r} {run.evaluations:g} on job {run.job}"
             )
     results = [result_of(run, store.trials(run.id)) for run in chosen]
-    rows, tests = standings(results), comparison(results)
+    rows, tests, spec = standings(results), comparison(results), store.job(chosen[0].job)
+
+    meaning, name = fitness_meaning(spec), spec.get("fitness", "error")
 
     def text() -> None:
+        print(f"fitness {name}, {meaning}; lower is better")
         table(
             (
                 "algorithm",
@@ -99,16 +103,11 @@ def show_command(options: argparse.Namespace) -> None:
         content = describe_pick(result, problem)
 
     def text() -> None:
-        for key in (
-            "run",
-            "state",
-            "evaluations",
-            "fitness",
-            "best_fitness",
-            "found_after",
-            "additive_error",
-        ):
-            print(f"{key.replace('_', ' ')}: {cell(content[key])}")
+        keys = ("run", "state", "task", "metric", "evaluations", "fitness", "best_fitness")
+        for key in (*keys, "found_after", "additive_error"):
+            told = f" ({content['fitness_name']}, lower is better)" if "fitness" in key else ""
+            if key in content:
+                print(f"{key.replace('_', ' ')}: {cell(content[key])}{told}")
         for metric, ratio in content["costs"].items():
             budget = content["budgets"].get(metric)
             print(f"{metric}: {ratio:.4f} of dense" + (f" (budget {budget:g})" if budget else ""))

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from apportion.evaluators.scoring.fitness import MEANINGS
 from apportion.evaluators.tasks.task import Metric
 
 
@@ -46,11 +47,12 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
         f"# {model}, compressed",
         "Each layer has a level of its own, chosen by a search under budgets for the whole model.",
-        f"{fitness['name']}: {fitness['value']:.5g} on calibration data (lower is better).",
+        f"Fitness `{fitness['name']}`, {MEANINGS[fitness['name']]}: "
+        f"{fitness['value']:.5g} on calibration data (lower is better).",
         "## Costs, as fractions of the dense model",
         _table(("metric", "reached", "budget"), budgets),
         f"## Test {metric.title}",
-        _table(("model", metric.name), values),
+        _table(("model", metric.title), values),
         *(
             [
                 "## Files\nEach was loaded again, and run on calibration and on test data "

@@ -86,6 +86,10 @@ class CompressedModel:
         # A copy: what holds a part of all test data holds them all.
         return trees.mapped(torch.clone, batch)
 
+    def axes(self) -> tuple[str, ...]:
+        """The leading dimensions of the inputs whose size may be another at every call."""
+        return self.problem.workload.task.open_axes(self.example_inputs(2))
+
     def example_inputs(self, samples: int) -> Inputs:
         """What the model is called with for one sample or two."""
         task, batch = self.problem.workload.task, self.example()

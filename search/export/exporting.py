@@ -1,7 +1,7 @@
 """Export: a chosen profile as files that other tools read, each loaded again and run before it is
 kept.
 
-profile.json        layer -> level, costs, fitness, accuracies, files, provenance
+profile.json        layer -> level, costs, fitness, values of the metric, files, provenance
 model_card.md       the same for readers, with the front matter that model hubs read
 model.safetensors   the stitched model's state dict, corrected as the job asks
 huggingface/        the same as transformers' from_pretrained takes it, with its tokenizer
@@ -31,7 +31,7 @@ from apportion.compressors.corrections import correct, needs_dense, possible, re
 from apportion.compressors.errors import ProfileError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
-from apportion.db.files import write_atomically, write_json, write_text
+from apportion.db.files import finite, write_atomically, write_json, write_text
 from apportion.db.layers.profile import Profile, to_json, to_spdy
 from apportion.db.layers.profile_files import to_csv, to_yaml
 from apportion.evaluators.data import trees
@@ -178,7 +178,7 @@ def export(
         for file, text in texts.items():
             write_atomically(folder / file, lambda path, text=text: write_text(path, text))  # type: ignore[misc]
         content["written"] = [SUMMARY, *sorted(path.name for path in folder.iterdir())]
-        write_json(folder / SUMMARY, content)
+        write_json(folder / SUMMARY, finite(content))  # a metric may be undefined
     shutil.rmtree(training, ignore_errors=True)
     return Exported({name: out / name for name in content["written"]}, content)
 

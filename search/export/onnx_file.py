@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_structure, tree_unflatten
 
+from apportion.compressors.calibration import call
 from apportion.evaluators.rewriting import onnx_files, onnx_model
 from apportion.evaluators.rewriting.shapes import by_size, widest
 from apportion.search.export.compressed_model import CompressedModel
@@ -38,7 +39,7 @@ class Onnx(Format):
             quantized, reduced = subject.quantized(), subject.reduced()
             return onnx_model.to_onnx(subject.model, inputs, quantized, reduced, axes=axes)
 
-        proto, notes = widest(subject.problem.workload.task.axes, exported)
+        proto, notes = widest(subject.axes(), exported)
         onnx_files.save(proto, path)
         layers = subject.problem.database.layers
         linear = {name for name, layer in layers.items() if layer.kind == "linear"}
@@ -53,7 +54,7 @@ class Onnx(Format):
     def load(self, subject: CompressedModel, path: Path) -> Runner:
         opened: Any = onnx_model.session(path, torch.get_num_threads())
         with torch.inference_mode():
-            outputs = subject.problem.workload.task.forward(subject.model, subject.example())
+            outputs = call(subject.model, subject.example_inputs(2))
         structure = tree_structure(outputs)  # the file has the tensors alone
         rows = opened.get_inputs()[0].shape[0]
 

@@ -37,7 +37,7 @@ class Program(Format):
         def exported(axes: Sequence[str]) -> Any:
             return _exported(model, subject.example_inputs(2 if axes else 1), axes)
 
-        program, notes = widest(subject.problem.workload.task.axes, exported)
+        program, notes = widest(subject.axes(), exported)
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:

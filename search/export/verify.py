@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apportion.compressors.errors import OutputError
 from apportion.compressors.progress import Progress, silent
@@ -57,8 +57,12 @@ def verify(
             if [x.shape for x in found] != [x.shape for x in expected]:
                 raise OutputError(shown, f"{form.runtime} gives outputs of other shapes ({there})")
             for one, other in zip(found, expected, strict=True):
-                largest = max(largest, float((one.double() - other.double()).abs().max()))
-                scale = max(scale, float(other.double().abs().max()))
+                if not torch.equal(one.isnan(), other.isnan()):
+                    raise OutputError(
+                        shown, f"{form.runtime} gives NaN where the model does not ({there})"
+                    )
+                largest = max(largest, _difference(one.double(), other.double()))
+                scale = max(scale, _size(other.double()))
     if form.tolerance is not None and not largest <= form.tolerance * scale:
         raise OutputError(
             shown,
@@ -76,7 +80,8 @@ def verify(
         raise OutputError(
             shown,
             f"{form.runtime} gives {metric.text(measured)} test {metric.name} instead of "
-            f"{metric.text(value)} ({there})",
+            f"{metric.text(value)}, from which it may differ by {metric.allowed(value):.2g} "
+            f"({there})",
         )
     return {
         "bytes": form.size(path),
@@ -84,6 +89,18 @@ def verify(
         metric.name: measured,
         "processor": there,
     }
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest of two tensors that have NaN and infinities at the same places, or infinity."""
+    gap = torch.where((one == other) | one.isnan(), 0.0, (one - other).abs())
+    return float(gap.max()) if gap.numel() else 0.0
+
+
+def _size(values: Tensor) -> float:
+    """The largest number."""
+    numbers = values[values.isfinite()].abs()
+    return float(numbers.max()) if numbers.numel() else 0.0
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Row(_Section):
     budgets: dict[str, float | str] | None = None
     published: float | None = Field(
         None,
-        description="The metric's value in its unit, after batch-norm re-tuning; none "
+        description="The metric's value in its unit, of the exported model; none "
         "where only a figure shows it.",
     )
 

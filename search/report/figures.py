@@ -12,6 +12,7 @@ import numpy as np
 from apportion.compressors.errors import StoreError
 from apportion.db.files import finite
 from apportion.db.runs.store import Run, RunStore, StoredTrial
+from apportion.evaluators.scoring.fitness import MEANINGS
 from apportion.search.report.league import comparison, standings
 from apportion.search.report.statistics import Anytime
 from apportion.search.runs.loop import RunResult, result_of
@@ -77,7 +78,7 @@ def job_figures(store: RunStore, job: str) -> dict[str, Any]:
     results = [found for run in runs if (found := _result(run, told[run.id])) is not None]
     space = store.space(job)
     figures = {
-        "summary": job_summary(store, job),
+        "summary": job_summary(store, job) | {"meaning": fitness_meaning(store.job(job))},
         "runs": [run.describe() | {"notes": run.notes} for run in runs],
         "space": space,
         "curves": _curves(results),
@@ -87,6 +88,15 @@ def job_figures(store: RunStore, job: str) -> dict[str, Any]:
         "trials": _trials(told),
     }
     return dict(finite(figures))
+
+
+def fitness_meaning(spec: dict[str, Any]) -> str:
+    """What a job's fitness is; `spec`: the job as the store keeps it."""
+    workload = spec.get("workload")
+    if isinstance(workload, dict) and "table" in workload:
+        return "the additive error"
+    name = str(spec.get("fitness", "error"))
+    return MEANINGS.get(name, name)
 
 
 def _result(run: Run, trials: Sequence[StoredTrial]) -> RunResult | None:

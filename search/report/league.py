@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from apportion.db.runs.store import Run
-from apportion.search.report.statistics import Anytime, critical_difference, mean_ranks, pairwise
+from apportion.search.report.statistics import (
+    Anytime,
+    better_of,
+    critical_difference,
+    mean_ranks,
+    pairwise,
+)
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.problem import Problem
 from apportion.search.space.additive import optimum
@@ -72,8 +78,8 @@ def _median_reached(group: Sequence[RunResult], target: float) -> float | None:
 
 def comparison(results: Sequence[RunResult]) -> dict[str, Any]:
     """Tests over the seeds that all algorithms have in common: `pairwise`, Wilcoxon's signed-rank p
-    after Holm for every pair; `ranks`, the mean rank of each; `critical_difference` of mean ranks
-    at 5 % (Nemenyi)."""
+    after Holm for every pair, and by how much the worse one's fitness is higher, as median;
+    `ranks`, the mean rank of each; `critical_difference` of mean ranks at 5 % (Nemenyi)."""
     groups = _groups(results)
     seeds = sorted(set.intersection(*({r.run.seed for r in group} for group in groups.values())))
     if not seeds:
@@ -82,9 +88,9 @@ def comparison(results: Sequence[RunResult]) -> dict[str, Any]:
     finals = {name: [own[seed] for seed in seeds] for name, own in by_seed.items()}
     tests = []
     for (a, b), p in pairwise(finals).items():
-        median = float(np.median(np.subtract(finals[a], finals[b])))
-        better, worse = (a, b) if median <= 0 else (b, a)
-        tests.append({"better": better, "worse": worse, "median_difference": abs(median), "p": p})
+        better, worse = (b, a) if better_of(finals[a], finals[b]) else (a, b)
+        median = float(np.median(np.subtract(finals[worse], finals[better])))
+        tests.append({"better": better, "worse": worse, "median_difference": median, "p": p})
     return {
         "seeds": seeds,
         "pairwise": tests,
@@ -172,6 +178,8 @@ def describe_pick(result: RunResult, problem: Problem) -> dict[str, Any]:
         "state": result.run.state,
         "evaluations": result.evaluations,
         "fitness": best.fitness,
+        "fitness_name": problem.job.fitness,
+        **problem.about(),
         "best_fitness": result.best.fitness,
         "found_after": 1 + result.trials.index(best),
         "budgets": problem.bounds(),

@@ -65,6 +65,17 @@ def pairwise(finals: Mapping[str, Sequence[float]]) -> dict[tuple[str, str], flo
     return {pair: corrected[pair] for pair in raw}
 
 
+def better_of(one: Sequence[float], other: Sequence[float]) -> int:
+    """0 where the fitnesses of `one` are the lower ones, pair by pair, 1 where those of `other`
+    are: by the signed ranks that the test goes by. (Where most pairs are equal, the median of the
+    differences is 0.)"""
+    from scipy.stats import rankdata
+
+    difference = np.asarray(one, dtype=float) - np.asarray(other, dtype=float)
+    difference = difference[difference != 0]
+    return int((np.sign(difference) * rankdata(np.abs(difference))).sum() > 0)
+
+
 def mean_ranks(finals: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Mean rank of each algorithm over the seeds; 1 is best, equal fitnesses share their ranks."""
     from scipy.stats import rankdata

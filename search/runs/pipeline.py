@@ -58,6 +58,10 @@ class ModelProblem(Problem):
         super().close()
         self.workers.close()
 
+    def about(self) -> dict[str, str]:
+        task = self.workload.task
+        return {"task": task.identity, "metric": task.metric.title}
+
     def start_pool(self) -> Pool:
         return self.workers.pool(self._spec(self.job.fitness, self.workload))
 

@@ -103,10 +103,14 @@ class Problem(ABC):
         names = zip(self.full_space.layers, self.full_space.levels, candidate, strict=True)
         return {layer: parse_level(levels[index]) for layer, levels, index in names}
 
+    def about(self) -> dict[str, str]:
+        """The `task` and its `metric`, with unit and direction, for reports; empty without."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """All that a report needs to know what candidates stand for: layers, their levels, what
-        those cost (shares of the dense model) and their additive errors, the budgets, and the
-        uniform profile and the additive optimum."""
+        those cost (shares of the dense model) and their additive errors, the budgets, the
+        uniform profile and the additive optimum, and the task."""
         full, dense = self.full_space, self.full_space.dense
         return {
             "layers": list(full.layers),
@@ -119,6 +123,7 @@ class Problem(ABC):
             "budgets": self.bounds(),
             "uniform": list(self.decisions.expand(uniform(self.space))),
             "optimum": list(self.decisions.expand(optimum(self.space))),
+            **self.about(),
         }
 
     def ratios(self, candidate: Candidate) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The final pick of a run, on data that neither the database nor the search saw.
 
 A search presses the calibration fitness down beyond what holds elsewhere: near its best, the
-fitness no longer tells which profile is the more accurate one, while the divergence from the dense
+fitness no longer tells which profile has the better metric, while the divergence from the dense
 model on unseen data still does (docs/JOBS.md, picks)."""
 
 from __future__ import annotations

@@ -184,8 +184,10 @@ function jobView(job) {
     el("h2", {}, `Job ${summary.job}`),
     el("ul", { class: "cards" }, [["state", summary.state], ["fitness", summary.fitness], ["best", summary.best], ["evaluations", `${text(summary.asked)} of ${text(summary.evaluations)}`],
       ...Object.entries(summary.budgets).map(([metric, bound]) => [`budget ${metric}`, bound])].map(([name, value]) => el("li", {}, el("b", {}, text(value)), name))),
+    el("p", { class: "soft" }, `The fitness ${summary.fitness} is ${summary.meaning}; lower is better.`
+      + (job.space && job.space.task ? ` The task is ${job.space.task}; exported models are measured by its metric (${job.space.metric}).` : "")),
     el("h2", {}, "Convergence"), el("p", { class: "soft" }, "Median of the runs of each algorithm, lower is better; the band reaches from the lowest to the highest."), curves,
-    el("h2", {}, "League"),
+    el("h2", {}, "League"), el("p", { class: "soft" }, "Best, median and quartiles over seeds, and area are fitnesses: lower is better."),
     table([["algorithm", "algorithm"], ["best", "best"], ["median", "median"], ["q1", "q1"], ["q3", "q3"], ["area", "area"], ["to_best", "to best"], ["wins", "wins"], ["seeds", "seeds"],
       ["evaluations", "evaluations"], ["scored", "scored"], ["seconds", "seconds"], ["thinking", "thinking"]], job.league, "Standings of the algorithms"),
     el("h2", {}, "Runs"),

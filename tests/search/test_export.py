@@ -106,14 +106,25 @@ def test_a_model_that_is_too_large_for_one_file_has_two(
     assert "model.onnx" not in again.files
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "ONNX Runtime gives .* % test accuracy instead of .* differ by 0.1"),
+        (float("nan"), "ONNX Runtime gives NaN where the model does not"),
+    ],
+)
 def test_a_model_that_disagrees_leaves_nothing_behind(
-    found: tuple[ModelProblem, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    value: float,
+    said: str,
+    found: tuple[ModelProblem, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     problem, result = found
     monkeypatch.setattr(
-        onnx_model, "outputs", lambda _opened, inputs: [torch.zeros(len(inputs[0]), 10)]
+        onnx_model, "outputs", lambda _opened, inputs: [torch.full((len(inputs[0]), 10), value)]
     )
-    with pytest.raises(OutputError, match="ONNX Runtime gives .* % test accuracy instead of"):
+    with pytest.raises(OutputError, match=said):
         export(result, problem, tmp_path / "out", formats=("onnx",))
     assert not (tmp_path / "out").exists()
 

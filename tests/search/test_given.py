@@ -165,6 +165,11 @@ def test_the_key_is_the_same_in_another_process() -> None:
         ({"loss": lambda o, b: loss(o, b) * float("nan")}, "loss of the dense model is not finite"),
         ({"loss": lambda o, b: loss(o, b) - 9}, "must be 0 or above"),
         ({"metric": lambda o, _: o.nothing}, "error failed"),
+        ({"metric": lambda o, b: 1 + loss(o, b)}, "say best=..., or higher_is_better=False"),
+        (
+            {"metric": lambda o, b: -loss(o, b), "higher_is_better": False},
+            "than its best value, 0, as lower is better; say best=..., or higher_is_better=True",
+        ),
         ({"divergence": lambda o, d, _: (o - d).sum(1).abs() + 1}, "from itself"),
         ({"forward": lambda m, _: m.config.x}, "uses more of the model than calling it"),
         ({"forward": lambda _, b: b["left"]}, "does not call the model"),

@@ -6,7 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
-from apportion.search.report.statistics import Anytime, critical_difference, mean_ranks, pairwise
+from apportion.search.report.statistics import (
+    Anytime,
+    better_of,
+    critical_difference,
+    mean_ranks,
+    pairwise,
+)
 
 
 def test_the_anytime_curve_counts_what_partial_trials_cost() -> None:
@@ -37,6 +43,14 @@ def test_holm_multiplies_the_least_p_by_the_number_of_pairs() -> None:
     assert found["a", "c"] == pytest.approx(raw["a", "c"])
     assert all(found[pair] >= p for pair, p in raw.items())
     assert pairwise({"a": [1, 2], "b": [1, 2]})["a", "b"] == 1.0
+
+
+def test_the_better_one_is_the_one_that_the_test_says() -> None:
+    # most pairs are equal, so that the median of the differences is 0
+    one, other = [2.0] * 7 + [3, 4, 5, 6, 7, 8], [2.0] * 7 + [1, 1, 1, 1, 1, 1]
+    assert pairwise({"one": one, "other": other})["one", "other"] < 0.05
+    assert better_of(one, other) == 1
+    assert better_of(other, one) == 0
 
 
 def test_ranks_are_shared_by_equals() -> None:

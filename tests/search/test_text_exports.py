@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+import apportion
 from apportion.compressors.errors import ModelError
 from apportion.compressors.levels import parse_level
 from apportion.evaluators.rewriting import onnx_model
@@ -189,6 +191,61 @@ def test_programs_take_any_number_of_texts_of_any_length(name: str, tmp_path: Pa
             torch.testing.assert_close(found[counted], expected[counted], rtol=1e-3, atol=1e-3)
     notes = [n for one in made.content["exports"].values() for n in one.get("notes", ())]
     assert not any("one size" in note for note in notes)
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi-label", "functions"])
+def test_models_with_targets_for_texts_take_any_length(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="apportion[onnx] is not installed")
+    with targets(tmp_path, kind) as problem:
+        made = exported(problem, tmp_path / "out", "onnx", "torch", "safetensors")
+    plain = language.classifier()
+    plain.load_state_dict(load_file(made.files["model.safetensors"]))
+    opened = onnx_model.session(made.files["model.onnx"], 1)
+    program = torch.export.load(made.files["model.pt2"]).module()
+    for samples, length in ((1, 5), (3, 31)):
+        given = ids(samples, length)
+        with torch.no_grad():
+            expected = plain(**given).logits
+            torch.testing.assert_close(program(**given).logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(onnx_model.run(opened, given), expected, rtol=1e-3, atol=1e-3)
+    assert "one size" not in str(made.content["exports"])
+
+
+def targets(folder: Path, kind: str) -> ModelProblem:
+    """Three numbers for each text: a job, or the same model and batches in memory."""
+    database = {"path": str(folder / "database"), "levels": ["dense", LEVEL]}
+    if kind == "functions":
+        given = ids(8, 9) | {"numbers": torch.zeros(8, 3)}
+
+        def forward(model: Any, batch: Any) -> Any:
+            return model(**{key: value for key, value in batch.items() if key != "numbers"}).logits
+
+        def distance(outputs: Any, batch: Any) -> Any:
+            return (outputs - batch["numbers"]).square().mean(1)
+
+        return apportion.prepare(
+            language.classifier(),
+            task=apportion.Task(distance, distance, forward=forward, higher_is_better=False),
+            calibration=[given],
+            test=[given],
+            levels=["dense", LEVEL],
+            budgets={},
+            corrections={"export": []},
+            database=folder / "database",
+        )
+    rng, files = random.Random(0), {}
+    for part in ("calibration", "test"):
+        rows = [f"{language.text(rng, 3 + i % 6)},0,1,{i % 2}" for i in range(12)]
+        files[part] = str(folder / f"{part}.csv")
+        Path(files[part]).write_text("\n".join(["text,a,b,c", *rows]))
+    words = language.save_tokenizer(folder / "words")
+    data = {"kind": "csv", **files, "text": "text", "label": ["a", "b", "c"], "tokenizer": words}
+    content = {
+        "workload": {"model": "tests.language:classifier", "task": {"kind": kind}, "data": data},
+        "database": database,
+        "corrections": {"export": []},
+    }
+    return prepare(parse_model_job(content, folder / "job.yaml"))
 
 
 def test_axes_that_an_exporter_cannot_keep_open_are_told() -> None:
