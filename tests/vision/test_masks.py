@@ -64,7 +64,7 @@ def config(folder: Path, **more: Any) -> MasksData:
 def loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Workload:
     monkeypatch.setitem(models.MODELS, "mine", Net)
     content = {"model": "mine", "task": {"kind": "semantic-segmentation"}, "batch_size": 2}
-    return load_workload(WorkloadConfig(data=config(folder), **content))  # type: ignore[arg-type]
+    return load_workload(WorkloadConfig(data=config(folder), **content))
 
 
 def test_masks_are_cut_as_their_images(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_masks_are_cut_as_their_images(tmp_path: Path) -> None:
     assert masks[0].tolist() == [[0] * 4 + [2] * 4] * 8
     assert masks[1].tolist() == [[255] * 4 + [1] * 4] * 8
     assert bool((images[..., 6:] > images[..., :2]).all())
-    assert splits.test.label_range() == (0, 2)
+    assert splits.test.label_range() == (0, 2)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(("bits", "values"), [(1, [0, 1]), (2, [0, 1, 2, 3]), (4, [0, 3, 9, 15])])
