@@ -21,7 +21,7 @@ import ray
 import torch
 
 from apportion.evaluators.cluster.objects import pack, unpack
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.workloads.workload import Workload
 

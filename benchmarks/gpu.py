@@ -31,7 +31,7 @@ from apportion.compressors.levels import expand_levels
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import LocalExecutor
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.scoring import stacked
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.workloads.workload import Workload

@@ -10,18 +10,18 @@ from pydantic import Field
 from apportion.db.documents.section import Section
 from apportion.evaluators.data.location import Location
 from apportion.evaluators.data.text.config import SquadData, TableData, TextData
-from apportion.evaluators.data.vision.config import BoxesData
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
+from apportion.evaluators.data.vision.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    BoxesData,
+    ImageListData,
+    MasksData,
+    Number,
+    Positive,
+    SquareSection,
+)
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-
-
-_Mean = Annotated[float, Field(allow_inf_nan=False)]
-
-
-_Std = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class DigitsData(Section):
@@ -42,11 +42,11 @@ class NpzData(Section):
     train: Location | None = Field(
         None, description="For corrections and fine-tuning; default: the calibration samples."
     )
-    mean: tuple[_Mean, ...] = Field(_IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
-    std: tuple[_Std, ...] = Field(_IMAGENET_STD, description="Per channel, of values in [0, 1].")
+    mean: tuple[Number, ...] = Field(IMAGENET_MEAN, description="Per channel, of values in [0, 1].")
+    std: tuple[Positive, ...] = Field(IMAGENET_STD, description="Per channel, of values in [0, 1].")
 
 
-class ImageFolderData(Section):
+class ImageFolderData(SquareSection):
     """Folders with one folder of images per class (torchvision's ImageFolder)."""
 
     kind: Literal["imagefolder"]
@@ -55,10 +55,6 @@ class ImageFolderData(Section):
     train: Path | None = Field(
         None, description="For corrections and fine-tuning; default: the calibration images."
     )
-    resize: int = Field(256, ge=1, description="Shorter side after resizing.")
-    size: int = Field(224, ge=1, description="Side of the square that is cut from the centre.")
-    mean: tuple[_Mean, _Mean, _Mean] = _IMAGENET_MEAN
-    std: tuple[_Std, _Std, _Std] = _IMAGENET_STD
 
 
 class Cifar10Data(Section):
@@ -68,8 +64,8 @@ class Cifar10Data(Section):
     kind: Literal["cifar10"]
     root: Path
     download: bool = False
-    mean: tuple[_Mean, _Mean, _Mean] = _CIFAR_MEAN
-    std: tuple[_Std, _Std, _Std] = _CIFAR_STD
+    mean: tuple[Number, Number, Number] = _CIFAR_MEAN
+    std: tuple[Positive, Positive, Positive] = _CIFAR_STD
 
 
 class PythonData(Section):
@@ -87,11 +83,13 @@ DataConfig = Annotated[
     DigitsData
     | NpzData
     | ImageFolderData
+    | ImageListData
     | Cifar10Data
     | TextData
     | TableData
     | SquadData
     | BoxesData
+    | MasksData
     | PythonData,
     Field(discriminator="kind"),
 ]

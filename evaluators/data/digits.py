@@ -20,8 +20,8 @@ from apportion.compressors.threads import torch_threads
 from apportion.db.files import write_atomically
 from apportion.evaluators.data.config import DigitsData
 from apportion.evaluators.data.dataset import Splits
-from apportion.evaluators.data.readers import TensorSplit
 from apportion.evaluators.data.registry import Context, reads
+from apportion.evaluators.data.splits import TensorSplit
 
 RECIPE = 1
 """Part of the cached file's name: raise it whenever training changes."""

@@ -1,4 +1,4 @@
-"""Image files in one folder per class: found, read, and looked at before hours of work."""
+"""Image files with a class each: found, read, and looked at before hours of work."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _SIXTEEN, _EIGHT = 65535, 255
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """Images in one folder per class, as torchvision's ImageFolder reads them and in its order, but
-    without what is hidden. `labels`: class folder -> label."""
+class ImageFiles:
+    """Images with a class each. `labels`: class -> label."""
 
     source: str
     labels: Mapping[str, int]
     files: tuple[tuple[str, str], ...]
-    """(path, class folder) of each image."""
+    """(path, class) of each image."""
     transform: Callable[[Image.Image], Tensor]
     _said: set[str] = field(default_factory=set, compare=False)
 
     @classmethod
-    def found(cls, path: Path, transform: Callable[[Image.Image], Tensor]) -> ImageFolder:
-        """The images below `path`, labelled in the alphabetical order of their class folders. A
-        warning says what is skipped. Raises DataError."""
+    def found(cls, path: Path, transform: Callable[[Image.Image], Tensor]) -> ImageFiles:
+        """The images in one folder per class below `path`, as torchvision's ImageFolder reads them
+        and in its order, but without what is hidden; labelled in the alphabetical order of the
+        folders. A warning says what is skipped. Raises DataError."""
         try:
             folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         except OSError as error:
@@ -69,7 +69,7 @@ class ImageFolder:
 
     @property
     def classes(self) -> list[str]:
-        """The class folders, in alphabetical order."""
+        """All of them, in the order of their labels as they were found."""
         return list(self.labels)
 
     @property
@@ -83,17 +83,9 @@ class ImageFolder:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Raises DataError, with the file."""
         path, name = self.files[index]
-        image, turned = read_image(path)
-        if turned and "turned" not in self._said:
-            self._said.add("turned")
-            log.warning(
-                "%s: is to be turned when shown, says its EXIF; such images are read as they are "
-                "stored, as torchvision does",
-                path,
-            )
-        return self.transform(image), self.labels[name]
+        return self.transform(read_stored(path, self._said)), self.labels[name]
 
-    def labelled(self, labels: Mapping[str, int]) -> ImageFolder:
+    def labelled(self, labels: Mapping[str, int]) -> ImageFiles:
         """The same images with other labels."""
         return replace(self, labels=labels)
 
@@ -118,6 +110,19 @@ def read_image(path: str) -> tuple[Image.Image, bool]:
                 return _rgb(image), turned
         except Exception as error:  # Pillow raises many kinds for a file that is broken
             raise _unreadable(path, error) from error
+
+
+def read_stored(path: str, said: set[str]) -> Image.Image:
+    """The same image; a warning for the first one that is to be turned is noted in `said`."""
+    image, turned = read_image(path)
+    if turned and "turned" not in said:
+        said.add("turned")
+        log.warning(
+            "%s: is to be turned when shown, says its EXIF; such images are read as they are "
+            "stored, as torchvision does",
+            path,
+        )
+    return image
 
 
 def check_image(path: str) -> None:

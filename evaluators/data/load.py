@@ -7,9 +7,19 @@ from apportion.evaluators.data.config import DataConfig
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.registry import Context, read
 from apportion.evaluators.data.text import files, squad, tables
-from apportion.evaluators.data.vision import boxes
+from apportion.evaluators.data.vision import boxes, listed, masks
 
-__all__ = ["boxes", "digits", "files", "load_splits", "readers", "squad", "tables"]
+__all__ = [
+    "boxes",
+    "digits",
+    "files",
+    "listed",
+    "load_splits",
+    "masks",
+    "readers",
+    "squad",
+    "tables",
+]
 
 
 def load_splits(config: DataConfig, context: Context | None = None) -> Splits:

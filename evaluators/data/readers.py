@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apportion.compressors.errors import DataError, first_line
-from apportion.compressors.progress import Progress, silent
 from apportion.compressors.user_code import load_object
 from apportion.evaluators.data.arrays import ARRAYS, numbers
 from apportion.evaluators.data.config import (
@@ -21,80 +18,12 @@ from apportion.evaluators.data.config import (
     NpzData,
     PythonData,
 )
-from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset
+from apportion.evaluators.data.dataset import Splits, TensorDataset
 from apportion.evaluators.data.files import local_file
-from apportion.evaluators.data.images import ImageFolder
+from apportion.evaluators.data.images import ImageFiles
 from apportion.evaluators.data.registry import Context, reads
-
-
-class TensorSplit(TensorDataset):
-    """Images in memory: inputs float32 [N, C, H, W], labels int64 [N]; a batch is both in a
-    tuple."""
-
-    def __init__(self, inputs: Tensor, labels: Tensor) -> None:
-        super().__init__((inputs, labels))
-
-    @property
-    def inputs(self) -> Tensor:
-        inputs: Tensor = self.batch[0]
-        return inputs
-
-    @property
-    def labels(self) -> Tensor:
-        labels: Tensor = self.batch[1]
-        return labels
-
-    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorSplit:
-        return TensorSplit(*super().subset(indices, progress).batch)
-
-    def named(self) -> Iterator[tuple[str, Tensor]]:
-        yield from (("inputs", self.inputs), ("labels", self.labels))
-
-    def label_range(self) -> tuple[int, int]:
-        """The lowest and the highest label."""
-        return int(self.labels.min()), int(self.labels.max())
-
-
-@dataclass(frozen=True)
-class DatasetSplit(Dataset):
-    """A torchvision dataset (with `targets`, the labels of all its images), decoded as it is
-    read. A batch is (inputs float32 [n, C, H, W], normalised; labels int64 [n])."""
-
-    dataset: Any
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, len(self), batch_size):
-            part = self.subset(range(start, min(start + batch_size, len(self))))
-            yield part.batch
-
-    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorSplit:
-        items = []
-        try:
-            for i in indices:
-                items.append(self.dataset[int(i)])
-                progress(f"read images: {self.source}", len(items), len(indices))
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-        ) as error:  # SyntaxError: what Pillow calls a broken PNG
-            raise DataError(self.source, f"an image cannot be read ({error})") from error
-        return TensorSplit(
-            torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
-        )
-
-    def label_range(self) -> tuple[int, int]:
-        """The lowest and the highest label of all images; decodes none."""
-        return min(self.dataset.targets), max(self.dataset.targets)
-
-    def check(self, indices: Sequence[int], progress: Progress = silent) -> None:
-        """Look at the files of these images without decoding them. Raises DataError."""
-        if isinstance(self.dataset, ImageFolder):
-            self.dataset.check(indices, progress)
+from apportion.evaluators.data.splits import DatasetSplit, TensorSplit
+from apportion.evaluators.data.vision.square import image_steps
 
 
 @reads(NpzData)
@@ -204,15 +133,7 @@ def _normalised(
 
 
 def _folder(path: Path, config: ImageFolderData) -> DatasetSplit:
-    from torchvision import transforms
-
-    steps = [
-        transforms.Resize(config.resize),
-        transforms.CenterCrop(config.size),
-        transforms.ToTensor(),
-        transforms.Normalize(config.mean, config.std),
-    ]
-    return DatasetSplit(ImageFolder.found(path, transforms.Compose(steps)), str(path))
+    return DatasetSplit(ImageFiles.found(path, image_steps(config)), str(path))
 
 
 def _check_classes(calibration: DatasetSplit, other: DatasetSplit) -> None:

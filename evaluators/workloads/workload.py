@@ -20,7 +20,7 @@ from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import torch_threads
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
-from apportion.evaluators.data.config import DigitsData, ImageFolderData
+from apportion.evaluators.data.config import DigitsData, ImageFolderData, ImageListData
 from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset, draw
 from apportion.evaluators.data.digits import load_trained
 from apportion.evaluators.data.load import load_splits
@@ -155,7 +155,7 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
         progress,
     )
     splits = load_splits(config.data, context)
-    if isinstance(config.data, ImageFolderData):
+    if isinstance(config.data, ImageFolderData | ImageListData):
         splits = numbered(splits, model.eval(), name)
     return assembled(config, model, splits, task, progress)
 

@@ -207,11 +207,15 @@ def _valid_keys(kind: type[BaseModel], location: tuple[int | str, ...]) -> list[
             *(_deref(schema, option) for option in node.get("anyOf", []) + node.get("oneOf", [])),
         ]
         following = [o["properties"][part] for o in options if part in o.get("properties", {})]
-        tagged = [
-            o for o in options if o.get("properties", {}).get("kind", {}).get("const") == part
-        ]
+        tagged = [o for o in options if part in _kinds(o)]
         node = (following or tagged or [node])[0]
     return sorted(_deref(schema, node).get("properties", {}))
+
+
+def _kinds(node: dict[str, Any]) -> list[Any]:
+    """What `kind` may be at this place."""
+    kind = node.get("properties", {}).get("kind", {})
+    return [kind.get("const"), *kind.get("enum", [])]
 
 
 def _deref(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from apportion.compressors.errors import ConfigurationError
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.dataset import TensorDataset
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.multi_label import MultiLabel

@@ -1,7 +1,7 @@
 import torch
 
 from apportion.evaluators.data.augment import AugmentConfig
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.workloads.workload import Workload
 
 

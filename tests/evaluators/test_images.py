@@ -18,7 +18,7 @@ from apportion.compressors.errors import DataError
 from apportion.evaluators.data.config import ImageFolderData
 from apportion.evaluators.data.images import read_image
 from apportion.evaluators.data.load import load_splits
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.models import build as models
 from apportion.evaluators.models.build import class_names
 from apportion.evaluators.models.huggingface import Logits
@@ -148,7 +148,7 @@ def test_folders_whose_classes_are_unknown_are_said(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         load(folder(tmp_path / "a", ["n01440764", "n01443537"]))
-    assert "2 class folders for a model of 10 classes are taken for its first ones" in caplog.text
+    assert "2 classes for a model of 10 are taken for its first ones" in caplog.text
 
 
 def test_where_models_have_their_names() -> None:

@@ -24,7 +24,7 @@ from apportion.evaluators.costs.alone import timed_alone
 from apportion.evaluators.costs.measure import measure_latency
 from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.costs.runtimes import TorchRuntime
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.rewriting.reduced import reduce_layers
 from apportion.evaluators.scoring.segments import cut
 from apportion.evaluators.scoring.stitched import StitchedScorer

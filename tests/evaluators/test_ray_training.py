@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apportion.compressors.errors import ConfigurationError, TrainingError
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.dataset import Dataset
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.config import FinetuneConfig

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from apportion.compressors.errors import ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.augment import AugmentConfig
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.config import AdaPruneConfig, FinetuneConfig, LintuneConfig

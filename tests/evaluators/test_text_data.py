@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from apportion.evaluators.data.registry import Context
 from apportion.evaluators.data.text.config import TableData, TextData
 from apportion.evaluators.tasks.registry import make_task
 from tests import language
+from tests.tables import write
 
 ROWS = [("bab bad", "yes"), ("baf", "no"), ("bag bak bal bam", "yes")]
 
@@ -23,23 +23,6 @@ ROWS = [("bab bad", "yes"), ("baf", "no"), ("bag bak bal bam", "yes")]
 def context(kind: str, **more: Any) -> Context:
     task = make_task(kind)
     return Context("mine", task.identity, task.form, **more)
-
-
-def write(folder: Path, kind: str, rows: list[tuple[Any, ...]], name: str = "file") -> str:
-    path = folder / f"{name}.{kind}"
-    names = ("text", "label", "third")[: len(rows[0])]
-    if kind == "csv":
-        path.write_text("\n".join(",".join(map(str, row)) for row in [names, *rows]))
-    elif kind == "jsonl":
-        lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
-        path.write_text("\n".join(lines))
-    else:
-        import pyarrow
-        import pyarrow.parquet
-
-        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        pyarrow.parquet.write_table(pyarrow.table(columns), path)
-    return str(path)
 
 
 def table(folder: Path, rows: list[tuple[Any, ...]], **keys: Any) -> TableData:
@@ -116,7 +99,9 @@ def test_classes_are_numbered_as_the_model_does(
     assert not caplog.records
     assert labels("good", "bad") == [1, 0, 1]
     assert "no label is one of the model's classes (good, bad)" in caplog.text
-    with pytest.raises(DataError, match=r"calibration: row 2 has the unknown class 'no'"):
+    with pytest.raises(
+        DataError, match=r"calibration: .*file.csv: row 2 has the unknown class 'no'"
+    ):
         labels("yes", "nope")
 
 
@@ -126,7 +111,9 @@ def test_a_class_that_only_the_test_rows_have_is_refused(tmp_path: Path) -> None
     config = config.model_copy(update={"test": other, "train": other})
     assert len(load_splits(config, context("text-classification")).test) == 4  # train knows it
     config = config.model_copy(update={"train": None})
-    with pytest.raises(DataError, match=r"test: row 4 has the unknown class 'mayb'.*n: no, yes"):
+    with pytest.raises(
+        DataError, match=r"test: .*csv: row 4 has the unknown class 'mayb'.*n: no, yes"
+    ):
         load_splits(config, context("text-classification"))
 
 

@@ -18,7 +18,7 @@ from apportion.compressors.levels import parse_level
 from apportion.db.layers.packed import load_packed
 from apportion.db.layers.profile_files import read_profile
 from apportion.db.runs.store import RunStore
-from apportion.evaluators.data.readers import TensorSplit
+from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.training.config import RecoveryConfig
 from apportion.search.export import exporting, formats, registry
 from apportion.search.export.exporting import export, score_profile

@@ -103,6 +103,24 @@ def mlp() -> nn.Module:
     )
 
 
+class Classifier(nn.Module):
+    """Four classes of images with names."""
+
+    classes = ("cat", "dog", "bird", "fish")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(16 * (SIDE // 2) ** 2, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def classifier() -> nn.Module:
+    return _fixed(Classifier)
+
+
 def unet() -> nn.Module:
     return _fixed(UNet)
 

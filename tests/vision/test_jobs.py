@@ -4,6 +4,7 @@ own metric."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from apportion.db.runs.store import RunStore
 from apportion.search.export.exporting import check_formats
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare, run_search
-from tests.vision import nets
+from tests.vision import files, nets
 from tests.whole_jobs import gone_through
 
 CASES = [
@@ -43,6 +44,54 @@ def test_a_job_goes_through(
     assert found["metric"]["name"] == metric
     assert found["costs"]["bits"] <= 0.6
     assert found[metric]["dense"] > 0
+
+
+def test_a_job_on_folders_of_masks_goes_through(tmp_path: Path) -> None:
+    for part, seed in (("calibration", 1), ("test", 2)):
+        files.save_masks(tmp_path / part, seed)
+    content = nets.job(tmp_path, "unet", "semantic-segmentation", "mask_splits")
+    data = {"kind": "masks", **{part: str(tmp_path / part) for part in ("calibration", "test")}}
+    content["workload"]["data"] = {**data, "resize": nets.SIDE, "size": nets.SIDE, **files.GREY}
+    found = gone_through(content, tmp_path, ["safetensors"])
+    assert found["mean IoU"]["dense"] > 60
+
+
+def test_a_job_on_a_list_of_images_goes_through(tmp_path: Path) -> None:
+    """A subset of the classes, by the model's names for them."""
+    content = nets.job(tmp_path, "classifier", "image-classification", "")
+    data = {"kind": "imagelist", "image": "file", "label": "class"}
+    data |= {
+        part: str(files.save_list(tmp_path / f"{part}.csv", seed))
+        for part, seed in (("calibration", 1), ("test", 2))
+    }
+    content["workload"]["data"] = {**data, "resize": nets.SIDE, "size": nets.SIDE, **files.GREY}
+    found = gone_through(content, tmp_path, ["safetensors"])
+    assert found["accuracy"]["dense"] > 90
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "least"),
+    [
+        ("regression", ["y0", "y1", "y2"], 0.0),
+        ("multi-label", ["on0", "on1", "on2"], 60.0),
+        ("image-classification", "best", 90.0),
+    ],
+)
+def test_a_job_on_columns_of_numbers_goes_through(
+    task: str, label: Any, least: float, tmp_path: Path
+) -> None:
+    content = nets.job(tmp_path, "mlp", task, "")
+    content["workload"]["data"] = {
+        "kind": "csv",
+        **{
+            part: str(files.save_numbers(tmp_path / f"{part}.csv", seed))
+            for part, seed in (("calibration", 1), ("test", 2))
+        },
+        "features": [f"x{i}" for i in range(12)],
+        "label": label,
+    }
+    found = gone_through(content, tmp_path, ["safetensors"])
+    assert found[found["metric"]["name"]]["dense"] >= least
 
 
 def test_a_run_whose_candidates_are_all_worth_nothing_is_an_error(tmp_path: Path) -> None:

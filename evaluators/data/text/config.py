@@ -1,4 +1,4 @@
-"""The sections of `workload.data` that name texts."""
+"""The sections of `workload.data` that name texts, and tables."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ Column = Annotated[int, Field(strict=True, ge=0)] | str
 class TextSection(Section):
     """What all of them have."""
 
-    calibration: Location = Field(
-        description="Texts to compress and search with: a file, or a URL."
-    )
-    test: Location = Field(description="Texts that only reports look at.")
+    calibration: Location = Field(description="What to compress and search with: a file, or a URL.")
+    test: Location = Field(description="What only reports look at.")
     train: Location | None = Field(
-        None, description="Texts for fine-tuning; default: the calibration texts."
+        None, description="For fine-tuning; default: the calibration data."
     )
     tokenizer: str | None = Field(
         None,
@@ -46,13 +44,19 @@ class TextData(TextSection):
 
 
 class TableData(TextSection):
-    """Tables of texts with what is asked of them: csv, jsonl (an object in each line) or
-    parquet."""
+    """Tables of texts, or of numbers, with what is asked of them: csv, jsonl (an object in each
+    line) or parquet."""
 
     kind: Literal["csv", "jsonl", "parquet"]
-    text: Column | tuple[Column, Column] = Field(
+    text: Column | tuple[Column, Column] | None = Field(
+        None,
         description="The column of texts, or the two of texts that belong together. In a csv file "
         "without a line of names: their numbers, from 0.",
+    )
+    features: tuple[Column, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Instead of texts: the columns of numbers that the model takes, in its order.",
     )
     label: Column | tuple[Column, ...] | None = Field(
         None,
@@ -69,15 +73,34 @@ class TableData(TextSection):
 
     @model_validator(mode="after")
     def _numbers_or_names(self) -> TableData:
-        numbered = {isinstance(column, int) for column in (*self.texts, *self.labels)}
+        if (self.text is None) == (self.features is None):
+            raise ValueError(
+                "either `text`, the columns of texts, or `features`, the columns of numbers, is "
+                "needed"
+            )
+        columns = (*self.texts, *(self.features or ()), *self.labels)
+        numbered = {isinstance(column, int) for column in columns}
         if len(numbered) > 1:
             raise ValueError("columns are named, or numbered, not both")
         if numbered == {True} and self.kind != "csv":
             raise ValueError(f"columns of {self.kind} files have names; numbers are for csv files")
         return self
 
+    @model_validator(mode="after")
+    def _of_texts(self) -> TableData:
+        if self.features is None:
+            return self
+        if odd := {"tokenizer", "sequence", "scale", "seed"} & self.model_fields_set:
+            raise ValueError(f"`{min(odd)}` is for tables of texts; leave it out with `features`")
+        columns = (*self.features, *self.labels)
+        if twice := [column for column in columns if columns.count(column) > 1]:
+            raise ValueError(f"column {twice[0]!r} is asked for twice")
+        return self
+
     @property
     def texts(self) -> tuple[Column, ...]:
+        if self.text is None:
+            return ()
         return self.text if isinstance(self.text, tuple) else (self.text,)
 
     @property

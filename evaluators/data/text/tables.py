@@ -1,4 +1,4 @@
-"""Rows of text with what is asked of them, from csv, jsonl and parquet files."""
+"""Rows of text, or of numbers, with what is asked of them, from csv, jsonl and parquet files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from apportion.compressors.errors import DataError
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Splits
 from apportion.evaluators.data.registry import Context, reads
-from apportion.evaluators.data.text.columns import read_columns
+from apportion.evaluators.data.tables.columns import read_columns
+from apportion.evaluators.data.tables.features import read_features
+from apportion.evaluators.data.tables.labels import number_classes, numbers
 from apportion.evaluators.data.text.config import TableData
-from apportion.evaluators.data.text.labels import number_classes, numbers
 from apportion.evaluators.data.text.packing import pack
 from apportion.evaluators.data.text.parts import locations, splits
 from apportion.evaluators.data.text.ragged import Fields, RaggedDataset
@@ -25,6 +26,9 @@ Rows = dict[str, list[list[Any]]]
 
 @reads(TableData)
 def read_table(config: TableData, context: Context) -> Splits:
+    if config.features is not None:
+        files = locations(config)
+        return splits(read_features(config.kind, files, config.features, config.labels, context))
     if context.form not in _FORMS:
         raise DataError(
             "workload.data.kind",
@@ -58,7 +62,9 @@ def read_table(config: TableData, context: Context) -> Splits:
 
 def _classes(config: TableData, tokenizer: Tokenizer, rows: Rows) -> Splits:
     given = number_classes(
-        {part: columns[-1] for part, columns in rows.items()}, tokenizer.context.classes
+        locations(config),
+        {part: columns[-1] for part, columns in rows.items()},
+        tokenizer.context.classes,
     )
     inputs = _together(config, tokenizer, rows)
     return splits(
@@ -133,8 +139,9 @@ def _together(config: TableData, tokenizer: Tokenizer, rows: Rows) -> dict[str, 
 
 def _numbers(config: TableData, part: str, columns: list[list[Any]]) -> torch.Tensor:
     """float32 [N, columns]."""
-    pairs = zip(config.labels, columns, strict=True)
-    return torch.tensor([numbers(part, name, column) for name, column in pairs]).T.contiguous()
+    pairs, file = zip(config.labels, columns, strict=True), locations(config)[part]
+    table = [numbers(part, file, name, column) for name, column in pairs]
+    return torch.tensor(table).T.contiguous()
 
 
 def _columns(counts: tuple[int, ...]) -> str:

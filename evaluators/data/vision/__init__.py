@@ -1,1 +1,1 @@
-"""Images with boxes."""
+"""Images with more than a class folder says."""

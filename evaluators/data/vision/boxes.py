@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,17 +11,17 @@ from PIL import Image
 from torch import Tensor
 
 from apportion.compressors.errors import DataError
-from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import forms
-from apportion.evaluators.data.dataset import Batch, Dataset, Splits, TensorDataset
-from apportion.evaluators.data.images import check_image, read_image
+from apportion.evaluators.data.dataset import Splits
+from apportion.evaluators.data.images import read_image
 from apportion.evaluators.data.registry import Context, reads
 from apportion.evaluators.data.vision.annotations import Annotated, coco, yolo
 from apportion.evaluators.data.vision.config import BoxesData
+from apportion.evaluators.data.vision.samples import ImageSamples
 
 
 @dataclass(frozen=True)
-class Boxes(Dataset):
+class Boxes(ImageSamples):
     """A batch is (images float32 [n, 3, size, size], boxes float32 [n, most, 5])."""
 
     items: tuple[Annotated, ...]
@@ -32,27 +31,17 @@ class Boxes(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def batches(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, len(self), batch_size):
-            yield self.subset(range(start, min(start + batch_size, len(self)))).batch
+    def file(self, index: int) -> str:
+        return str(self.items[index].path)
 
-    def subset(self, indices: Sequence[int], progress: Progress = silent) -> TensorDataset:
-        images, boxes = [], torch.full((len(indices), self.most, 5), -1.0)
-        for row, index in enumerate(indices):
-            item = self.items[int(index)]
-            image, factors = _fitted(item, self.config)
-            images.append(image)
-            if item.boxes:
-                found = torch.tensor(item.boxes)
-                found[:, 1:] *= torch.tensor(factors)
-                boxes[row, : len(found)] = found
-            progress("read images", row + 1, len(indices))
-        return TensorDataset((torch.stack(images), boxes))
-
-    def check(self, indices: Sequence[int], progress: Progress = silent) -> None:
-        for done, index in enumerate(indices, 1):
-            check_image(str(self.items[int(index)].path))
-            progress("look at images", done, len(indices))
+    def sample(self, index: int) -> tuple[Tensor, ...]:
+        item, boxes = self.items[index], torch.full((self.most, 5), -1.0)
+        image, factors = _fitted(item, self.config)
+        if item.boxes:
+            found = torch.tensor(item.boxes)
+            found[:, 1:] *= torch.tensor(factors)
+            boxes[: len(found)] = found
+        return image, boxes
 
 
 @reads(BoxesData)

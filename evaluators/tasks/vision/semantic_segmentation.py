@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ IGNORED = 255
 
 Masks = tuple[Tensor, Tensor]
 """Images float32 [n, C, H, W], normalised, and classes int64 [n, H, W], 255 where none counts."""
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """Data that know which file a class stands in."""
+
+    def place_of(self, label: int) -> str:
+        """A file that has it."""
 
 
 class SemanticSegmentation(Task):
@@ -111,9 +119,9 @@ class SemanticSegmentation(Task):
             )
         if isinstance(dataset, Labelled):
             lowest, highest = dataset.label_range()
-            _check_range(lowest, highest, made.shape[1], what)
+            _check_range(lowest, highest, made.shape[1], what, dataset)
         else:
-            _classes(made, in_memory(dataset, batch), what)
+            _classes(made, in_memory(dataset, batch), what, dataset)
 
     def _softened(
         self, outputs: Outputs, dense: Outputs, batch: Masks, temperature: float
@@ -153,21 +161,28 @@ def _logits(outputs: Outputs, batch: Masks) -> Tensor:
     return F.interpolate(made, size=size, mode="bilinear", align_corners=False)
 
 
-def _classes(made: Tensor, batch: Masks, what: str = "a batch's") -> Tensor:
-    """The masks, all of whose values are classes of `made` or 255. Raises DataError."""
+def _classes(
+    made: Tensor, batch: Masks, what: str = "a batch's", dataset: Dataset | None = None
+) -> Tensor:
+    """The masks, all of whose values are classes of `made` or 255. Raises DataError, for a whole
+    `dataset` with the file, where it knows that."""
     mask = batch[1]
     asked = mask[mask != IGNORED]
     if asked.numel():
-        _check_range(int(asked.min()), int(asked.max()), made.shape[1], what)
+        _check_range(int(asked.min()), int(asked.max()), made.shape[1], what, dataset)
     return mask
 
 
-def _check_range(lowest: int, highest: int, classes: int, what: str) -> None:
+def _check_range(
+    lowest: int, highest: int, classes: int, what: str, dataset: Dataset | None
+) -> None:
     if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        place = f" ({wrong} is in {dataset.place_of(wrong)})" if isinstance(dataset, Placed) else ""
         raise DataError(
             "workload.data",
             f"{what} masks must hold classes 0..{classes - 1}, or {IGNORED} where none counts; the "
-            f"lowest is {lowest}, the highest {highest}",
+            f"lowest is {lowest}, the highest {highest}{place}",
         )
 
 

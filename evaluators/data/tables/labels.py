@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from apportion.compressors.errors import DataError, nearest
+from apportion.db.documents.text import meant
 
 log = logging.getLogger(__name__)
 
+_LARGEST = float(np.finfo(np.float32).max)
 _NAMELESS = re.compile(r"label_\d+")
 """What configurations of Hugging Face call classes that were given no names."""
 
 
 def number_classes(
-    parts: Mapping[str, Sequence[Any]], names: Sequence[str] | None
+    files: Mapping[str, str], parts: Mapping[str, Sequence[Any]], names: Sequence[str] | None
 ) -> dict[str, list[int]]:
-    """The labels of every part (calibration, test, train) as numbers: as they are, where all are
-    whole numbers; by the model's `names` for its classes, where it has them; else the names of the
-    calibration and training rows in alphabetical order. Raises DataError for a class that is not
-    known."""
+    """The labels of every part (calibration, test, train; from its file) as numbers: as they are,
+    where all are whole numbers; by the model's `names` for its classes, where it has them; else the
+    names of the calibration and training rows in alphabetical order. Raises DataError for a class
+    that is not known."""
     said = {part: [_text(label) for label in labels] for part, labels in parts.items()}
     if all(text.isdecimal() for labels in said.values() for text in labels):
         return {part: [int(text) for text in labels] for part, labels in said.items()}
@@ -36,7 +41,7 @@ def number_classes(
                 meant = nearest(text, known)
                 raise DataError(
                     f"workload.data.{part}",
-                    f"row {row + 1} has the unknown class {text!r:.60}"
+                    f"{files[part]}: row {row + 1} has the unknown class {text!r:.60}"
                     + (f"; did you mean {meant!r}?" if meant else "")
                     + f" (known: {', '.join(sorted(known)[:20])})",
                 )
@@ -67,21 +72,29 @@ def _of_the_model(
     return None
 
 
-def numbers(part: str, column: str | int, values: Sequence[Any]) -> list[float]:
-    """The values of a column of numbers. Raises DataError."""
+def numbers(part: str, file: str, column: str | int, values: Sequence[Any]) -> list[float]:
+    """The values of a column of numbers that float32 can hold. Raises DataError."""
     made = []
     for row, value in enumerate(values):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = float("nan")
-        if not abs(number) < float("inf"):
+        found = _number(value)
+        if not abs(found) <= _LARGEST:
+            hint = meant(value.strip()) if isinstance(value, str) else ""
+            hint = hint or " that float32 holds" * (abs(found) > _LARGEST)
             raise DataError(
                 f"workload.data.{part}",
-                f"row {row + 1} has {value!r:.60} in column {column!r}; a number is needed",
+                f"{file}: row {row + 1} has {value!r:.60} in column {column!r}; a number is "
+                f"needed{hint}",
             )
-        made.append(number)
+        made.append(found)
     return made
+
+
+def _number(value: Any) -> float:
+    """NaN for what is none."""
+    try:
+        return math.nan if isinstance(value, str) and "_" in value else float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _text(label: Any) -> str:
