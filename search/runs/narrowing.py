@@ -3,6 +3,7 @@ group keeps, and which."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import BudgetError, ConfigurationError, ModelError
+from apportion.compressors.groups import criteria
 from apportion.compressors.groups.find import Grouped, find_groups
 from apportion.compressors.groups.ladder import Reader, channel_ladder, reader
 from apportion.compressors.groups.moments import collect_moments
@@ -60,6 +62,8 @@ def narrow(
     calibration: Any,
     budgets: Mapping[str, float | str],
     multiple: int = 8,
+    criterion: str = criteria.OBS,
+    seed: int = 0,
     batch_size: int = 64,
     damping: float = 1e-3,
     progress: Progress = silent,
@@ -74,6 +78,10 @@ def narrow(
         calibration: a DataLoader, or an iterable of batches.
         budgets: of `flops` (multiply-accumulates) and `params`: 0.5, "2x", "30%" or an amount.
         multiple: sizes are multiples of this, or whole.
+        criterion: which channels go first: obs, what the layers that read them lose; or l1, l2,
+            fpgm, taylor, random, or one of your own (compressors/groups/criteria.py). Layers make
+            up for them in any case.
+        seed: of the criterion's generator.
         batch_size: of all passes.
         damping: share of the mean of a Hessian's diagonal that is added to it.
         progress: told of all that takes long.
@@ -83,6 +91,7 @@ def narrow(
         BudgetError: the budgets cannot be met, or are of another metric.
         ApportionError: whatever else is wrong.
     """
+    criteria.check_criterion(criterion)
     if multiple < 1:
         raise ConfigurationError(f"multiple must be 1 or more, not {multiple}")
     asked = [given.parse_budget(name, value) for name, value in budgets.items()]
@@ -94,7 +103,8 @@ def narrow(
     search = _Narrowing(
         checked(model, type(model).__name__).eval(), task, calibration, batch_size, progress
     )
-    return search.run(asked, multiple, damping)
+    search.order(criterion, damping, np.random.default_rng(seed))
+    return search.run(asked, multiple)
 
 
 class _Narrowing:
@@ -112,13 +122,28 @@ class _Narrowing:
             reasons = sorted({f"{n}: {why}" for n, why in self.grouped.kept.items()})
             raise ModelError(f"no channels of the model can go ({'; '.join(reasons[:3])})")
 
-    def run(self, asked: list[given.Budget], multiple: int, damping: float) -> Narrowed:
-        whole = {group.name: group.size for group in self.grouped.groups}
+    def order(self, criterion: str, damping: float, rng: np.random.Generator) -> None:
+        """In which order the channels of each group go."""
         self.readers = self._readers(damping)
         self.orders: dict[str, np.ndarray] = {}
+        model = self._with_gradients() if criteria.needs_gradients(criterion) else self.model
         for done, group in enumerate(self.grouped.groups):
-            self.progress("order channels", done, len(whole))
-            self.orders[group.name] = channel_ladder(group, self.readers).order
+            self.progress("order channels", done, len(self.grouped.groups))
+            self.orders[group.name] = (
+                channel_ladder(group, self.readers).order
+                if criterion == criteria.OBS
+                else criteria.order_by(criterion, model, group, rng)
+            )
+
+    def _with_gradients(self) -> nn.Module:
+        """A copy whose parameters have the gradients of the loss."""
+        made = copy.deepcopy(self.model).requires_grad_(True)
+        for batch in self.batches:
+            self.task.loss(self.task.forward(made, batch), batch).sum().backward()
+        return made
+
+    def run(self, asked: list[given.Budget], multiple: int) -> Narrowed:
+        whole = {group.name: group.size for group in self.grouped.groups}
         costs = channel_costs(self.model, self.found, self.grouped.groups)
         sizes = {name: multiples(size, multiple, 1) for name, size in whole.items()}
         limits = {

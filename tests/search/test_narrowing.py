@@ -86,6 +86,22 @@ def test_it_is_better_than_random_channels_of_the_same_sizes() -> None:
     assert F.mse_loss(outputs(made.model, x), dense).item() < 0.5 * min(others)
 
 
+@pytest.mark.parametrize("criterion", ["obs", "l1", "l2", "fpgm", "taylor", "random"])
+def test_every_criterion_keeps_the_budget(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x = Graph(["conv", "add"], 0).eval(), torch.randn(32, 3, 6, 6)
+    made = apportion.narrow(
+        model,
+        task=TASK,
+        calibration=[x],
+        budgets={"flops": "2x"},
+        multiple=2,
+        criterion=criterion,
+    )
+    assert 0 < made.costs["flops"][0] <= made.costs["flops"][1] / 2
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_sizes_that_a_models_code_names_stay(caplog: pytest.LogCaptureFixture) -> None:  # noqa: ARG001
     x = torch.randn(32, 6)
     made = apportion.narrow(
@@ -102,6 +118,7 @@ def test_sizes_that_a_models_code_names_stay(caplog: pytest.LogCaptureFixture) -
         ({"budgets": {}}, "name at least one"),
         ({"budgets": {"flops": "100x"}}, "the smallest sizes cost"),
         ({"multiple": 0}, "multiple must be 1 or more"),
+        ({"criterion": "magic"}, "criterion 'magic'"),
     ],
 )
 def test_what_cannot_be_is_one_line(change: dict[str, Any], text: str) -> None:
