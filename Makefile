@@ -19,7 +19,7 @@ demo: venv
 	@echo "layer database: databases/digits   run store: examples/apportion.sqlite   exported model: demo/"
 
 test: venv
-	$(BIN)/python -m pytest -m "not slow and not cuda" --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not slow and not cuda" -rs --numprocesses 2 --no-loadscope-reorder
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

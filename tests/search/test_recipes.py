@@ -48,6 +48,8 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
             "cifar10/train4096.npz",
             "cifar10/test5000.npz",
             *("train-v1.1.json", "dev-v1.1.json", "bert-3", "bert-6", "bert-12"),
+            *("stsb_train.csv", "stsb_dev.csv", "all-MiniLM-L6-v2"),
+            *("wiki.valid.txt", "wiki.test.txt", "SmolLM2-135M-Instruct"),
         ):
             (data / wanted).mkdir(parents=True)
     job = job_of(recipe, tmp_path / "out", data, None)
