@@ -6,13 +6,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from apportion.compressors.groups import rules
 from apportion.compressors.groups.labels import NONE, Book, Labels
-from apportion.compressors.kinds.origins import key
+from apportion.compressors.kinds.origins import dense, key
 from apportion.compressors.kinds.products import Product
 from apportion.compressors.kinds.regions import IrregularError, locate
 from apportion.compressors.kinds.watch import Watch, _composite
@@ -250,7 +249,7 @@ class Flow(Watch):
         channels = columns.reshape(groups, kernel, width).amax(1)
         reached = columns.reshape(groups, kernel, width)
         mixed = bool(((reached != channels[:, None]) & (reached != NONE)).any())
-        if mixed or name in self._whole or not value.is_contiguous():
+        if mixed or name in self._whole or not dense(value):
             self.book.lock(rows, f"{name} is used as a whole")
             self.book.lock(columns, f"{name} is used as a whole")
             return
@@ -270,8 +269,7 @@ class Flow(Watch):
             depthwise = groups > 1 and width == 1 and numbers is channels
             if depthwise or not bool((numbers > 0).any()):
                 continue
-            at = np.stack(np.unravel_index(ends.numpy(), tuple(value.shape)))
-            places = torch.from_numpy(at)
+            places = _coordinates(ends, value)
             own = numbers.flatten()[unit]
             shared = numbers[:1].expand_as(numbers).flatten()[unit]
             found = _along(places, own, unit) or _along(places, shared, unit)
@@ -280,6 +278,17 @@ class Flow(Watch):
             else:
                 dim, along = found
                 self._add_cut(name, dim, along)
+
+
+def _coordinates(offsets: Tensor, value: Tensor) -> Tensor:
+    """Of elements at these places in the storage of a dense tensor: [dims, ...]."""
+    made = [torch.zeros_like(offsets)] * value.dim()
+    strides = value.stride()
+    largest_first = sorted(range(value.dim()), key=strides.__getitem__, reverse=True)
+    for dim in (d for d in largest_first if value.shape[d] > 1):
+        made[dim] = offsets // strides[dim]
+        offsets = offsets % strides[dim]
+    return torch.stack(made)
 
 
 def _along(places: Tensor, numbers: Tensor, unit: Tensor) -> tuple[int, Tensor] | None:

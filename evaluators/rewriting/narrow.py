@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from apportion.compressors.errors import ModelError
 from apportion.compressors.groups.find import ChannelGroup
@@ -95,9 +95,11 @@ def _fit(path: str, module: Any) -> None:
         module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _BatchNorm):
+    elif isinstance(module, _NormBase):
         sized = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(sized)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
