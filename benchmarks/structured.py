@@ -30,11 +30,9 @@ from torch.nn import functional as F
 from apportion.compressors.calibration import FullPass, over
 from apportion.compressors.corrections import correct
 from apportion.compressors.groups.find import Grouped, find_groups
-from apportion.compressors.groups.ladder import Ladder, Reader, channel_ladder, reader
-from apportion.compressors.groups.moments import collect_moments
+from apportion.compressors.groups.ladder import Ladder, Reader, channel_ladder
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
-from apportion.compressors.layers import to_matrix
 from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
@@ -152,18 +150,12 @@ class Ours:
         first = over(data.calibration[:2])
         self.found: Found = find_layers(dense, first)
         self.grouped: Grouped = find_groups(dense, self.found.layers, first, data.calibration[:1])
-        layers = {layer.name: layer for layer in self.found.layers}
-        names = readers_of(self.grouped, list(layers))
         images = FullPass(lambda: data.calibration.split(128))
         start = time.perf_counter()
-        moments = collect_moments(dense, [layers[n] for n in names], images)
+        self.readers: dict[str, Reader] = readers_of(
+            dense, self.grouped, self.found.layers, images, damping
+        )
         collected = time.perf_counter()
-        self.readers: dict[str, Reader] = {
-            n: reader(
-                layers[n], to_matrix(layers[n].where.read(dense), layers[n]), moments[n], damping
-            )
-            for n in names
-        }
         self.ladders: dict[str, Ladder] = {
             group.name: channel_ladder(group, self.readers) for group in self.grouped.groups
         }

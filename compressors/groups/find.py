@@ -49,11 +49,13 @@ class ChannelGroup:
 @dataclass(frozen=True)
 class Grouped:
     """groups: those whose channels may go; kept: layer -> why the channels that it makes stay;
-    norms: layer -> running mean of the batch-norm that takes what it puts out."""
+    norms: layer -> running mean of the batch-norm that takes what it puts out; biases: layer -> the
+    bias that is added to that."""
 
     groups: tuple[ChannelGroup, ...]
     kept: Mapping[str, str]
     norms: Mapping[str, str]
+    biases: Mapping[str, str]
 
 
 def find_groups(
@@ -124,12 +126,11 @@ class _Sorting:
         order = {name: i for i, name in enumerate(made)}
         groups = [self._group(sorted(each), made, read) for each in alike.values()]
         groups.sort(key=lambda group: (order[group.name], next(iter(group.readers))))
-        norms = {
-            self._layers[place].name: name
-            for place, name in self._flow.norms.items()
-            if place in self._layers
-        }
-        return Grouped(tuple(self._named(groups)), kept, norms)
+        norms, biases = (
+            {self._layers[place].name: name for place, name in own.items() if place in self._layers}
+            for own in (self._flow.norms, self._flow.biases)
+        )
+        return Grouped(tuple(self._named(groups)), kept, norms, biases)
 
     def _of(self, numbers: np.ndarray) -> np.ndarray:
         """Classes, 0 for none."""

@@ -40,6 +40,15 @@ class Cut:
     channels: Tensor
 
 
+@dataclass(frozen=True)
+class _Output:
+    """What a product gave, held so that it stays known, and whether it was written to since."""
+
+    place: Place
+    tensor: Tensor
+    version: int
+
+
 class Flow(Watch):
     """Follows channels through one pass; `uses` and `cuts` are those of its products with weights.
     `norms`: place of a weight -> running mean of the batch-norm that takes its product."""
@@ -50,7 +59,8 @@ class Flow(Watch):
         self.uses: list[Use] = []
         self.cuts: list[Cut] = []
         self.norms: dict[Place, str] = {}
-        self._outputs: dict[int, tuple[Place, Tensor]] = {}
+        self.biases: dict[Place, str] = {}
+        self._outputs: dict[int, _Output] = {}
         self._model = model
         self._taken: Product | None = None
         self._owned: dict[int, tuple[str, Tensor]] = {}
@@ -83,7 +93,7 @@ class Flow(Watch):
 
     def leave(self, outputs: Any) -> None:
         """What the model gives stays as it is."""
-        for t in rules.tensors(outputs):
+        for t in rules.output_tensors(outputs):
             self.book.lock(self.labels.of(t), "the model's outputs")
 
     def elementwise(self) -> dict[str, Tensor]:
@@ -105,15 +115,27 @@ class Flow(Watch):
         else:
             for t in step.inputs:  # a table of positions, laid out
                 self._number(t)
-        if step.name in rules.NORMS and (made := self._outputs.get(key(step.inputs[0]))):
-            running = step.inputs[3] if len(step.inputs) > 3 else None
-            if running is not None and key(running) in self._owned:
-                self.norms[made[0]] = self._owned[key(running)][0]
+        if step.name in rules.NORMS and len(step.inputs) > 3:
+            self._normed(step.inputs[0], step.inputs[3])
         found = rules.rule(step)
         if found is None:
             step.lock(f"{step.name} is not known to keep channels apart")
         else:
             found(step)
+
+    def _normed(self, x: Tensor, running: Tensor) -> None:
+        """A batch-norm takes `x`: if that is a product's result as it was, of a weight that is used
+        once, its running mean can stand for a bias."""
+        made = self._outputs.get(key(x))
+        if made is None or key(running) not in self._owned:
+            return
+        same = made.tensor.shape == x.shape and made.version == x._version
+        if same and sum(use.place == made.place for use in self.uses) == 1:
+            if made.place in self.norms:
+                del self.norms[made.place]  # it feeds several
+                self._outputs.pop(key(x))
+                return
+            self.norms[made.place] = self._owned[key(running)][0]
 
     def _writes(self, step: rules.Step) -> bool:
         return any(
@@ -153,10 +175,11 @@ class Flow(Watch):
         columns = self._columns(product, groups)
         numbers = self.book.fresh(groups * rows).reshape(groups, rows)
         out = self._results(step, product, numbers)
-        self._bias(step, product, out)
+        self._bias(step, product, part, out)
         self.labels.set(step.results[0], out)
         self._add_use(part, numbers, columns)
-        self._outputs[key(step.results[0])] = part, step.results[0]  # held, so that it stays known
+        result = step.results[0]
+        self._outputs[key(result)] = _Output(part, result, result._version)
         self._cut(product, part.parameters[0], numbers, columns)
 
     def _add_use(self, place: Place, rows: Tensor, columns: Tensor) -> None:
@@ -211,7 +234,7 @@ class Flow(Watch):
         whole = rows(torch.ones_like(numbers, dtype=torch.float64))
         return (rows(numbers.double()) / whole).nan_to_num(0).round().long()
 
-    def _bias(self, step: rules.Step, product: Product, out: Tensor) -> None:
+    def _bias(self, step: rules.Step, product: Product, place: Place, out: Tensor) -> None:
         for t in step.inputs:
             if t is product.weight or t is product.input or key(t) not in self._owned:
                 continue
@@ -220,6 +243,9 @@ class Flow(Watch):
             if "convolution" in step.name:
                 own = own.reshape(-1, *[1] * (out.dim() - 2))
             self.book.join(out, own.expand(out.shape))
+            name, value = self._owned[key(t)]
+            if t.dim() == 1 and t.shape == value.shape:
+                self.biases[place] = name
 
     def _table(self, step: rules.Step, product: Product) -> Tensor:
         """Rows are looked up: each column is a channel."""

@@ -23,10 +23,16 @@ from apportion.compressors.progress import Progress, silent
 @dataclass(frozen=True)
 class Moments:
     """hessian [groups, d, d]: 2 / N sum of (x - mean)(x - mean)^T over all positions of N samples;
-    mean [groups, d]. float64."""
+    mean [groups, d]; share: 2 / N x positions. float64."""
 
     hessian: Tensor
     mean: Tensor
+    share: float = 0.0
+
+    def about_zero(self) -> Moments:
+        """For layers whose outputs nothing can shift."""
+        whole = self.hessian + self.share * self.mean[:, :, None] * self.mean[:, None, :]
+        return Moments(whole, torch.zeros_like(self.mean))
 
 
 def collect_moments(
@@ -49,7 +55,7 @@ def collect_moments(
         mean = total / max(1, positions[name])
         share = 2.0 * positions[name] / max(1, samples)
         hessian = about_zero[name].cpu() - share * mean[:, :, None] * mean[:, None, :]
-        made[name] = Moments(hessian, mean)
+        made[name] = Moments(hessian, mean, share)
     return made
 
 

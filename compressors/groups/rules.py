@@ -49,6 +49,8 @@ POINTWISE = frozenset(
     }
 )
 """Those that torch does not tag so."""
+LIKE = frozenset({"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"})
+"""Tensors of another's shape, which follow it when a channel goes."""
 ACROSS = frozenset(
     {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "cumsum"}
 )
@@ -64,6 +66,17 @@ _CUTS = frozenset(
 def tensors(tree: Any) -> list[Tensor]:
     """Of any tree."""
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def output_tensors(tree: Any, depth: int = 8) -> list[Tensor]:
+    """Of what a model gives: those in objects of its own classes, too."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type):
+            found += output_tensors(list(vars(leaf).values()), depth - 1)
+    return found
 
 
 class Step:
@@ -104,10 +117,20 @@ def moved(step: Step) -> None:
         step.labels.set(target, step.labels.of(source).expand(target.shape))
         return
 
-    def number(t: Tensor) -> Tensor:
-        chooses = not t.is_floating_point() and not step.labels.known(t)
-        return t if chooses else step.labels.of(t).clone()
+    values = step.inputs if step.name in ("cat", "stack") else step.inputs[:1]
 
+    def number(t: Tensor) -> Tensor:
+        if any(t is value for value in values):
+            return step.labels.of(t).clone()
+        step.book.lock(step.labels.of(t), f"{step.name} chooses by them")
+        return t
+
+    if step.name == "roll":
+        numbers = step.labels.of(step.inputs[0])
+        dims = step.args[2] if len(step.args) > 2 else step.kwargs.get("dims", ())
+        if not dims or {d % numbers.dim() for d in dims} & set(varying(numbers)):
+            step.lock("roll moves them by a number that the model's code says")
+            return
     kept = dict(step.kwargs)
     kept.pop("dtype", None)
     args, kept = tree_map(lambda a: number(a) if isinstance(a, Tensor) else a, (step.args, kept))
@@ -141,15 +164,20 @@ def pointwise(step: Step) -> None:
 def linear(step: Step) -> None:
     """A weighted sum: of one channel if all that it sums are."""
     x = step.inputs[0]
-    numbers = step.labels.of(x).double()
+    labels = step.labels.of(x)
+    numbers = labels.double()
 
     def summed(values: Tensor) -> Tensor:
         return step.again(lambda t: values if t is x else t)[0]
 
     whole = summed(torch.ones_like(numbers))
-    mean = summed(numbers) / whole
-    spread = summed(numbers**2) / whole - mean**2
-    _settle(step, mean, spread.abs() > 1e-6 * (1 + mean**2))
+    mixed = torch.zeros(whole.shape, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(2):  # random values of the numbers: large numbers would hide small differences
+        values = torch.rand(step.book.total, generator=generator, dtype=torch.float64)[labels]
+        mean = summed(values) / whole
+        mixed |= (summed(values**2) / whole - mean**2).abs() > 1e-9
+    _settle(step, summed(numbers) / whole, mixed)
 
 
 def largest(step: Step) -> None:
@@ -175,6 +203,10 @@ def softmax(step: Step) -> None:
         step.lock()
         return
     step.labels.set(step.results[0], numbers)
+
+
+def like(step: Step) -> None:
+    step.labels.set(step.results[0], step.labels.of(step.inputs[0]))
 
 
 def batch_norm(step: Step) -> None:
@@ -281,6 +313,7 @@ def rule(step: Step) -> Rule | None:
         (LINEAR, linear),
         (LARGEST, largest),
         (NORMS, batch_norm),
+        (LIKE, like),
         (ACROSS, across),
         ({"_softmax", "_log_softmax"}, softmax),
         ({"bmm", "mm", "baddbmm"}, products),

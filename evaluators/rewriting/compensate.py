@@ -9,9 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from apportion.compressors.calibration import Calibration
 from apportion.compressors.groups.find import Grouped
-from apportion.compressors.groups.ladder import Reader, compensated
-from apportion.compressors.layers import from_matrix
+from apportion.compressors.groups.ladder import Reader, compensated, reader
+from apportion.compressors.groups.moments import collect_moments
+from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
+from apportion.compressors.progress import Progress, silent
+from apportion.compressors.threads import full_precision
 from apportion.evaluators.rewriting.narrow import Kept, narrowed
 
 
@@ -36,7 +40,7 @@ def without(
             continue
         weight, shift = compensated(own, gone)
         own.layer.where.write(made, from_matrix(weight.float(), own.layer))
-        bias, mean = parameters.get(f"{name}.bias"), grouped.norms.get(name)
+        bias, mean = parameters.get(grouped.biases.get(name, "")), grouped.norms.get(name)
         with torch.no_grad():
             if bias is not None and bias.shape == shift.shape:
                 bias.add_(shift.to(bias.dtype))
@@ -67,7 +71,36 @@ def _gone(grouped: Grouped, layer: str, kept: Kept) -> np.ndarray | None:
     return made if made is not None and made.any() else None
 
 
-def readers_of(grouped: Grouped, names: Sequence[str]) -> list[str]:
-    """The layers among `names` that read any group's channels."""
+def readers_of(
+    model: nn.Module,
+    grouped: Grouped,
+    layers: Sequence[LayerSpec],
+    calibration: Calibration,
+    damping: float,
+    progress: Progress = silent,
+) -> dict[str, Reader]:
+    """The layers that read any group's channels, by name.
+
+    Args:
+        model: runs as it is.
+        grouped: its channel groups.
+        layers: its layers.
+        calibration: the data.
+        damping: share of the mean of a Hessian's diagonal that is added to it.
+        progress: told of passes.
+
+    Raises:
+        LayerError: inputs are not finite.
+    """
     read = {name for group in grouped.groups for name in group.readers}
-    return [name for name in names if name in read]
+    own = [layer for layer in layers if layer.name in read]
+    with full_precision():
+        moments = collect_moments(model, own, calibration, progress)
+    made = {}
+    for layer in own:
+        found = moments[layer.name]
+        if not {layer.name} & (grouped.biases.keys() | grouped.norms.keys()):
+            found = found.about_zero()
+        weight = to_matrix(layer.where.read(model), layer)
+        made[layer.name] = reader(layer, weight, found, damping)
+    return made

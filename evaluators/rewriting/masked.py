@@ -6,19 +6,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from apportion.compressors.calibration import Batch, Calibration
 from apportion.compressors.groups.find import ChannelGroup, Grouped
-from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
+from apportion.compressors.groups.rules import output_tensors
+from apportion.compressors.layers import LayerSpec, from_matrix, hooked, to_matrix
 from apportion.evaluators.rewriting.narrow import Kept, narrowed
 
 _TOLERANCE = 1e-3
 """Of the largest output."""
+_SHARES = (0.5, 0.25, 0.75)
+"""Of each group's channels that stay, one trial after the other."""
 
 
 def masked(
@@ -44,8 +48,7 @@ def working(
     batch: Batch,
 ) -> Grouped:
     """The groups without which `model` runs and computes the same: a model's code may name sizes of
-    its own. Half of each group's channels are taken, of all groups, and of halves of them where
-    that fails.
+    its own. Channels of all groups are taken, and of halves of the groups where that fails.
 
     Args:
         model: in eval mode.
@@ -60,25 +63,29 @@ def working(
     rng = np.random.default_rng(0)
     kept = dict(grouped.kept)
 
-    def run(made: nn.Module) -> list[Tensor]:
-        with torch.no_grad():
-            outputs = tree_leaves(calibration.forward(made, batch))
-        return [t for t in outputs if isinstance(t, Tensor) and t.is_floating_point()]
-
     def fault(groups: Sequence[ChannelGroup]) -> str:
-        stays = {}
-        for group in groups:
-            stays[group.name] = np.ones(group.size, bool)
-            stays[group.name][rng.permutation(group.size)[: group.size // 2]] = False
-        try:
-            got = run(narrowed(model, groups, stays))
-        except Exception as error:  # whatever the model's own code raises at other sizes
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        expected = run(masked(model, layers, groups, stays))
-        for one, other in zip(got, expected, strict=True):
-            scale = float(other.abs().max())
-            if one.shape != other.shape or float((one - other).abs().max()) > _TOLERANCE * scale:
+        for share in _SHARES:
+            stays = {}
+            for group in groups:
+                count = max(1, int(share * group.size))
+                stays[group.name] = np.zeros(group.size, bool)
+                stays[group.name][rng.permutation(group.size)[:count]] = True
+            try:
+                small = _Run(narrowed(model, groups, stays), layers, groups)
+                got = small.outputs(calibration, batch)
+            except Exception as error:  # whatever the model's own code raises at other sizes
+                return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            whole = _Run(masked(model, layers, groups, stays), layers, groups)
+            expected = whole.outputs(calibration, batch)
+            if not expected:
+                return "the model's outputs hold no numbers to compare"
+            if len(got) != len(expected) or not all(map(_same, got, expected)):
                 return "the smaller model computes something else"
+            if not all(
+                _same(own, _of_rows(whole.seen[name], groups, name, stays))
+                for name, own in small.seen.items()
+            ):
+                return "a layer of the smaller model gives something else"
         return ""
 
     def those(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
@@ -95,3 +102,56 @@ def working(
     while reason := fault(found) if found else "":  # each half works, and not both together
         kept.update(dict.fromkeys(found.pop().makers, reason))
     return replace(grouped, groups=tuple(found), kept=kept)
+
+
+class _Run:
+    """One pass of a model. `seen`: what the layers that read the groups gave, where they are plain
+    modules; later ones where they are called several times."""
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[LayerSpec], groups: Sequence[ChannelGroup]
+    ) -> None:
+        read = {name for group in groups for name in group.readers}
+        self.seen: dict[str, Tensor] = {}
+        self._model = model
+        self._names = [
+            layer.name for layer in layers if layer.name in read and layer.is_module_weight
+        ]
+
+    def outputs(self, calibration: Calibration, batch: Batch) -> list[Tensor]:
+        def keep(name: str, _module: nn.Module, _args: Any, out: Any) -> None:
+            self.seen[name] = out
+
+        with hooked() as handles, torch.no_grad():
+            for name in self._names:
+                module = self._model.get_submodule(name)
+                handles.append(module.register_forward_hook(partial(keep, name)))
+            made = output_tensors(calibration.forward(self._model, batch))
+        return [t for t in made if t.is_floating_point()]
+
+
+def _of_rows(out: Tensor, groups: Sequence[ChannelGroup], layer: str, kept: Kept) -> Tensor:
+    """A layer's output without the channels that it no longer makes."""
+    makers = [group for group in groups if layer in group.makers]
+    if not makers:
+        return out
+    stays = np.ones(len(makers[0].makers[layer]), bool)
+    for group in makers:
+        rows = group.makers[layer]
+        stays &= (rows < 0) | kept[group.name][rows]
+    dim = -1 if out.shape[-1] == len(stays) and out.dim() < 4 else 1
+    return out.index_select(dim, torch.from_numpy(stays.nonzero()[0]))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Of one shape, finite in the same places, and equal there up to rounding."""
+    if one.shape != other.shape:
+        return False
+    finite = other.isfinite()
+    if not bool((one.isfinite() == finite).all()):
+        return False
+    one, other = one[finite], other[finite]
+    if not one.numel():
+        return True
+    scale = float(other.abs().max())
+    return float((one - other).abs().max()) <= _TOLERANCE * scale + 1e-12

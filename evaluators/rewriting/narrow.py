@@ -22,6 +22,7 @@ Kept = Mapping[str, np.ndarray]
 Shapes = Mapping[str, Sequence[int]]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LISTS = (nn.ParameterList, nn.ParameterDict)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -29,26 +30,30 @@ def narrowed(model: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn
     """A copy of `model` without the channels that are not kept. Raises ModelError for a module
     whose size is not known to follow its parameters."""
     state = copy.copy(model.state_dict())  # with the versions of its modules
+    hidden = {n: v for n, v in model.named_buffers() if n not in state}  # no part of the state
+    state.update(hidden)
     for (name, dim), stays in _slices(groups, kept).items():
         own = state[name]
         state[name] = own.index_select(dim, torch.from_numpy(stays.nonzero()[0]).to(own.device))
-    for names in _shared(model):
+    for names in _shared(model, state):
         known = next((state[n] for n in names if state[n].shape != _value(model, n).shape), None)
         if known is not None:
             state.update(dict.fromkeys(names, known))
     made = copy.deepcopy(model)
-    resize(made, {name: value.shape for name, value in state.items()})
+    resize(made, {name: v.shape for name, v in state.items() if isinstance(v, Tensor)})
+    for name in hidden:
+        _value(made, name).copy_(state.pop(name))
     made.load_state_dict(state)
     return made
 
 
 def changed_shapes(model: nn.Module, narrow: nn.Module) -> dict[str, list[int]]:
     """What `resize` needs to make a model of this class as small as `narrow`."""
-    before = {name: value.shape for name, value in model.state_dict().items()}
+    before, after = ({**dict(own.named_buffers()), **own.state_dict()} for own in (model, narrow))
     return {
         name: list(value.shape)
-        for name, value in narrow.state_dict().items()
-        if value.shape != before[name]
+        for name, value in after.items()
+        if isinstance(value, Tensor) and value.shape != before[name].shape
     }
 
 
@@ -104,7 +109,7 @@ def _fit(path: str, module: Any) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
         module.nx, module.nf = module.weight.shape
-    elif type(module).__module__.startswith("torch.nn."):
+    elif type(module).__module__.startswith("torch.nn.") and not isinstance(module, _LISTS):
         raise ModelError(f"{path}: a {type(module).__name__} cannot be made smaller")
 
 
@@ -120,7 +125,7 @@ def _slices(groups: Sequence[ChannelGroup], kept: Kept) -> dict[tuple[str, int],
     return made
 
 
-def _shared(model: nn.Module) -> list[list[str]]:
+def _shared(model: nn.Module, known: Mapping[str, Any]) -> list[list[str]]:
     """Names of one parameter or buffer."""
     names: dict[int, list[str]] = {}
     for name, value in [
@@ -128,7 +133,6 @@ def _shared(model: nn.Module) -> list[list[str]]:
         *model.named_buffers(remove_duplicate=False),
     ]:
         names.setdefault(id(value), []).append(name)
-    known = set(model.state_dict())
     return [own for each in names.values() if len(own := [n for n in each if n in known]) > 1]
 
 

@@ -16,15 +16,14 @@ from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import BudgetError, ConfigurationError, ModelError
 from apportion.compressors.groups import criteria
 from apportion.compressors.groups.find import Grouped, find_groups
-from apportion.compressors.groups.ladder import Reader, channel_ladder, reader
-from apportion.compressors.groups.moments import collect_moments
+from apportion.compressors.groups.ladder import channel_ladder
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
-from apportion.compressors.layers import to_matrix
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import full_precision
 from apportion.evaluators.costs import budgets as given
 from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
+from apportion.evaluators.data import trees
 from apportion.evaluators.data.loaders import as_dataset
 from apportion.evaluators.models.build import checked
 from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
@@ -35,6 +34,8 @@ from apportion.search.runs.coupling import pair_costs
 from apportion.search.space.pairwise import Budget, multiples, solve
 
 _METRICS = ("flops", "params")
+_SIZES = 64
+"""Sizes of each group that are chosen from, at most."""
 _POINTS = 8
 """Sizes of each group that are measured; between them losses are interpolated."""
 
@@ -113,8 +114,8 @@ class _Narrowing:
     ) -> None:
         self.model, self.task, self.progress = model, task, progress
         self.batches = list(as_dataset(calibration, "calibration").batches(size))
+        first = trees.cut(self.batches[0], slice(0, 2))
         self.data = FullPass(lambda: self.batches, task.samples, task.forward, len(self.batches))
-        first = next(as_dataset(calibration, "calibration").batches(2))
         self.found: Found = find_layers(model, self.data)
         grouped = find_groups(model, self.found.layers, self.data, first)
         self.grouped: Grouped = working(model, grouped, self.found.layers, self.data, first)
@@ -124,7 +125,9 @@ class _Narrowing:
 
     def order(self, criterion: str, damping: float, rng: np.random.Generator) -> None:
         """In which order the channels of each group go."""
-        self.readers = self._readers(damping)
+        self.readers = readers_of(
+            self.model, self.grouped, self.found.layers, self.data, damping, self.progress
+        )
         self.orders: dict[str, np.ndarray] = {}
         model = self._with_gradients() if criteria.needs_gradients(criterion) else self.model
         for done, group in enumerate(self.grouped.groups):
@@ -145,13 +148,20 @@ class _Narrowing:
     def run(self, asked: list[given.Budget], multiple: int) -> Narrowed:
         whole = {group.name: group.size for group in self.grouped.groups}
         costs = channel_costs(self.model, self.found, self.grouped.groups)
-        sizes = {name: multiples(size, multiple, 1) for name, size in whole.items()}
+        sizes = {name: multiples(size, multiple, 1, _SIZES) for name, size in whole.items()}
         limits = {
             own.metric: Budget(
                 pair_costs(costs, own.metric, sizes), own.bound(costs.total(own.metric, whole))
             )
             for own in asked
         }
+        for name, own in limits.items():
+            if (least := own.costs.total(dict.fromkeys(sizes, 0))) > own.limit:
+                raise BudgetError(
+                    name,
+                    f"{own.limit:g} is asked, and the smallest sizes, multiples of {multiple}, "
+                    f"cost {least:g}",
+                )
         losses = self._losses(whole, sizes)
         chosen, gap = solve(losses, limits)
         kept = {name: sizes[name][i] for name, i in chosen.items()}
@@ -168,25 +178,10 @@ class _Narrowing:
                 "counted: please report it"
             )
         both = {m: (costs.total(m, kept), costs.total(m, whole)) for m in _METRICS}
+        found = find_layers(made, self.data)  # products of activations shrink, too
+        both["flops"] = (sum(found.macs.values()) + found.base, both["flops"][1])
         shapes = changed_shapes(self.model, made)
         return Narrowed(made, shapes, kept, whole, both, gap, self.grouped.kept)
-
-    def _readers(self, damping: float) -> dict[str, Reader]:
-        layers = {layer.name: layer for layer in self.found.layers}
-        names = readers_of(self.grouped, list(layers))
-        with full_precision():
-            moments = collect_moments(
-                self.model, [layers[name] for name in names], self.data, self.progress
-            )
-        return {
-            name: reader(
-                layers[name],
-                to_matrix(layers[name].where.read(self.model), layers[name]),
-                moments[name],
-                damping,
-            )
-            for name in names
-        }
 
     def _smaller(self, kept: Mapping[str, int]) -> nn.Module:
         return without(self.model, self.grouped, self.readers, first_of(self.orders, kept)).eval()
@@ -198,6 +193,10 @@ class _Narrowing:
                 self.task.reference(self.task.forward(self.model, batch), batch)
                 for batch in self.batches
             ]
+        if not np.isfinite(self._divergence(self.model, dense)):
+            raise ConfigurationError(
+                "task: the divergence of the dense model from itself is not finite"
+            )
         points = {
             name: sorted({own[i] for i in np.linspace(0, len(own) - 1, _POINTS).astype(int)})
             for name, own in sizes.items()
@@ -210,7 +209,8 @@ class _Narrowing:
                     values.append(0.0)
                     continue
                 self.progress("measure groups alone", done, total)
-                values.append(self._divergence(self._smaller({**whole, name: size}), dense))
+                value = self._divergence(self._smaller({**whole, name: size}), dense)
+                values.append(value if np.isfinite(value) else 1e9)
                 done += 1
             falling = np.maximum.accumulate(np.array(values)[::-1])[::-1]
             made[name] = np.interp(sizes[name], own, falling)
@@ -223,4 +223,4 @@ class _Narrowing:
                 outputs = self.task.forward(model, batch)
                 total += float(self.task.divergence(outputs, wanted, batch).sum())
                 samples += self.task.samples(batch)
-        return total / samples if np.isfinite(total) else 1e9
+        return total / samples

@@ -15,6 +15,9 @@ from scipy.sparse import coo_array
 
 from apportion.compressors.errors import BudgetError
 
+_TIGHTENED = 8
+"""How often a budget that rounding exceeded is asked for anew, a little lower."""
+
 
 @dataclass
 class PairCosts:
@@ -49,14 +52,41 @@ def solve(
     Args:
         losses: group -> loss of each of its sizes; lower is better.
         budgets: by the metrics' names; all of them hold.
-        seconds: of HiGHS at most; what it has by then is taken.
+        seconds: of HiGHS at most; what it has by then is taken, the smallest sizes at least.
 
     Returns:
-        Group -> number of its size, and the relative gap that is proven: 0 for the optimum.
+        Group -> number of its size, and the relative gap that is proven: 0 for the optimum, inf
+        where nothing is.
 
     Raises:
         BudgetError: no choice of sizes meets the budgets.
     """
+    limits = {name: budget.limit for name, budget in budgets.items()}
+    for _ in range(_TIGHTENED):
+        found = _solved(losses, budgets, limits, seconds)
+        if found is None:
+            break
+        over = {n: b.costs.total(found[0]) - b.limit for n, b in budgets.items()}
+        if max(over.values()) <= 0:
+            return found
+        for name, much in over.items():  # HiGHS keeps constraints to a millionth alone
+            limits[name] -= max(0.0, 2 * much)
+    least = dict.fromkeys(losses, 0)
+    for name, budget in budgets.items():
+        if (cost := budget.costs.total(least)) > budget.limit:
+            raise BudgetError(
+                name, f"{budget.limit:g} is asked, and the smallest sizes cost {cost:g}"
+            )
+    return least, float("inf")
+
+
+def _solved(
+    losses: Mapping[str, np.ndarray],
+    budgets: Mapping[str, Budget],
+    limits: Mapping[str, float],
+    seconds: float,
+) -> tuple[dict[str, int], float] | None:
+    """As `solve`, for these limits, which may be exceeded by rounding; None: nothing was found."""
     first: dict[str, int] = {}
     total = 0
     for name, own in losses.items():
@@ -80,15 +110,15 @@ def solve(
             rows.add({**dict.fromkeys(at[a].tolist(), 1.0), first[g] + a: -1.0}, 0, 0)
         for b in range(m):
             rows.add({**dict.fromkeys(at[:, b].tolist(), 1.0), first[h] + b: -1.0}, 0, 0)
-    for budget in budgets.values():
-        costs = budget.costs
-        scale = abs(budget.limit) or 1.0
+    for metric, budget in budgets.items():
+        costs, limit = budget.costs, limits[metric]
+        scale = abs(limit) or 1.0
         row: dict[int, float] = {}
         for g, own in costs.single.items():
             row |= {first[g] + a: float(c) / scale for a, c in enumerate(own)}
         for pair, table in costs.pair.items():
             row |= {start[pair] + i: float(c) / scale for i, c in enumerate(table.ravel())}
-        rows.add(row, -np.inf, (budget.limit - costs.fixed) / scale)
+        rows.add(row, -np.inf, (limit - costs.fixed) / scale)
     whole = np.zeros(total)
     whole[: sum(map(len, losses.values()))] = 1
     made = milp(
@@ -99,13 +129,7 @@ def solve(
         options={"time_limit": seconds, "mip_rel_gap": 0.0},
     )
     if made.x is None:
-        least = dict.fromkeys(losses, 0)
-        for name, budget in budgets.items():
-            if (cost := budget.costs.total(least)) > budget.limit:
-                raise BudgetError(
-                    name, f"{budget.limit:g} is asked, and the smallest sizes cost {cost:g}"
-                )
-        raise BudgetError(", ".join(budgets), f"no sizes found in {seconds:g} s that meet them")
+        return None
     chosen = {g: int(made.x[first[g] : first[g] + len(own)].argmax()) for g, own in losses.items()}
     return chosen, float(made.mip_gap or 0.0)
 
@@ -130,6 +154,8 @@ class _Rows:
         return LinearConstraint(coo_array((values, (i, j)), shape=shape), self._low, self._high)
 
 
-def multiples(size: int, multiple: int, least: int) -> Sequence[int]:
-    """Sizes that a group of `size` channels may have, the smallest first: multiples, and all."""
-    return sorted({*range(max(least, multiple), size, multiple), size})
+def multiples(size: int, multiple: int, least: int, most: int = 1 << 30) -> Sequence[int]:
+    """Sizes that a group of `size` channels may have, the smallest first: multiples, and all; of so
+    many at most, by larger steps."""
+    step = multiple * max(1, -(-size // (multiple * most)))
+    return sorted({*range(max(least, step), size, step), size})

@@ -9,9 +9,7 @@ from torch import nn
 
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import ModelError
-from apportion.compressors.groups.ladder import channel_ladder, reader
-from apportion.compressors.groups.moments import collect_moments
-from apportion.compressors.layers import to_matrix
+from apportion.compressors.groups.ladder import channel_ladder
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
 from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed, resize
@@ -81,13 +79,7 @@ def test_layers_that_make_up_for_channels_are_nearer_to_the_dense_model() -> Non
     model = build_model("digits_resnet").eval()
     x = torch.randn(64, 1, 8, 8)
     found, made = grouped(model, x)
-    layers = {layer.name: layer for layer in found.layers}
-    names = readers_of(made, list(layers))
-    moments = collect_moments(model, [layers[name] for name in names], over(x))
-    readers = {
-        n: reader(layers[n], to_matrix(layers[n].where.read(model), layers[n]), moments[n], 1e-3)
-        for n in names
-    }
+    readers = readers_of(model, made, found.layers, over(x), 1e-3)
     orders = {g.name: channel_ladder(g, readers).order for g in made.groups}
     sizes = {g.name: max(1, 3 * g.size // 4) for g in made.groups}
     kept = first_of(orders, sizes)

@@ -116,7 +116,7 @@ def test_sizes_that_a_models_code_names_stay(caplog: pytest.LogCaptureFixture) -
     [
         ({"budgets": {"latency": "2x"}}, "channels have budgets of flops and params"),
         ({"budgets": {}}, "name at least one"),
-        ({"budgets": {"flops": "100x"}}, "the smallest sizes cost"),
+        ({"budgets": {"flops": "100x"}}, "the smallest sizes, multiples of 8, cost"),
         ({"multiple": 0}, "multiple must be 1 or more"),
         ({"criterion": "magic"}, "criterion 'magic'"),
     ],
@@ -126,6 +126,30 @@ def test_what_cannot_be_is_one_line(change: dict[str, Any], text: str) -> None:
     with pytest.raises(ApportionError, match=text) as caught:
         apportion.narrow(Sized().eval(), task=TASK, **given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_divergence_that_is_no_number_is_refused() -> None:
+    task = apportion.Task(
+        forward=lambda model, batch: model(batch),
+        loss=lambda out, _: out.square().mean(1),
+        metric=lambda out, _: out.square().mean(1),
+        name="mean square",
+        higher_is_better=False,
+        divergence=lambda out, dense, _: (out - dense).sum(1) * float("nan"),
+    )
+    with pytest.raises(ApportionError, match="divergence .* is not finite"):
+        apportion.narrow(
+            Sized().eval(), task=task, calibration=[torch.randn(8, 6)], budgets={"params": 0.7},
+            multiple=1,
+        )  # fmt: skip
+
+
+def test_calibration_may_be_read_once() -> None:
+    batches = (torch.randn(8, 6) for _ in range(3))
+    made = apportion.narrow(
+        Sized().eval(), task=TASK, calibration=batches, budgets={"params": 0.7}, multiple=1
+    )
+    assert made.sizes["two"] < 16
 
 
 def test_a_model_without_groups_is_refused_with_the_reasons() -> None:

@@ -52,8 +52,21 @@ def test_a_budget_below_the_smallest_sizes_is_named() -> None:
         solve(losses, {"flops": Budget(costs, 0.1)})
 
 
+def test_budgets_are_hard() -> None:
+    """Beyond what the solver takes for equal."""
+    costs = PairCosts(single={"a": np.array([1e8 - 500, 1e8])})
+    chosen, _ = solve({"a": np.array([1.0, 0.0])}, {"params": Budget(costs, 1e8 - 40)})
+    assert chosen == {"a": 0}
+
+
+def test_without_time_the_smallest_sizes_are_taken() -> None:
+    losses, costs = instance(0)
+    assert solve(losses, {"flops": Budget(costs, 1e9)}, seconds=0.0)[1] in (0.0, np.inf)
+
+
 def test_sizes_are_multiples_and_all() -> None:
     assert multiples(64, 16, 1) == [16, 32, 48, 64]
     assert multiples(10, 4, 4) == [4, 8, 10]
     assert multiples(24, 8, 16) == [16, 24]
     assert multiples(3, 8, 1) == [3]
+    assert multiples(4096, 8, 1, 64) == [*range(64, 4097, 64)]

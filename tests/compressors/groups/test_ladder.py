@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.groups.ladder import Reader, channel_ladder, compensated, reader
-from apportion.compressors.groups.moments import Moments, collect_moments
-from apportion.compressors.layers import LayerSpec, to_matrix
+from apportion.compressors.groups.moments import Moments
+from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
 from tests.compressors.groups.masking import grouped
 from tests.compressors.problems import linear, problem
 
@@ -116,15 +116,10 @@ class Constant(nn.Module):
 
 @pytest.mark.parametrize("convolution", [False, True])
 def test_a_constant_channel_costs_nothing_as_the_bias_stands_for_it(convolution: bool) -> None:
-    from apportion.evaluators.rewriting.compensate import first_of, without
-
     model = Constant(convolution).eval()
     x = torch.randn(4, 3, 5, 5) if convolution else torch.randn(40, 3)
     found, made = grouped(model, x)
-    layers = {layer.name: layer for layer in found.layers}
-    moments = collect_moments(model, [layers["two"]], over(x))
-    own = reader(layers["two"], to_matrix(_weight(model, layers["two"]), layers["two"]),
-                 moments["two"], 1e-6)  # fmt: skip
+    own = readers_of(model, made, found.layers, over(x), 1e-6)["two"]
     (group,) = made.groups
     ladder = channel_ladder(group, {"two": own})
     assert ladder.order[0] == 1
@@ -132,7 +127,3 @@ def test_a_constant_channel_costs_nothing_as_the_bias_stands_for_it(convolution:
     small = without(model, made, {"two": own}, first_of({group.name: ladder.order}, {"one": 5}))
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x), rtol=1e-3, atol=1e-4)
-
-
-def _weight(model: nn.Module, layer: LayerSpec) -> Tensor:
-    return layer.where.read(model)
