@@ -35,7 +35,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         }
 
 
-_LONG = {"algorithms": ["random", "anneal"], "evaluations": 600, "seeds": [0]}
+_LONG = {"algorithms": ["random", "anneal"], "evaluations": 1200, "seeds": [0]}
 
 
 def found(cluster: ServiceCluster, state: dict[str, Any], url: str | None = None) -> dict[str, Any]:
