@@ -14,7 +14,7 @@ from apportion.compressors.groups.labels import NONE, Book, Labels
 from apportion.compressors.kinds.origins import dense, key
 from apportion.compressors.kinds.products import Product
 from apportion.compressors.kinds.regions import IrregularError, locate
-from apportion.compressors.kinds.watch import Watch, _composite
+from apportion.compressors.kinds.watch import Watch, composite, written_to
 from apportion.compressors.place import Place
 
 _WHOLE = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
@@ -51,7 +51,8 @@ class _Output:
 
 class Flow(Watch):
     """Follows channels through one pass; `uses` and `cuts` are those of its products with weights.
-    `norms`: place of a weight -> running mean of the batch-norm that takes its product."""
+    `norms` and `biases`: place of a weight -> running mean of the batch-norm that takes its
+    product, and the bias that is added to it."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__(model, batch)
@@ -79,7 +80,7 @@ class Flow(Watch):
         self._taken = product
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if isinstance(func, torch._ops.HigherOrderOperator) or _composite(func):
+        if isinstance(func, torch._ops.HigherOrderOperator) or composite(func):
             return super().__torch_dispatch__(func, types, args, kwargs)
         self._taken = None
         before = [key(t) for t in rules.tensors((args, kwargs))]
@@ -102,8 +103,7 @@ class Flow(Watch):
         return {name: self.labels.of(value) for name, value in self._numbered.items()}
 
     def _passed(self, step: rules.Step, before: set[int]) -> None:
-        written = bool(self._writes(step))
-        if all(key(t) in before for t in step.results) and not written:
+        if all(key(t) in before for t in step.results) and not written_to(step.func):
             if step.numbered:
                 rules.view(step)
             return
@@ -136,11 +136,6 @@ class Flow(Watch):
                 self._outputs.pop(key(x))
                 return
             self.norms[made.place] = self._owned[key(running)][0]
-
-    def _writes(self, step: rules.Step) -> bool:
-        return any(
-            a.alias_info is not None and a.alias_info.is_write for a in step.func._schema.arguments
-        )
 
     def _number(self, tensor: Tensor) -> None:
         """Give a parameter's or buffer's elements channels of their own, when they first meet

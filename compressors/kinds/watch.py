@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):
         if isinstance(func, torch._ops.HigherOrderOperator):
             return NotImplemented
         kwargs = kwargs or {}
-        if _composite(func):
+        if composite(func):
             with self:  # inference mode brings these whole
                 return func.decompose(*args, **kwargs)
         inputs = _tensors((args, kwargs))
@@ -104,7 +104,7 @@ class Watch(TorchDispatchMode):
         fresh = [t for t in _tensors(out) if key(t) not in known]
         written = [
             t
-            for i, n in _written(func)
+            for i, n in written_to(func)
             for t in _tensors(args[i] if i < len(args) else kwargs.get(n))
         ]
         if name in _SHAPE_ONLY or not inputs:
@@ -237,13 +237,13 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 @functools.cache
-def _composite(func: Any) -> bool:
+def composite(func: Any) -> bool:
     kernel = "CompositeImplicitAutograd"
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), kernel))
 
 
 @functools.cache
-def _written(func: Any) -> list[tuple[int, str]]:
+def written_to(func: Any) -> list[tuple[int, str]]:
     """The arguments that an operation writes to."""
     arguments = enumerate(func._schema.arguments)
     return [(i, a.name) for i, a in arguments if a.alias_info is not None and a.alias_info.is_write]

@@ -1,6 +1,6 @@
 """Recipes: the rows of a published table made anew, one profile each, with what was published
-beside what is measured. Theirs are the files of search/jobs/recipe_files; docs/RECIPES.md is the
-table of them."""
+beside what is measured. Theirs are the files beside this one; docs/RECIPES.md is the table of
+them."""
 
 from __future__ import annotations
 

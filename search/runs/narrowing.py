@@ -29,7 +29,9 @@ from apportion.evaluators.models.build import checked
 from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
 from apportion.evaluators.rewriting.masked import working
 from apportion.evaluators.rewriting.narrow import changed_shapes
+from apportion.evaluators.rewriting.reconstruct import reconstruct
 from apportion.evaluators.tasks.task import Task
+from apportion.evaluators.workloads.workload import Workload
 from apportion.search.runs.coupling import pair_costs
 from apportion.search.space.pairwise import Budget, multiples, solve
 
@@ -65,6 +67,7 @@ def narrow(
     multiple: int = 8,
     criterion: str = criteria.OBS,
     seed: int = 0,
+    fit: bool = False,
     batch_size: int = 64,
     damping: float = 1e-3,
     progress: Progress = silent,
@@ -83,6 +86,8 @@ def narrow(
             fpgm, taylor, random, or one of your own (compressors/groups/criteria.py). Layers make
             up for them in any case.
         seed: of the criterion's generator.
+        fit: fit layers one after the other to what they give in the dense model, in a pass for
+            each: nearer to it, for models that are not trained afterwards.
         batch_size: of all passes.
         damping: share of the mean of a Hessian's diagonal that is added to it.
         progress: told of all that takes long.
@@ -105,7 +110,7 @@ def narrow(
         checked(model, type(model).__name__).eval(), task, calibration, batch_size, progress
     )
     search.order(criterion, damping, np.random.default_rng(seed))
-    return search.run(asked, multiple)
+    return search.run(asked, multiple, damping if fit else None)
 
 
 class _Narrowing:
@@ -113,9 +118,13 @@ class _Narrowing:
         self, model: nn.Module, task: Task, calibration: Any, size: int, progress: Progress
     ) -> None:
         self.model, self.task, self.progress = model, task, progress
-        self.batches = list(as_dataset(calibration, "calibration").batches(size))
+        source = as_dataset(calibration, "calibration")
+        data = source.subset(range(len(source)), progress)
+        self.batches = list(data.batches(size))
         first = trees.cut(self.batches[0], slice(0, 2))
         self.data = FullPass(lambda: self.batches, task.samples, task.forward, len(self.batches))
+        workload = Workload(model, data, data, data, size, task=task)
+        self.inside = workload.unpadded_pass(lambda: self.batches)  # padding is no channel's input
         self.found: Found = find_layers(model, self.data)
         grouped = find_groups(model, self.found.layers, self.data, first)
         self.grouped: Grouped = working(model, grouped, self.found.layers, self.data, first)
@@ -126,7 +135,7 @@ class _Narrowing:
     def order(self, criterion: str, damping: float, rng: np.random.Generator) -> None:
         """In which order the channels of each group go."""
         self.readers = readers_of(
-            self.model, self.grouped, self.found.layers, self.data, damping, self.progress
+            self.model, self.grouped, self.found.layers, self.inside, damping, self.progress
         )
         self.orders: dict[str, np.ndarray] = {}
         model = self._with_gradients() if criteria.needs_gradients(criterion) else self.model
@@ -145,7 +154,10 @@ class _Narrowing:
             self.task.loss(self.task.forward(made, batch), batch).sum().backward()
         return made
 
-    def run(self, asked: list[given.Budget], multiple: int) -> Narrowed:
+    def run(
+        self, asked: list[given.Budget], multiple: int, fitted: float | None = None
+    ) -> Narrowed:
+        """`fitted`: the damping with which layers are fitted; None: they are not."""
         whole = {group.name: group.size for group in self.grouped.groups}
         costs = channel_costs(self.model, self.found, self.grouped.groups)
         sizes = {name: multiples(size, multiple, 1, _SIZES) for name, size in whole.items()}
@@ -165,12 +177,23 @@ class _Narrowing:
         losses = self._losses(whole, sizes)
         chosen, gap = solve(losses, limits)
         kept = {name: sizes[name][i] for name, i in chosen.items()}
-        return self._made(kept, whole, costs, gap)
-
-    def _made(
-        self, kept: dict[str, int], whole: dict[str, int], costs: ChannelCosts, gap: float
-    ) -> Narrowed:
         made = self._smaller(kept)
+        if fitted is not None:
+            stays = first_of(self.orders, kept)
+            reconstruct(
+                made, self.model, self.grouped, self.found.layers, stays, self.inside, fitted,
+                self.progress,
+            )  # fmt: skip
+        return self._checked(made, kept, whole, costs, gap)
+
+    def _checked(
+        self,
+        made: nn.Module,
+        kept: dict[str, int],
+        whole: dict[str, int],
+        costs: ChannelCosts,
+        gap: float,
+    ) -> Narrowed:
         counted = sum(p.numel() for p in made.parameters())
         if counted != costs.total("params", kept):  # what was counted is what is there
             raise ModelError(

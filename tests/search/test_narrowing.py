@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import apportion
 from apportion.compressors.errors import ApportionError, BudgetError, ModelError
+from tests import language_cases
 from tests.compressors.groups.masking import outputs
 from tests.compressors.groups.test_find import Graph
 from tests.compressors.kinds.test_torchvision import counted
@@ -100,6 +101,38 @@ def test_every_criterion_keeps_the_budget(criterion: str) -> None:
     )
     assert 0 < made.costs["flops"][0] <= made.costs["flops"][1] / 2
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_fitted_layers_are_nearer_to_the_dense_model() -> None:
+    torch.manual_seed(0)
+    model, x = Graph(["conv", "add", "conv"], 0).eval(), torch.randn(64, 3, 6, 6)
+    dense = outputs(model, x)
+    plain, fitted = (
+        apportion.narrow(
+            model, task=TASK, calibration=[x], budgets={"flops": "2x"}, multiple=1, fit=fit
+        )
+        for fit in (False, True)
+    )
+    assert plain.sizes == fitted.sizes
+    errors = [F.mse_loss(outputs(made.model, x), dense).item() for made in (plain, fitted)]
+    assert errors[1] < errors[0]
+
+
+def test_padding_changes_nothing() -> None:
+    """The same texts, padded to another length."""
+    task, model, data = language_cases.classification()
+    batch = data.batch
+    longer = {
+        k: F.pad(v, (0, 3)) if v.dim() == 2 and v.shape == batch["input_ids"].shape else v
+        for k, v in batch.items()
+    }
+    made = [
+        apportion.narrow(model, task=task, calibration=[own], budgets={"params": 0.95}, multiple=1)
+        for own in (batch, longer)
+    ]
+    assert made[0].sizes == made[1].sizes
+    for one, other in zip(made[0].model.parameters(), made[1].model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_sizes_that_a_models_code_names_stay(caplog: pytest.LogCaptureFixture) -> None:  # noqa: ARG001
