@@ -31,11 +31,12 @@ from apportion.compressors.calibration import FullPass, over
 from apportion.compressors.corrections import correct
 from apportion.compressors.groups.find import Grouped, find_groups
 from apportion.compressors.groups.ladder import Ladder, Reader, channel_ladder
+from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
 from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
 from apportion.evaluators.models.build import build_model
-from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
+from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.reconstruct import reconstruct
 from apportion.search.runs.coupling import pair_costs
 from apportion.search.space.pairwise import Budget, multiples, solve

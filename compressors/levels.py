@@ -1,16 +1,17 @@
 """Level: one way to compress a layer. One grammar, one parser (`parse_level`), one printer
 (`str(level)`).
 
-    level    := "dense" | sparse | quant | sparse "+" quant
+    level    := "dense" | one or more of channels, sparse, quant, in this order, by "+"
+    channels := "channels-" S                    of a channel group
     sparse   := ["mag:"] pattern                 mag: by magnitude instead of ExactOBS
     pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S
     quant    := ["rtn:"] ("w" bits ["a" bits] | "a" bits)
                                                  rtn: round to nearest instead of ExactOBS
 
-S is the fraction of weights (or filters) that is removed, 0 < S < 1, kept to six decimals; `N:M`
-keeps N weights of every M consecutive ones, 0 < N <= M; B is a block length >= 1; weight bits are
-1..8, activation bits 2..16. `expand_levels` also takes ladders, `unstr-0.10..0.99` or
-`unstr-0.10..0.99*0.95`: every step keeps 90 % (95 %) of the weights that are left, and the last
+S is the fraction of weights (or filters, or channels) that is removed, 0 < S < 1, kept to six
+decimals; `N:M` keeps N weights of every M consecutive ones, 0 < N <= M; B is a block length >= 1;
+weight bits are 1..8, activation bits 2..16. `expand_levels` also takes ladders, `unstr-0.10..0.99`
+or `unstr-0.10..0.99*0.95`: every step keeps 90 % (95 %) of the weights that are left, and the last
 step is the upper end itself."""
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ _PATTERN = re.compile(
     rf"(?P<mag>mag:)?(?:unstr-(?P<unstr>{_FRACTION})|block(?P<block>\d+)-(?P<blockfrac>{_FRACTION})"
     rf"|(?P<n>\d+):(?P<m>\d+)|filter-(?P<filter>{_FRACTION}))"
 )
+_CHANNELS = re.compile(rf"channels-{_FRACTION}")
 _QUANT = re.compile(r"(?P<rtn>rtn:)?(?:w(?P<w>\d+)(?:a(?P<a>\d+))?|a(?P<only>\d+))")
 Candidate = tuple[int, ...]
 """A profile as level indices, one per layer."""
 _LADDER = re.compile(
-    rf"(?P<head>(?:mag:)?(?:unstr|block\d+|filter)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
+    rf"(?P<head>(?:(?:mag:)?(?:unstr|block\d+|filter)|channels)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
 )
 _SHAPE = (
-    "expected dense, unstr-S, blockB-S, N:M, filter-S, wB, wBaA or a sparse one + a quantized one, "
-    "such as 2:4+w4a4"
+    "expected dense, unstr-S, blockB-S, N:M, filter-S, channels-S, wB, wBaA or a sparse one + a "
+    "quantized one, such as 2:4+w4a4"
 )
 
 
@@ -84,14 +86,15 @@ class Quantization:
 @dataclass(frozen=True, slots=True)
 class Level:
     """A level; `Level()` is dense. Equal levels print equally, and `parse_level(str(level)) ==
-    level`."""
+    level`. `channels`: the share of a group's channels that goes, 0 for none."""
 
     sparsity: Sparsity | None = None
     quantization: Quantization | None = None
+    channels: float = 0.0
 
     @property
     def is_dense(self) -> bool:
-        return self.sparsity is None and self.quantization is None
+        return self.sparsity is None and self.quantization is None and not self.channels
 
     @property
     def activation_bits(self) -> int | None:
@@ -101,13 +104,13 @@ class Level:
     @property
     def fraction_removed(self) -> float:
         """The share of weights that the level promises to set to zero, in [0, 1)."""
-        return self.sparsity.fraction if self.sparsity else 0.0
+        own = self.sparsity.fraction if self.sparsity else 0.0
+        return own if not self.channels else 1 - (1 - own) * (1 - self.channels)
 
     def __str__(self) -> str:
-        return (
-            "+".join(str(part) for part in (self.sparsity, self.quantization) if part is not None)
-            or "dense"
-        )
+        channels = f"channels-{format_fraction(self.channels)}" if self.channels else None
+        parts = (channels, self.sparsity, self.quantization)
+        return "+".join(str(part) for part in parts if part is not None) or "dense"
 
 
 DENSE = Level()
@@ -125,12 +128,15 @@ def parse_level(text: str) -> Level:
     parts = text.strip().split("+")
     if parts == ["dense"]:
         return DENSE
-    if len(parts) > 2:
-        raise LevelError(text, f"at most one sparse and one quantized part; {_SHAPE}")
     sparsity: Sparsity | None = None
     quantization: Quantization | None = None
-    for part in parts:
-        if match := _PATTERN.fullmatch(part):
+    channels = 0.0
+    for number, part in enumerate(parts):
+        if match := _CHANNELS.fullmatch(part):
+            if number:
+                raise LevelError(text, "channels come first, and only once")
+            channels = _removed(text, match[1])
+        elif match := _PATTERN.fullmatch(part):
             if sparsity or quantization:
                 raise LevelError(text, "a sparse part comes first, and only once")
             sparsity = _sparsity(text, match)
@@ -140,7 +146,7 @@ def parse_level(text: str) -> Level:
             quantization = _quantization(text, match)
         else:
             raise LevelError(text, _SHAPE)
-    return Level(sparsity, quantization)
+    return Level(sparsity, quantization, channels)
 
 
 def expand_levels(texts: Iterable[str]) -> list[Level]:
@@ -189,15 +195,20 @@ def _sparsity(text: str, match: re.Match[str]) -> Sparsity:
             raise LevelError(text, f"an N:M pattern keeps N of M weights, 0 < N <= M; got {n}:{m}")
         return Sparsity("nm", round(1 - n / m, _DECIMALS), n=n, m=m, magnitude=magnitude)
     kind = "unstr" if match["unstr"] else "block" if match["block"] else "filter"
-    fraction = round(float(match["unstr"] or match["blockfrac"] or match["filter"]), _DECIMALS)
-    if not 0 < fraction < 1:
-        raise LevelError(
-            text, f"the fraction removed must lie between 0 and 1 (to {_DECIMALS} decimals)"
-        )
+    fraction = _removed(text, match["unstr"] or match["blockfrac"] or match["filter"])
     block = int(match["block"] or 0)
     if kind == "block" and block < 1:
         raise LevelError(text, "a block holds at least one weight")
     return Sparsity(kind, fraction, block=block, magnitude=magnitude)
+
+
+def _removed(text: str, digits: str) -> float:
+    fraction = round(float(digits), _DECIMALS)
+    if not 0 < fraction < 1:
+        raise LevelError(
+            text, f"the fraction removed must lie between 0 and 1 (to {_DECIMALS} decimals)"
+        )
+    return fraction
 
 
 def _quantization(text: str, match: re.Match[str]) -> Quantization:

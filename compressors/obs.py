@@ -52,6 +52,8 @@ def fits(spec: LayerSpec, level: Level) -> bool:
     and a module that can be run as such: among grouped convolutions that is true of depthwise ones
     alone."""
     sparsity = level.sparsity
+    if level.channels:  # of a group, not of a layer
+        return False
     if level.activation_bits and not spec.by_module:
         return False
     if sparsity is not None and sparsity.kind == "filter":

@@ -11,12 +11,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from apportion.compressors.activations import ActivationGrid, calibrate_activations
 from apportion.compressors.calibration import Calibration
-from apportion.compressors.errors import ConfigurationError, DatabaseError
+from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
@@ -25,12 +25,12 @@ from apportion.compressors.obs import fits
 from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import full_precision
-from apportion.db.files import save_tensors, write_atomically, write_json
 from apportion.db.layers import codec, format
 from apportion.db.layers.claim import claimed
 from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
+from apportion.db.layers.records import finish, read_record, write_record
 
 HESSIAN_BYTES = 2 << 30
 """Hessians held at once: layers are collected in groups of this many bytes, one pass over the
@@ -141,7 +141,8 @@ def build_database(
             _Build(
                 path, wanted, format.digest(plan), model, found, calibration, progress, device
             ).run(executor)
-            _finish(path, plan, found)
+            base = {"base_macs": found.base} if found.base else {}
+            finish(path, plan, [layer.name for layer in layers], base)
     return LayerDatabase.open(path, model_fingerprint)
 
 
@@ -161,7 +162,7 @@ class _Build:
     def run(self, executor: Callable[[], Executor]) -> None:
         """Make the layers that are not there."""
         layers = self.found.layers
-        missing = [i for i in range(len(layers)) if _read_record(self._file(i), self.key) is None]
+        missing = [i for i in range(len(layers)) if read_record(self._file(i), self.key) is None]
         if not missing:
             return
         self._levels = [self.plan.of(layer) for layer in layers]
@@ -233,8 +234,7 @@ class _Build:
         layer, (tensors, entries) = self.found.layers[index], encoded
         macs = self.found.macs[layer.name]
         record = LayerRecord.of(layer, macs, entries)
-        metadata = {"build": self.key, "record": json.dumps(record.to_json())}
-        write_atomically(self._file(index), lambda path: save_tensors(tensors, path, metadata))
+        write_record(self._file(index), record, tensors, self.key)
         self._done += 1
         self.progress("compress", self._done, len(self.found.layers))
 
@@ -272,37 +272,3 @@ def _read_entry(
         there = set(opened.keys())
         parts = {part: opened.get_tensor(key) for part, key in keys.items() if key in there}
     return codec.decode(found.encoding, parts, layer.shape), found.activation
-
-
-def _read_record(file: Path, key: str) -> LayerRecord | None:
-    """The record in a finished layer file of this build, or None where the layer is still to be
-    made."""
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-        return (
-            LayerRecord.from_json(json.loads(metadata["record"]))
-            if metadata.get("build") == key
-            else None
-        )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-        return None  # not written by a build that finished the layer: make it again
-
-
-def _finish(path: Path, plan: Mapping[str, Any], found: Found) -> None:
-    contents = []
-    for index, layer in enumerate(found.layers):
-        file = format.layer_file(index, layer.name)
-        record = _read_record(path / file, format.digest(plan))
-        if record is None:
-            raise DatabaseError(path, f"{file} vanished while the database was built")
-        contents.append(
-            {"file": file, "bytes": (path / file).stat().st_size, "record": record.to_json()}
-        )
-    base = {"base_macs": found.base} if found.base else {}
-    manifest = {**plan, **base, "layers": contents}
-    # Through JSON once: the fingerprint is taken over what a reader gets back.
-    manifest = json.loads(json.dumps(manifest, allow_nan=False))
-    write_json(path / format.MANIFEST, {**manifest, "fingerprint": format.digest(manifest)})

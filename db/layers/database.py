@@ -46,6 +46,8 @@ class LayerDatabase:
         self.calibration_fingerprint: str = manifest["calibration"]
         self.fingerprint: str = manifest["fingerprint"]
         self.base_macs: int = manifest.get("base_macs", 0)
+        self.channels: Mapping[str, Any] | None = manifest.get("channels")
+        """What is said of channel levels (db/channels), where the database has any."""
         self.layers: dict[str, LayerRecord] = {}
         self._files: dict[str, str] = {}
         for content in manifest["layers"]:
@@ -94,8 +96,8 @@ class LayerDatabase:
         }
 
     def files(self) -> list[str]:
-        """The layers' files, relative to the folder, without the manifest."""
-        return list(self._files.values())
+        """All its files, relative to the folder, without the manifest."""
+        return [*self._files.values(), *([] if self.channels is None else [format.CHANNELS])]
 
     def entry(self, layer: str, level: str | Level) -> Entry:
         """Raises DatabaseError when the layer or its level is not there."""
@@ -221,7 +223,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if format.digest(manifest) != fingerprint:
         raise DatabaseCorruptError(path, f"{format.MANIFEST} was altered (checksum)")
     layers = manifest.get("layers")
-    if not isinstance(layers, list) or not layers:
+    if not isinstance(layers, list) or not (layers or manifest.get("channels")):
         raise DatabaseCorruptError(path, f"{format.MANIFEST}: layers: a list of layers is needed")
     for key in ("model", "calibration"):
         if not isinstance(manifest.get(key), str):

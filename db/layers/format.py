@@ -6,6 +6,7 @@ layers/0000-conv1.safetensors
                           every level of one layer, with its LayerRecord in the header's metadata
 manifest.json             all LayerRecords and the files' sizes; written last: without it the
                           database is unfinished
+channels.safetensors      where there are channel levels: see db/channels/content.py
 tables/*.json             measured additive tables (see db/layers/tables.py)
 """
 
@@ -26,6 +27,7 @@ BUILD = "build.json"
 MANIFEST = "manifest.json"
 LAYERS = "layers"
 TABLES = "tables"
+CHANNELS = "channels.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from apportion.compressors.calibration import Batch, Calibration
 from apportion.compressors.groups.find import ChannelGroup, Grouped
+from apportion.compressors.groups.readers import Kept
 from apportion.compressors.groups.rules import output_tensors
 from apportion.compressors.layers import LayerSpec, from_matrix, hooked, to_matrix
-from apportion.evaluators.rewriting.narrow import Kept, narrowed
+from apportion.evaluators.rewriting.narrow import narrowed
 
 _TOLERANCE = 1e-3
 """Of the largest output."""

@@ -16,9 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from apportion.compressors.errors import ModelError
 from apportion.compressors.groups.find import ChannelGroup
+from apportion.compressors.groups.readers import Kept
 
-Kept = Mapping[str, np.ndarray]
-"""Group -> bool [its channels], which stay."""
 Shapes = Mapping[str, Sequence[int]]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from apportion.compressors.calibration import Calibration
 from apportion.compressors.groups.find import Grouped
+from apportion.compressors.groups.readers import Kept
 from apportion.compressors.kinds.feeding import first_tensor, module_columns, plain
 from apportion.compressors.layers import LayerSpec, from_matrix, hooked, to_matrix
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.rewriting.narrow import Kept
 
 
 def reconstruct(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol
 
 from apportion.compressors.errors import DatabaseError
+from apportion.db.channels.database import ChannelDatabase
 from apportion.db.layers import format
 from apportion.db.layers.database import LayerDatabase
+from apportion.evaluators.scoring.channels import ChannelScorer
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.workloads.workload import Workload
 
@@ -27,7 +29,8 @@ class Shipment(Protocol):
 
 @dataclass(frozen=True)
 class ScoringSpec:
-    """Everything that a StitchedScorer is made from, by calling it.
+    """Everything that a scorer is made from, by calling it: a StitchedScorer, or a ChannelScorer
+    where the database has channel levels.
 
     Travels without open files: where it arrives, the database is opened by its path. Where that
     path is not seen, a call raises DatabaseElsewhereError, unless a `shipment` came along.
@@ -54,10 +57,21 @@ class ScoringSpec:
     precision: str = "float32"
     shipment: Shipment | None = None
 
-    def __call__(self) -> StitchedScorer:
+    def __call__(self) -> StitchedScorer | ChannelScorer:
+        database = self._database()
+        if database.channels is not None:
+            return ChannelScorer(
+                self.workload,
+                ChannelDatabase(database),
+                self.fitness,
+                self.batchnorm,
+                corrections=self.corrections,
+                device=self.device,
+                precision=self.precision,
+            )
         return StitchedScorer(
             self.workload,
-            self._database(),
+            database,
             self.fitness,
             self.batchnorm,
             corrections=self.corrections,

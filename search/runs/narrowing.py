@@ -17,6 +17,7 @@ from apportion.compressors.errors import BudgetError, ConfigurationError, ModelE
 from apportion.compressors.groups import criteria
 from apportion.compressors.groups.find import Grouped, find_groups
 from apportion.compressors.groups.ladder import channel_ladder
+from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.progress import Progress, silent
@@ -26,7 +27,7 @@ from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.loaders import as_dataset
 from apportion.evaluators.models.build import checked
-from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
+from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.masked import working
 from apportion.evaluators.rewriting.narrow import changed_shapes
 from apportion.evaluators.rewriting.reconstruct import reconstruct

@@ -73,6 +73,9 @@ def test_every_level_prints_and_parses_to_itself(
         "block4-0.50+w4",
         "mag:2:4+rtn:w4",
         "filter-0.30+w8a8",
+        "channels-0.50",
+        "channels-0.50+w8a8",
+        "channels-0.25+2:4+w4",
     ],
 )
 def test_canonical_text_is_printed_as_it_was_read(text: str) -> None:
@@ -108,8 +111,12 @@ def test_other_spellings_of_the_same_level(text: str, printed: str) -> None:
         ("w4+2:4", "a sparse part comes first"),
         ("2:4+4:8", "a sparse part comes first"),
         ("w4+w8", "only one quantized part"),
-        ("2:4+w4+w8", "at most one"),
+        ("2:4+w4+w8", "only one quantized"),
         ("dense+w4", "expected dense"),
+        ("2:4+channels-0.5", "channels come first"),
+        ("channels-0.5+channels-0.5", "channels come first"),
+        ("channels-0.0", "between 0 and 1"),
+        ("mag:channels-0.5", "expected dense"),
         ("sparse-0.5", "expected dense"),
         ("", "expected dense"),
     ],
@@ -158,3 +165,9 @@ def test_repetitions_are_dropped() -> None:
 def test_bad_ladders(text: str) -> None:
     with pytest.raises(LevelError):
         expand_levels([text])
+
+
+def test_channels_and_weights_go_together() -> None:
+    assert parse_level("channels-0.50+2:4").fraction_removed == 0.75
+    assert parse_level("channels-0.30").fraction_removed == pytest.approx(0.3)
+    assert not parse_level("channels-0.30").is_dense

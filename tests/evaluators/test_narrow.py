@@ -10,8 +10,9 @@ from torch import nn
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import ModelError
 from apportion.compressors.groups.ladder import channel_ladder
+from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.evaluators.models.build import build_model
-from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
+from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed, resize
 from apportion.evaluators.rewriting.reconstruct import reconstruct
 from tests.compressors.groups.masking import grouped, outputs, some_of

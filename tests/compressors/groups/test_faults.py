@@ -14,7 +14,8 @@ from torch.nn import Conv2d, Linear
 from torch.nn import functional as F
 
 from apportion.compressors.calibration import over
-from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
+from apportion.compressors.groups.readers import first_of, readers_of
+from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.masked import working
 from apportion.evaluators.rewriting.narrow import narrowed
 from tests.compressors.groups.masking import grouped, outputs, some_of

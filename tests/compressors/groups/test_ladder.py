@@ -11,7 +11,8 @@ from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.groups.ladder import Reader, channel_ladder, compensated, reader
 from apportion.compressors.groups.moments import Moments
-from apportion.evaluators.rewriting.compensate import first_of, readers_of, without
+from apportion.compressors.groups.readers import first_of, readers_of
+from apportion.evaluators.rewriting.compensate import without
 from tests.compressors.groups.masking import grouped
 from tests.compressors.problems import linear, problem
 
