@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apportion.db.runs.store import RunStore
-    from apportion.evaluators.rewriting.narrow import resize
+    from apportion.evaluators.models.resizing import resize
     from apportion.evaluators.tasks.functions import FunctionTask as Task
     from apportion.search.export.exporting import export
     from apportion.search.report.league import league
@@ -38,7 +38,7 @@ _PLACES = {
     "league": ("search.report.league", "league"),
     "narrow": ("search.runs.narrowing", "narrow"),
     "prepare": ("search.runs.given", "prepare"),
-    "resize": ("evaluators.rewriting.narrow", "resize"),
+    "resize": ("evaluators.models.resizing", "resize"),
     "run_search": ("search.runs.pipeline", "run_search"),
 }
 

@@ -51,9 +51,9 @@ class Scorers:
         found: dict[str, float] = {}
         for mode, scorer in self._scorers.items():
             totals = dict.fromkeys(CRITERIA, 0.0)
-            with torch.inference_mode(), scorer._corrected(candidate):
+            with torch.inference_mode(), scorer._ready(candidate) as outputs_of:
                 for b, batch in enumerate(scorer._batches):
-                    outputs = scorer._prefixes.run(b, candidate)
+                    outputs = outputs_of(b)
                     for name, criterion in CRITERIA.items():
                         values = criterion(scorer._task, outputs, batch, scorer._dense_outputs[b])
                         totals[name] += float(values.sum())

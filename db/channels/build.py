@@ -133,7 +133,8 @@ class _Build:
             self.grouped,
             orders,
             tuple(decisions),
-            {layer.name: layer for layer in used},
+            layers,
+            self.found.macs,
             {name: own.mean for name, own in moments.items()},
             {name: own.hinv for name, own in readers.items() if name in parts.shared},
         )

@@ -40,15 +40,16 @@ class Decision:
 
 @dataclass(frozen=True)
 class Content:
-    """grouped: the channel groups; orders: group -> [channels], which goes first; layers: those
-    that read groups, and those of decisions, by name; means: layer -> mean of what it reads
-    [groups, columns]; hinv: of layers that read several groups, H^-1 [groups, columns, columns];
-    float64."""
+    """grouped: the channel groups; orders: group -> [channels], which goes first; layers: the
+    model's, by name; macs: their multiply-accumulates for a sample; means: layer -> mean of what it
+    reads [groups, columns]; hinv: of layers that read several groups, H^-1 [groups, columns,
+    columns]; float64."""
 
     grouped: Grouped
     orders: Mapping[str, np.ndarray]
     decisions: tuple[Decision, ...]
     layers: Mapping[str, LayerSpec]
+    macs: Mapping[str, int]
     means: Mapping[str, Tensor]
     hinv: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -72,7 +73,10 @@ class Content:
             "kept": dict(own.kept),
             "norms": dict(own.norms),
             "biases": dict(own.biases),
-            "layers": [LayerRecord.of(spec, 0, ()).to_json() for spec in self.layers.values()],
+            "layers": [
+                LayerRecord.of(spec, self.macs[name], ()).to_json()
+                for name, spec in self.layers.items()
+            ],
             "by_module": [spec.by_module for spec in self.layers.values()],
             "means": list(self.means),
             "hinv": list(self.hinv),
@@ -116,6 +120,7 @@ class Content:
             orders,
             tuple(map(_decision, content["decisions"])),
             {spec.name: spec for spec in map(_spec, content["layers"], content["by_module"])},
+            {own["name"]: own["macs"] for own in content["layers"]},
             {name: tensors[f"mean.{i}"] for i, name in enumerate(content["means"])},
             {name: tensors[f"hinv.{i}"] for i, name in enumerate(content["hinv"])},
         )

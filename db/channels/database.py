@@ -20,6 +20,7 @@ from apportion.db.channels.content import Content, Decision
 from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.format import Entry
+from apportion.db.layers.tables import AnyDatabase
 
 
 def stored_name(layer: str, kept: int | None) -> str:
@@ -135,3 +136,8 @@ class ChannelDatabase:
         spec, content = self.content.layers[layer], self.content
         split = weight.double().reshape(spec.groups, -1, spec.columns)
         return Reader(spec, split, content.hinv[layer], content.means[layer], 0.0)
+
+
+def by_decision(database: LayerDatabase) -> AnyDatabase:
+    """The database by what a search decides."""
+    return database if database.channels is None else ChannelDatabase(database)

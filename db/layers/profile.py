@@ -53,7 +53,7 @@ def to_spdy(profile: Mapping[str, Level]) -> str:
     describe."""
     lines = []
     for name, level in profile.items():
-        if level.quantization is not None:
+        if level.quantization is not None or level.channels:
             raise ProfileError(
                 "as SPDY text", f"layer {name!r} is at {level}; the format holds sparsities only"
             )

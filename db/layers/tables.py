@@ -9,22 +9,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from apportion.compressors.errors import DatabaseCorruptError, DocumentError, first_line
 from apportion.db.documents.json_reader import read_json
 from apportion.db.files import write_json
 from apportion.db.layers import format
-from apportion.db.layers.database import LayerDatabase
 
 _MOST = 1 << 28
+
+
+class AnyDatabase(Protocol):
+    """A layer database, or one of channel levels: what decides, with its levels."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def levels(self) -> dict[str, list[str]]: ...
 
 
 class MeasuredTable:
     """One table in a database's folder. `key` says what was measured (fitness, batch-norm mode,
     data); tables of different keys stand side by side."""
 
-    def __init__(self, database: LayerDatabase, key: Mapping[str, Any]) -> None:
+    def __init__(self, database: AnyDatabase, key: Mapping[str, Any]) -> None:
         self._key = {"database": database.fingerprint, **key}
         self._counts = {name: len(levels) for name, levels in database.levels().items()}
         self.path: Path = database.path / format.TABLES / f"{format.digest(self._key)[:16]}.json"

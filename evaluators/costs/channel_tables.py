@@ -3,6 +3,7 @@ over one decision and over pairs of them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from apportion.compressors.groups.find import ChannelGroup
-from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level, Quantization, parse_level
 from apportion.db.channels.database import ChannelDatabase, of_layers, stored_name
@@ -66,23 +66,35 @@ class _Side:
         self.each[decision] = self.each.get(decision, 0.0) + row
 
 
+_COUNTS = ("elements", "products")
+"""Parameters and multiply-accumulates, whatever they are."""
 METRICS = ("flops", "params", "bits", "bops", "bops-linear")
 
 
-def channel_tables(
-    model: nn.Module, found: Found, database: ChannelDatabase
-) -> dict[str, PairTable]:
+def channel_tables(model: nn.Module, database: ChannelDatabase) -> dict[str, PairTable]:
     """Costs of all decisions in every metric: flops in multiply-accumulates per sample, params in
     weights that are not zero by a level's pattern, bits in bits, bops in bit operations
     (evaluators/costs/model.py)."""
-    return {metric: _Table(metric, model, found, database).made() for metric in METRICS}
+    return {metric: _Table(metric, model, database).made() for metric in METRICS}
+
+
+def counts(
+    model: nn.Module, database: ChannelDatabase, profile: Mapping[str, Level]
+) -> tuple[int, int]:
+    """Parameters, zeros too, and multiply-accumulates for a sample, of the smaller model at a
+    profile."""
+    candidate = [
+        decision.levels.index(str(profile[name])) for name, decision in database.decisions.items()
+    ]
+    both = (_Table(what, model, database).made().total(candidate) for what in _COUNTS)
+    elements, products = (round(value) for value in both)
+    return elements, products
 
 
 class _Table:
-    def __init__(
-        self, metric: str, model: nn.Module, found: Found, database: ChannelDatabase
-    ) -> None:
-        self._metric, self._model, self._found, self._database = metric, model, found, database
+    def __init__(self, metric: str, model: nn.Module, database: ChannelDatabase) -> None:
+        self._metric, self._model, self._database = metric, model, database
+        self._layers, self._macs = database.content.layers.values(), database.content.macs
         self._numbers = {name: i for i, name in enumerate(database.decisions)}
         self._groups: dict[str, tuple[int, ChannelGroup, np.ndarray]] = {}
         by_name = {group.name: group for group in database.content.grouped.groups}
@@ -98,13 +110,13 @@ class _Table:
     def made(self) -> PairTable:
         rows = [np.zeros(len(own.levels)) for own in self._database.decisions.values()]
         table = PairTable(0.0, rows)
-        for layer in self._found.layers:
+        for layer in self._layers:
             table.add(self._rows(layer), self._of_a_row(layer))
-        if self._metric in ("params", "bits"):
+        if self._metric in ("params", "bits", "elements"):
             self._rest(table)
-        elif self._found.base:
-            each = {"flops": 1, "bops": _FLOAT_BITS**2, "bops-linear": _FLOAT_BITS}
-            table.base += self._found.base * each[self._metric]
+        else:
+            each = {"flops": 1, "products": 1, "bops": _FLOAT_BITS**2, "bops-linear": _FLOAT_BITS}
+            table.base += self._database.database.base_macs * each[self._metric]
         table.dense = table.total([0] * len(rows))  # dense comes first
         return table
 
@@ -118,7 +130,7 @@ class _Table:
     def _of_a_row(self, layer: LayerSpec) -> _Side:
         """What one row of the layer costs."""
         name, database = layer.name, self._database
-        times = self._found.macs[name] / (layer.rows * layer.columns)
+        times = self._macs[name] / (layer.rows * layer.columns)
         if name in database.decided:
             decision = database.decisions[database.deciding(name)]
             sizes = decision.kept or [None] * len(decision.levels)
@@ -140,10 +152,10 @@ class _Table:
         entry = self._database.database.entry(stored, level)
         count = record.size / rows
         bits = _FLOAT_BITS * count if level.is_dense else entry.bits / rows
-        # Zeros that a quantizer left are no pattern that anything could skip.
-        return _cost(
-            self._metric, times, entry.nonzeros / rows if level.sparsity else count, bits, level
-        )
+        if level.sparsity and self._metric not in _COUNTS:
+            # Zeros that a quantizer left are no pattern that anything could skip.
+            count = entry.nonzeros / rows
+        return _cost(self._metric, times, count, bits, level)
 
     def _rest(self, table: PairTable) -> None:
         """Parameters and buffers that are no layer's weight, such as biases."""
@@ -152,7 +164,7 @@ class _Table:
         if bits:
             values |= dict(self._model.named_buffers())
         for name, value in values.items():
-            own = [layer for layer in self._found.layers if name in layer.where.parameters]
+            own = [layer for layer in self._layers if name in layer.where.parameters]
             left = value.numel() - sum(layer.rows * layer.columns for layer in own)
             if own:  # what no layer has of it stays as it is
                 table.base += left * (8 * value.element_size() if bits else 1)
@@ -191,9 +203,9 @@ def _cost(metric: str, times: float, weights: float, bits: float, level: Level) 
     """Of so many weights, which take so many bits and are multiplied so many times."""
     if metric == "bits":
         return bits
-    if metric == "params":
+    if metric in ("params", "elements"):
         return weights
     quantization = level.quantization or Quantization(None)
     own = quantization.weight_bits or _FLOAT_BITS, quantization.activation_bits or _FLOAT_BITS
-    factor = {"flops": 1, "bops": own[0] * own[1], "bops-linear": max(own)}[metric]
+    factor = {"flops": 1, "products": 1, "bops": own[0] * own[1], "bops-linear": max(own)}[metric]
     return times * weights * factor

@@ -15,11 +15,13 @@ from torch.nn.parameter import is_lazy
 from apportion.compressors.errors import (
     CodeError,
     ConfigurationError,
+    DocumentError,
     ModelError,
     UnknownNameError,
     WeightsError,
 )
 from apportion.compressors.user_code import load_object
+from apportion.db.documents.json_reader import read_json
 from apportion.evaluators.data.files import local_file
 from apportion.evaluators.data.text.pretrained import PREFIX
 from apportion.evaluators.models import (
@@ -32,6 +34,7 @@ from apportion.evaluators.models.checkpoints import check_types, read_state, typ
 from apportion.evaluators.models.folding import fold_batchnorm
 from apportion.evaluators.models.networks import CifarResNet  # noqa: F401 - registers its kind
 from apportion.evaluators.models.registry import MODELS
+from apportion.evaluators.models.resizing import resize
 from apportion.evaluators.models.sharing import share_by_storage, shared_names
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.task import Task
@@ -47,12 +50,15 @@ NAMED = (
 """What names of models begin with that are no code of the user's."""
 
 
-def build_model(name: str, weights: str | None = None, task: Task | None = None) -> nn.Module:
+def build_model(
+    name: str, weights: str | None = None, task: Task | None = None, shapes: str | None = None
+) -> nn.Module:
     """The model called `name`, in eval mode on the CPU: a registered name, `torchvision:NAME`,
     `timm:NAME`, `huggingface:NAME` or an ONNX file (both with their own weights, the former as it
     is for `task`; by default an image classifier), or `package.module:function`. `weights`: a file
-    (.safetensors; .pt, .pth) or, for torchvision, the name of one of its weight enums. Raises
-    UnknownNameError, ModelError, WeightsError, ConfigurationError."""
+    (.safetensors; .pt, .pth) or, for torchvision, the name of one of its weight enums. `shapes`:
+    the file of a smaller model's, whose weights the file has. Raises UnknownNameError, ModelError,
+    WeightsError, ConfigurationError."""
     if name in MODELS:
         model = MODELS[name]()
     elif name.startswith(torchvision_models.PREFIX):
@@ -61,9 +67,12 @@ def build_model(name: str, weights: str | None = None, task: Task | None = None)
         if enum is not None:
             weights = None  # loaded already
     elif name.startswith(PREFIX):
-        file = None if weights is None else local_file(weights)
-        model = huggingface.load(name.removeprefix(PREFIX), task or ImageClassification(), file)
-        weights = None  # loaded already
+        own, kind = name.removeprefix(PREFIX), task or ImageClassification()
+        if shapes is None:
+            model = huggingface.load(own, kind, None if weights is None else local_file(weights))
+            weights = None  # loaded already
+        else:
+            model = huggingface.empty(own, kind)
     elif name.startswith(timm_models.PREFIX):
         model = timm_models.build(name.removeprefix(timm_models.PREFIX))
     elif onnx_source.is_onnx(name):
@@ -84,15 +93,19 @@ def build_model(name: str, weights: str | None = None, task: Task | None = None)
             "package.module:function",
         ]
         raise UnknownNameError("model", name, valid)
-    return checked(model, name, weights)
+    return checked(model, name, weights, shapes)
 
 
-def checked(model: nn.Module, name: str, weights: str | None = None) -> nn.Module:
+def checked(
+    model: nn.Module, name: str, weights: str | None = None, shapes: str | None = None
+) -> nn.Module:
     """`model`, called `name` in messages, with the weights of a file where one is named: in eval
     mode, on the CPU, in float32, all finite; parameters that are the same memory are made one.
     Raises ModelError, WeightsError."""
     _check_parameters(model, name)
     share_by_storage(model, name)
+    if shapes is not None:
+        resize(model, read_shapes(local_file(shapes)))
     if weights is not None:
         load_weights(model, local_file(weights))
     _check_finite(model, name)
@@ -127,6 +140,20 @@ def is_file_name(weights: str) -> bool:
     """Files have a suffix or a folder; torchvision's weight enums (IMAGENET1K_V2, DEFAULT) have
     neither."""
     return "/" in weights or bool(Path(weights).suffix)
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Of a smaller model, as exports write them. Raises ModelError."""
+    try:
+        content = read_json(path)
+    except DocumentError as error:
+        raise ModelError(f"shapes file {path}: {error}") from error
+    if not isinstance(content, dict) or not all(
+        isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+        for shape in content.values()
+    ):
+        raise ModelError(f"shapes file {path}: expected a JSON object {{name: [sizes]}}")
+    return content
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -71,6 +71,29 @@ def load(name: str, task: Task, weights: Path | None = None) -> nn.Module:
         raise ModelError(
             f"model '{PREFIX}{name}': {task.auto} finds {wanted} ({first_line(error)})"
         ) from error
+    return _finished(made, task)
+
+
+def empty(name: str, task: Task) -> nn.Module:
+    """The same without weights, which are to be loaded. Raises ModelError, ConfigurationError."""
+    import transformers
+
+    source = pretrained(name)
+    _check_modules(source, task)
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(
+                source.name, trust_remote_code=False, **source.options
+            )
+            made = _auto(task.auto).from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ModelError(
+            f"model '{PREFIX}{name}': {task.auto} finds no model ({first_line(error)})"
+        ) from error
+    return _finished(made, task)
+
+
+def _finished(made: Any, task: Task) -> nn.Module:
     for module in made.modules():
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", False):

@@ -1,7 +1,7 @@
 """Physically smaller models: channels taken out of all parameters that they lie in.
 
-What is left of a model is said by the shapes of its parameters and buffers: `resize` gives them to
-a model of the user's own class, whose state dict is then loaded as any other."""
+What is left of a model is said by the shapes of its parameters and buffers
+(evaluators/models/resizing.py)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
-from apportion.compressors.errors import ModelError
 from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.groups.readers import Kept
-
-Shapes = Mapping[str, Sequence[int]]
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_LISTS = (nn.ParameterList, nn.ParameterDict)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+from apportion.evaluators.models.resizing import resize
 
 
 def narrowed(model: nn.Module, groups: Sequence[ChannelGroup], kept: Kept) -> nn.Module:
@@ -54,62 +47,6 @@ def changed_shapes(model: nn.Module, narrow: nn.Module) -> dict[str, list[int]]:
         for name, value in after.items()
         if isinstance(value, Tensor) and value.shape != before[name].shape
     }
-
-
-def resize(model: nn.Module, shapes: Shapes) -> None:
-    """Give parameters and buffers of `model` other shapes, and its modules the sizes that go with
-    them; the values are to be loaded afterwards. Raises ModelError for a name that the model lacks,
-    and for a module that cannot be resized."""
-    changed: dict[str, None] = {}
-    made: dict[int, nn.Parameter] = {}
-    for name, shape in shapes.items():
-        path, _, attribute = name.rpartition(".")
-        try:
-            module = model.get_submodule(path)
-            value = getattr(module, attribute)
-        except AttributeError:
-            raise ModelError(f"shapes: the model has no parameter or buffer {name!r}") from None
-        if list(value.shape) == list(shape):
-            continue
-        changed[path] = None
-        if isinstance(value, nn.Parameter):
-            if id(value) not in made:
-                made[id(value)] = nn.Parameter(
-                    value.detach().new_empty(tuple(shape)), requires_grad=value.requires_grad
-                )
-            setattr(module, attribute, made[id(value)])
-        else:
-            setattr(module, attribute, value.new_empty(tuple(shape)))
-    for path in changed:
-        _fit(path, model.get_submodule(path))
-
-
-def _fit(path: str, module: Any) -> None:
-    """The sizes that a module keeps beside its parameters."""
-    if isinstance(module, _CONVS):
-        if module.groups > 1 and module.weight.shape[1] == 1 == module.in_channels // module.groups:
-            each = module.out_channels // module.groups
-            module.groups = module.weight.shape[0] // each
-        module.out_channels = module.weight.shape[0]
-        module.in_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, _TRANSPOSED):
-        if module.groups > 1 and module.groups == module.in_channels:
-            module.groups = module.weight.shape[0]
-        module.in_channels = module.weight.shape[0]
-        module.out_channels = module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, _NormBase):
-        sized = module.weight if module.weight is not None else module.running_mean
-        module.num_features = len(sized)
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
-    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        module.nx, module.nf = module.weight.shape
-    elif type(module).__module__.startswith("torch.nn.") and not isinstance(module, _LISTS):
-        raise ModelError(f"{path}: a {type(module).__name__} cannot be made smaller")
 
 
 def _slices(groups: Sequence[ChannelGroup], kept: Kept) -> dict[tuple[str, int], np.ndarray]:

@@ -32,6 +32,7 @@ class Smaller:
         self._dense = {
             name: to_matrix(spec.where.read(model).detach(), spec)
             for name, spec in database.content.layers.items()
+            if name in database.content.means
         }
         self._solved: OrderedDict[tuple[str, bytes], tuple[Tensor, Tensor]] = OrderedDict()
 

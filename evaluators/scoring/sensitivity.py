@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from apportion.compressors.progress import Progress, silent
-from apportion.db.layers.database import LayerDatabase
-from apportion.db.layers.tables import MeasuredTable
+from apportion.db.layers.tables import AnyDatabase, MeasuredTable
 from apportion.evaluators.scoring.pool import Pool
 from apportion.evaluators.workloads.workload import Workload, data_fingerprint
 
@@ -20,7 +19,7 @@ stay numbers."""
 
 def measure_losses(
     workload: Workload,
-    database: LayerDatabase,
+    database: AnyDatabase,
     batchnorm: str,
     pool: Pool,
     progress: Progress = silent,

@@ -7,8 +7,8 @@ import copy
 import logging
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,15 +23,13 @@ from apportion.compressors.corrections import (
     record,
     restore_state,
 )
-from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.levels import Candidate
-from apportion.compressors.threads import full_precision
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.data import trees
 from apportion.evaluators.scoring import batchnorm as bn
 from apportion.evaluators.scoring import stacked
-from apportion.evaluators.scoring.fitness import criterion, needs_dense_outputs
-from apportion.evaluators.scoring.precision import channels_last, check_precision
+from apportion.evaluators.scoring.batches import BatchScorer
+from apportion.evaluators.scoring.precision import channels_last
 from apportion.evaluators.scoring.prefixes import Prefixes
 from apportion.evaluators.scoring.slots import Slot
 from apportion.evaluators.tasks.task import Outputs, Task
@@ -39,13 +37,8 @@ from apportion.evaluators.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED = 4096
-"""Candidates whose sums over single batches are kept."""
-_SLACK = 1e-6
-"""Share of a bound by which rounding may push a sum of terms that are not negative."""
 
-
-class StitchedScorer:
+class StitchedScorer(BatchScorer):
     """Scores candidates: vectors of level indices, one per layer of the database in its order.
 
     `corrections` are made for every candidate on the calibration data before it is scored
@@ -73,38 +66,23 @@ class StitchedScorer:
             check_correction(name)
         tuned = ["batchnorm"] if batchnorm == "recalibrate" else []
         self._corrections = possible([*tuned, *corrections], workload.model)
-        self._criterion = criterion(fitness)
+        super().__init__(workload, database.levels(), fitness, device, precision)
         self._mode = batchnorm
         self._database = database
-        self._device = torch.device(device)
-        self._half = check_precision(precision) == "bf16"
-        self._levels = [
-            [entry.level for entry in record.entries] for record in database.layers.values()
-        ]
-        self._names = list(database.layers)
-        self._dense = [levels.index("dense") for levels in self._levels]
         self._model = copy.deepcopy(workload.model).eval().to(self._device)
         self._slots = [Slot(self._model, record) for record in database.layers.values()]
         self._grids = [
             [entry.activation for entry in record.entries] for record in database.layers.values()
         ]
-        self._task = task = workload.task
-        self._batches = [
-            trees.placed(batch, self._device)
-            for batch in workload.calibration.batches(workload.batch_size)
-        ]
+        task = workload.task
         if self._half and self._device.type == "cuda":
             self._model = self._model.to(memory_format=torch.channels_last)
             self._batches = [trees.mapped(channels_last, batch) for batch in self._batches]
         self._inputs = [task.inputs(batch) for batch in self._batches]
-        self._samples = [task.samples(batch) for batch in self._batches]
         self._weights: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._weight_bytes = weight_bytes
-        self._sums: OrderedDict[Candidate, list[float]] = OrderedDict()
         self._placed: list[int | None] = [None] * len(self._names)
-        self._dense_outputs: list[Outputs] = [None] * len(self._batches)
-        if needs_dense_outputs(fitness):
-            self._dense_outputs = self._run_dense()
+        self._run_dense(self._model)
         self._calibration = workload.correction_pass(lambda: self._batches)
         self._recorded: dict[str, Recorded] = {}
         if needs_dense(self._corrections):
@@ -118,29 +96,6 @@ class StitchedScorer:
             0 if self._corrections else prefix_bytes,
         )
         self.width = self._choose_width()
-
-    def score(self, candidate: Candidate, fidelity: float = 1.0, bound: float = math.inf) -> float:
-        """Fitness (lower is better; inf where the outputs are not finite) over the first `fidelity`
-        of the calibration batches, at least one; what an earlier score of the candidate on fewer of
-        them computed is used again. With a `bound`, inf as soon as the batches so far show that the
-        fitness is above it. Raises ConfigurationError for a candidate that does not fit the
-        database."""
-        self._check(candidate)
-        used = self._used(fidelity)
-        samples = sum(self._samples[:used])
-        limit = (bound + _SLACK * abs(bound)) * samples
-        sums = self._sums.pop(candidate, [])
-        if len(sums) < used and sum(sums[:used]) <= limit:
-            with torch.inference_mode(), self._corrected(candidate):
-                while len(sums) < used and sum(sums) <= limit:
-                    sums.append(self._sum(len(sums), candidate))
-        self._sums[candidate] = sums
-        if len(self._sums) > _REMEMBERED:
-            self._sums.popitem(last=False)
-        if len(sums) < used:
-            return math.inf
-        fitness = sum(sums[:used]) / samples
-        return fitness if math.isfinite(fitness) else math.inf
 
     def score_many(self, requests: Sequence[tuple[Any, ...]]) -> list[float]:
         """The fitness of each request, the arguments of `score`. Where `width` is above 1,
@@ -165,10 +120,6 @@ class StitchedScorer:
                     found[number] = total / samples if math.isfinite(total) else math.inf
         return [found[number] for number in range(len(requests))]
 
-    def _used(self, fidelity: float) -> int:
-        """Batches that make up this share of the calibration data."""
-        return max(1, math.ceil(fidelity * len(self._batches) - 1e-9))
-
     def _stacked_sums(self, candidates: Sequence[Candidate], used: int) -> list[float]:
         """Of the criterion over the first `used` batches, for each candidate."""
         weights = {
@@ -177,7 +128,7 @@ class StitchedScorer:
             ]
             for layer in range(len(self._names))
         }
-        self._place(tuple(self._dense))  # so that no hook is left that quantizes an input
+        self._place(self._dense)  # so that no hook is left that quantizes an input
         mode = (
             bn.without_running_statistics(self._model) if self._mode == "batch" else nullcontext()
         )
@@ -197,7 +148,7 @@ class StitchedScorer:
             or any(record.aliases or record.place for record in self._database.layers.values())
         ):
             return 1
-        candidate = tuple(self._dense)
+        candidate = self._dense
 
         def single() -> None:
             self._sums.clear()
@@ -221,45 +172,23 @@ class StitchedScorer:
     def _quantizes_inputs(self, candidate: Candidate) -> bool:
         return any(self._grids[layer][index] is not None for layer, index in enumerate(candidate))
 
-    def _sum(self, b: int, candidate: Candidate) -> float:
-        """Of the criterion over batch `b`."""
-        return self._total(b, self._prefixes.run(b, candidate))
-
-    def _total(self, b: int, outputs: Outputs) -> float:
-        """Of the criterion over these outputs of batch `b`."""
-        values = self._criterion(self._task, outputs, self._batches[b], self._dense_outputs[b])
-        total = float(values.sum())
-        if total < -_SLACK * self._samples[b]:
-            raise ConfigurationError(
-                f"task {self._task.identity}: a fitness below 0, {total:.3g} over "
-                f"{self._samples[b]} samples; bounds need one that is 0 or above for every sample"
-            )
-        return total
-
-    def _check(self, candidate: Candidate) -> None:
-        if len(candidate) != len(self._names):
-            raise ConfigurationError(
-                f"a candidate of {len(candidate)} levels for {len(self._names)} layers"
-            )
-        for name, index, levels in zip(self._names, candidate, self._levels, strict=True):
-            if not 0 <= index < len(levels):
-                raise ConfigurationError(
-                    f"layer {name!r}: level index {index}, valid are 0 to {len(levels) - 1}"
-                )
-
     @contextmanager
-    def _corrected(self, candidate: Candidate) -> Iterator[None]:
+    def _ready(self, candidate: Candidate) -> Iterator[Callable[[int], Outputs]]:
         """The candidate in place, in the batch-norm mode, with its corrections made; these are
         undone afterwards."""
+
+        def outputs(b: int) -> Outputs:
+            return self._prefixes.run(b, candidate)
+
         self._place(candidate)
         with self._in_mode():
             if not self._corrections:
-                yield
+                yield outputs
                 return
             with restore_state(self._model):
                 for name in self._corrections:
                     correct(name, self._model, self._calibration, self._recorded)
-                yield
+                yield outputs
 
     @contextmanager
     def _in_mode(self) -> Iterator[None]:
@@ -268,11 +197,6 @@ class StitchedScorer:
             bn.batch_statistics(self._model) if self._mode == "batch" else nullcontext(),
         ):
             yield
-
-    def _cast(self) -> AbstractContextManager[Any]:
-        if self._half:
-            return torch.autocast(self._device.type, torch.bfloat16)
-        return full_precision()
 
     def _place(self, candidate: Candidate) -> None:
         for layer, index in enumerate(candidate):
@@ -294,10 +218,3 @@ class StitchedScorer:
             _, dropped = self._weights.popitem(last=False)
             taken -= dropped.numel() * dropped.element_size()
         return weight
-
-    def _run_dense(self) -> list[Outputs]:
-        with torch.inference_mode(), self._cast():
-            return [
-                self._task.reference(self._task.forward(self._model, batch), batch)
-                for batch in self._batches
-            ]

@@ -54,6 +54,10 @@ class WorkloadConfig(Section):
         None,
         description="A .safetensors or .pt file, its URL, or one of torchvision's weight enums.",
     )
+    shapes: str | None = Field(
+        None,
+        description="The shapes.json of a smaller model that was exported: `weights` are its.",
+    )
     fold: bool = Field(
         False,
         description="Fold batch-norm into the layers before it, as integer hardware runs them.",
@@ -79,4 +83,10 @@ class WorkloadConfig(Section):
             raise ValueError(
                 "workload.model is missing (only `data: {kind: digits}` brings a model of its own)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shapes_of_weights(self) -> WorkloadConfig:
+        if self.shapes is not None and self.weights is None:
+            raise ValueError("shapes: they are those of the file that weights names; name it too")
         return self

@@ -142,7 +142,7 @@ def load_workload(config: WorkloadConfig, progress: Progress = silent) -> Worklo
             "apportion.prepare: only such a program can load it again"
         )
     task = make_task(config.task.kind, config.task.options)
-    model = build_model(name, config.weights, task)
+    model = build_model(name, config.weights, task, config.shapes)
     if isinstance(config.data, DigitsData) and name == "digits_resnet" and config.weights is None:
         load_trained(model, progress)
     classes = class_names(name, model)

@@ -95,13 +95,15 @@ def _part(
 
 
 def _sensitivity(options: argparse.Namespace) -> None:
+    from apportion.db.channels.database import by_decision
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.building import build
     from apportion.search.runs.workers import Workers, measured_errors
 
     job = load_model_job(options.job)
     with TerminalProgress() as progress, Workers(job.workers) as workers:
-        workload, database = build(job, progress, workers)
+        workload, built = build(job, progress, workers)
+        database = by_decision(built)
         rises = measured_errors(job, workload, database, workers, progress)
     levels = database.levels()
     content = {

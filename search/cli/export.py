@@ -89,7 +89,7 @@ def _import(options: argparse.Namespace) -> None:
     check_formats(options.format)
     job = load_model_job(options.job)
     with TerminalProgress() as progress, prepare(job, progress) as problem:
-        profile = read_profile(options.profile, problem.database.levels())
+        profile = read_profile(options.profile, problem.levels())
         chosen = score_profile(profile, problem, options.profile.name)
         exported = export(
             chosen, problem, options.out, progress, options.format, _recovery(options, job)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from apportion.evaluators.rewriting.onnx_codes import stretched
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible_layers
 from apportion.evaluators.tasks.task import Inputs
+from apportion.evaluators.training.held import Hold
 from apportion.search.runs.pipeline import ModelProblem
 
 
@@ -30,6 +33,15 @@ class CompressedModel:
     problem: ModelProblem
     profile: Profile
     trained: dict[str, Grid] = field(default_factory=dict)
+
+    def stitch(self) -> None:
+        """Bring the dense model to the profile's levels."""
+        self.problem.database.stitch(self.model, self.profile)
+
+    def fresh(self, folder: Path) -> nn.Module:  # noqa: ARG002 - for models of other shapes
+        """The model that what was written to `folder` is loaded into; its weights are to be
+        loaded."""
+        return copy.deepcopy(self.model)
 
     @cached_property
     def activations(self) -> dict[str, ActivationGrid]:
@@ -65,6 +77,19 @@ class CompressedModel:
             for own in (name, *record.aliases):
                 if grid is not None or name in self.activations:
                     made[own] = Quantized(grid, self.activations.get(name))
+        return made
+
+    def holds(self) -> dict[str, Hold]:
+        """What training keeps: of all layers of the profile that are not dense."""
+        grids, layers = self.grids(), self.problem.database.layers
+        learn = self.problem.job.database.grid.scale == "free"
+        made = {}
+        for name, level in self.profile.items():
+            layer = layers[name]
+            weight = layer.where.read(self.model).reshape(layer.shape)
+            mask = weight != 0 if level.sparsity is not None else None
+            if mask is not None or name in grids:
+                made[name] = Hold(mask, grids.get(name), learn, layer.place, layer.shape)
         return made
 
     def reduced(self) -> list[str]:

@@ -4,6 +4,8 @@ kept.
 profile.json        layer -> level, costs, fitness, values of the metric, files, provenance
 model_card.md       the same for readers, with the front matter that model hubs read
 model.safetensors   the stitched model's state dict, corrected as the job asks
+shapes.json         of a model with channel levels, what `apportion.resize` gives the dense model's
+                    class before that is loaded
 huggingface/        the same as transformers' from_pretrained takes it, with its tokenizer
 model.packed        the same, packed: db/layers/packed.py
 model.pt2           the model as a program of torch.export
@@ -44,6 +46,7 @@ from apportion.search.export.card import model_card
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.recover import recover
 from apportion.search.export.registry import PROFILE, resolve
+from apportion.search.export.smaller_model import SmallerModel
 from apportion.search.export.staging import SUMMARY, staging, summary
 from apportion.search.export.verify import running, verify
 from apportion.search.runs.loop import RunResult
@@ -136,9 +139,11 @@ def export(
     recovery = recovery or problem.job.recovery
     check_recovery(problem.workload, recovery)
     metric = problem.workload.task.metric
-    check_held(problem.workload.model, problem.database, recovery)
+    if problem.channels is None:
+        check_held(problem.workload.model, problem.database, recovery)
     check_formats(formats, problem)
-    subject = CompressedModel(
+    kind = CompressedModel if problem.channels is None else SmallerModel
+    subject = kind(
         copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
     )
     dense = sum(
@@ -148,6 +153,8 @@ def export(
     with staging(out) as folder:
         values = _compress(subject, recovery, training, progress)
         exports = {}
+        if isinstance(subject, SmallerModel):
+            subject.write_shapes(folder)
         for form in forms:
             path = folder / form.file
             notes = form.write(subject, path)
@@ -224,12 +231,12 @@ def _compress(
 ) -> dict[str, float]:
     """Stitch, correct and train `subject.model`; the metric on test data after each step.
     `training`: a folder for what is needed to go on with a training that was interrupted."""
-    model, workload = subject.model, subject.problem.workload
+    workload = subject.problem.workload
     device = device_for(subject.problem.job.workers.gpus)
 
     def measured(what: str) -> float:
-        with running(model, device):
-            return evaluate(workload, model, device, progress, f"test {what}")
+        with running(subject.model, device):
+            return evaluate(workload, subject.model, device, progress, f"test {what}")
 
     def training_data() -> Iterator[Batch]:
         for batch in _training(workload, subject.problem.job.workload.seed):
@@ -241,14 +248,14 @@ def _compress(
         values[_AFTER[step]] = measured(_AFTER[step])
 
     values = {"dense": measured("dense")}
-    corrections = possible(subject.problem.job.corrections.export, model)
-    with running(model, device):
-        recorded = record(model, calibration) if needs_dense(corrections) else {}
-    subject.problem.database.stitch(model, subject.profile)
+    corrections = possible(subject.problem.job.corrections.export, subject.model)
+    with running(subject.model, device):
+        recorded = record(subject.model, calibration) if needs_dense(corrections) else {}
+    subject.stitch()
     values["stitched"] = measured("stitched")
     for name in corrections:
-        with running(model, device):
-            correct(name, model, calibration, recorded)
+        with running(subject.model, device):
+            correct(name, subject.model, calibration, recorded)
         note(name)
     recover(subject, recovery, training, note, progress)
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +60,7 @@ class Safetensors(Format):
         write_atomically(path, lambda temporary: save_model(subject.model, str(temporary), marks))
 
     def load(self, subject: CompressedModel, path: Path) -> Runner:
-        model = copy.deepcopy(subject.model)
+        model = subject.fresh(path.parent)
         forget(model)
         load_model(model, str(path))
         return model
@@ -81,7 +80,7 @@ class Packed(Format):
         save_packed(path, subject.model.state_dict(), grids)
 
     def load(self, subject: CompressedModel, path: Path) -> Runner:
-        model = copy.deepcopy(subject.model)
+        model = subject.fresh(path.parent)
         forget(model)
         model.load_state_dict(load_packed(path))
         return model

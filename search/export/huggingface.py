@@ -36,6 +36,11 @@ class HuggingFace(Format):
 
     def check(self, problem: ModelProblem) -> None:
         name = problem.job.workload.name
+        if problem.channels is not None:
+            raise ModelError(
+                "export format huggingface: a configuration does not say which channels are left; "
+                "safetensors writes shapes.json, which does"
+            )
         if not name.startswith(PREFIX):
             raise ModelError(
                 f"export format huggingface: model {name!r} is none of transformers' "

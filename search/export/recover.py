@@ -15,7 +15,6 @@ from apportion.db.layers.profile import to_json
 from apportion.evaluators.cluster.training import train_together
 from apportion.evaluators.training.checkpoints import FolderCheckpoints
 from apportion.evaluators.training.config import RecoveryConfig
-from apportion.evaluators.training.held import Hold
 from apportion.evaluators.training.recovery import Recovery, teacher_of
 from apportion.search.export.compressed_model import CompressedModel
 
@@ -70,31 +69,17 @@ def recover(
             training.lintune(workload.calibration, config.lintune)
             done("lintune")
         if config.adaprune is not None:
-            training.what = _holds(subject)
+            training.what = subject.holds()
             subject.trained |= training.adaprune(workload.calibration, config.adaprune)
             done("adaprune")
         if config.finetune is not None:
-            training.what = _holds(subject)
+            training.what = subject.holds()
             if config.finetune.workers:
                 each = {"CPU": job.workers.cpus, "GPU": job.workers.gpus, **job.workers.resources}
                 problem.close()  # its workers hold the processors that the training needs
                 train_together(training, workload.train, config.finetune, each, folder, progress)
             subject.trained |= training.finetune(workload.train, config.finetune)
             done("finetune")
-
-
-def _holds(subject: CompressedModel) -> dict[str, Hold]:
-    """All layers of the profile that are not dense."""
-    grids, layers = subject.grids(), subject.problem.database.layers
-    learn = subject.problem.job.database.grid.scale == "free"
-    holds = {}
-    for name, level in subject.profile.items():
-        layer = layers[name]
-        weight = layer.where.read(subject.model).reshape(layer.shape)
-        mask = weight != 0 if level.sparsity is not None else None
-        if mask is not None or name in grids:
-            holds[name] = Hold(mask, grids.get(name), learn, layer.place, layer.shape)
-    return holds
 
 
 def _digest(subject: CompressedModel) -> str:

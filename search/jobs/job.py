@@ -14,6 +14,7 @@ from apportion.evaluators.scoring.batchnorm import check_mode
 from apportion.evaluators.scoring.fitness import criterion
 from apportion.evaluators.training.config import RecoveryConfig
 from apportion.evaluators.workloads.config import WorkloadConfig
+from apportion.search.jobs.channel_checks import check_channels
 from apportion.search.jobs.layers import LayersConfig
 from apportion.search.jobs.sections import (
     CorrectionsConfig,
@@ -133,6 +134,14 @@ class Job(_Search):
     def _has_times(self) -> Job:
         if self.latency is None and any(budget.metric == "latency" for budget in self.bounds()):
             raise ValueError("a latency budget needs times: latency: {table: FILE}")
+        return self
+
+    @model_validator(mode="after")
+    def _channels(self) -> Job:
+        with explained():
+            check_channels(
+                self.database, self.layers, self.corrections, self.recovery, self.latency
+            )
         return self
 
     @field_validator("fitness")

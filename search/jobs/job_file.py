@@ -25,6 +25,7 @@ _MODEL = ("workload", "model")
 _PATHS = (
     _MODEL,
     ("workload", "weights"),
+    ("workload", "shapes"),
     ("workload", "data", "calibration"),
     ("workload", "data", "test"),
     ("workload", "data", "train"),

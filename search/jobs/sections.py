@@ -20,6 +20,7 @@ from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.scoring.pool import DEADLINE
 from apportion.evaluators.scoring.precision import check_precision
 from apportion.search.algorithms.registry import resolve
+from apportion.search.jobs.channels import ChannelsConfig
 
 
 @contextmanager
@@ -71,6 +72,9 @@ class DatabaseConfig(Section):
         "level too; default: all layers "
         "on the dense model's, which keeps them independent.",
     )
+    channels: ChannelsConfig | None = Field(
+        None, description="How channels go, where there are levels channels-S."
+    )
     memory: str | None = Field(
         None,
         pattern=r"^\d+(\.\d+)?\s*(KiB|MiB|GiB)$",
@@ -91,6 +95,11 @@ class DatabaseConfig(Section):
 
     def expanded(self) -> list[Level]:
         return expand_levels(self.levels)
+
+    @property
+    def has_channels(self) -> bool:
+        """Whether there are levels of channel groups."""
+        return any(level.channels for level in self.expanded())
 
     def options(self) -> CompressionOptions:
         memory = None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import chain, islice
 
 from torch import nn
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.kinds.find import find_layers
+from apportion.compressors.levels import Level
 from apportion.compressors.progress import Progress, silent
+from apportion.db.channels.plan import ChannelPlan
 from apportion.db.layers import format
 from apportion.db.layers.build import build_database
 from apportion.db.layers.database import LayerDatabase
@@ -24,7 +26,9 @@ from apportion.evaluators.workloads.workload import (
     model_fingerprint,
     model_outputs,
 )
+from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
+from apportion.search.runs.channel_building import channel_database
 from apportion.search.runs.workers import Workers
 
 _OUTPUTS = 8
@@ -49,7 +53,12 @@ def build(
     _check_batches(job, workload)
     config = job.database
     default = config.expanded()
-    found = find_layers(workload.model, _traced(workload))
+    found = find_layers(workload.model, traced(workload))
+    if config.has_channels:
+        plan = _channel_plan(job, workload, default)
+        data = _calibration(job, workload)
+        made = channel_database(job, workload, found, plan, data, workers, progress)
+        return workload, made.database
     built = job.layers.built(found.layers, default, _names(workload.model, found.dense))
     database = build_database(
         config.path,
@@ -67,6 +76,19 @@ def build(
         device=workers.device,
     )
     return workload, database
+
+
+def _channel_plan(job: Job, workload: Workload, levels: Sequence[Level]) -> ChannelPlan:
+    config = job.database.channels or ChannelsConfig.model_validate({})
+    return ChannelPlan(
+        model_fingerprint(workload.model),
+        _calibration_fingerprint(job, workload),
+        tuple(levels),
+        job.database.options(),
+        config.rules(),
+        {"criterion": config.criterion, "seed": job.workload.seed},
+        model_outputs(workload.model, first_inputs(workload, _OUTPUTS)),
+    )
 
 
 def _names(model: nn.Module, dense: Collection[str]) -> set[str]:
@@ -91,7 +113,7 @@ def _check_batches(job: Job, workload: Workload) -> None:
         check_single(workload.model, first_inputs(workload, 1), count, workload.batch_size)
 
 
-def _traced(workload: Workload) -> FullPass:
+def traced(workload: Workload) -> FullPass:
     """What layers are found on: two samples, which show most models whole, and then all of them."""
     data, size = workload.calibration, workload.batch_size
     return workload.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))

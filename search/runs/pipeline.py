@@ -3,8 +3,6 @@ calls these, and so can any Python program (docs/API.md)."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -12,16 +10,12 @@ from typing import Any, overload
 import numpy as np
 
 from apportion.compressors.errors import ConfigurationError
-from apportion.compressors.levels import parse_level
 from apportion.compressors.progress import Progress, silent
+from apportion.db.channels.database import ChannelDatabase
 from apportion.db.layers import format
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import Run, RunStore
 from apportion.db.runs.url import masked
-from apportion.evaluators.costs.budgets import Budget
-from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function
-from apportion.evaluators.costs.latency_files import read_latency
-from apportion.evaluators.costs.model import cost_tables
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.training.recovery import check_held
@@ -31,18 +25,15 @@ from apportion.evaluators.workloads.workload import (
 )
 from apportion.search.algorithms.registry import create
 from apportion.search.jobs.job import AnyJob, Job, TableJob
-from apportion.search.jobs.sections import LatencyConfig
 from apportion.search.runs.building import build
 from apportion.search.runs.loop import RunResult, search
 from apportion.search.runs.problem import Problem
 from apportion.search.runs.selection import select
+from apportion.search.runs.spaces import channel_space, latency_of, make_space
 from apportion.search.runs.table_problem import TableProblem, prepare_table
 from apportion.search.runs.workers import Workers, measured_errors, scoring_spec
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.feasibility import check_budgets
-from apportion.search.space.space import SearchSpace
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -52,11 +43,18 @@ class ModelProblem(Problem):
     job: Job
     workload: Workload
     database: LayerDatabase
+    channels: ChannelDatabase | None = None
+    """The database by its decisions, where it has channel levels."""
     workers: Workers
 
     def close(self) -> None:
         super().close()
         self.workers.close()
+
+    def levels(self) -> dict[str, list[str]]:
+        """What profiles choose from: layer, or decision where there are channel levels -> names of
+        levels."""
+        return (self.channels or self.database).levels()
 
     def about(self) -> dict[str, str]:
         task = self.workload.task
@@ -107,7 +105,8 @@ def _loaded(
     job: Job, workers: Workers, progress: Progress, workload: Workload | None
 ) -> ModelProblem:
     workload, database = build(job, progress, workers, workload)
-    check_held(workload.model, database, job.recovery)
+    if database.channels is None:
+        check_held(workload.model, database, job.recovery)
     key = format.digest(
         {
             "database": database.fingerprint,
@@ -120,10 +119,16 @@ def _loaded(
             **({"precision": job.workers.precision} if job.workers.precision != "float32" else {}),
         }
     )
-    latency = _latency(job.latency, database) if job.latency else None
-    full_space = make_space(job.bounds(), workload, database, latency=latency)
+    latency = latency_of(job.latency, database) if job.latency else None
+    channels = None if database.channels is None else ChannelDatabase(database)
+    full_space = (
+        make_space(job.bounds(), workload.model, database, latency=latency)
+        if channels is None
+        else channel_space(job.bounds(), workload.model, channels)
+    )
+    levels = (channels or database).levels()
     decisions = Decisions.make(
-        full_space, job.layers.allowed(database.levels()), job.layers.tied(full_space.layers)
+        full_space, job.layers.allowed(levels), job.layers.tied(full_space.layers)
     )
     identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
     if not decisions.is_free(full_space):
@@ -134,6 +139,7 @@ def _loaded(
         job=job,
         workload=workload,
         database=database,
+        channels=channels,
         workers=workers,
         full_space=full_space,
         decisions=decisions,
@@ -145,60 +151,11 @@ def _loaded(
         problem = replace(
             problem,
             full_space=replace(
-                full_space, errors=measured_errors(job, workload, database, workers, progress)
+                full_space,
+                errors=measured_errors(job, workload, channels or database, workers, progress),
             ),
         )
     return problem
-
-
-def _latency(config: LatencyConfig, database: LayerDatabase) -> LatencyTable:
-    """The job's table; warnings say how many times were smoothed, and which levels cost what dense
-    costs."""
-    if is_function(config.table):
-        levels = {
-            name: [parse_level(text) for text in texts] for name, texts in database.levels().items()
-        }
-        table = ask_latency(config.table, levels)
-    else:
-        table = read_latency(config.table)
-    if config.clean:
-        table = table.cleaned()
-        if table.moved:
-            log.warning("%s: %d noisy times were smoothed", table.source, table.moved)
-    unknown = {
-        level
-        for name, levels in database.levels().items()
-        for level in table.unknown(name, map(parse_level, levels))
-    }
-    if unknown:
-        log.warning(
-            "%s: no times of %s; they cost what dense costs",
-            table.source,
-            ", ".join(sorted(map(str, unknown))),
-        )
-    return table
-
-
-def make_space(
-    budgets: Sequence[Budget],
-    workload: Workload,
-    database: LayerDatabase,
-    latency: LatencyTable | None = None,
-) -> SearchSpace:
-    """The search space of a database: its levels, the costs of every metric, the budgets, and the
-    normalised layer errors as additive errors."""
-    tables = cost_tables(workload.model, database, latency)
-    return SearchSpace(
-        layers=tuple(database.layers),
-        levels=tuple(tuple(levels) for levels in database.levels().values()),
-        costs={metric: table.levels for metric, table in tables.items()},
-        base={metric: table.base for metric, table in tables.items()},
-        dense={metric: table.dense for metric, table in tables.items()},
-        budgets={budget.metric: budget.bound(tables[budget.metric].dense) for budget in budgets},
-        errors=tuple(
-            np.array([e.normalized_error for e in r.entries]) for r in database.layers.values()
-        ),
-    )
 
 
 def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -> list[RunResult]:

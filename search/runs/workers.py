@@ -11,8 +11,8 @@ import torch
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for, limit_threads
-from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.executor import Executor, LocalExecutor
+from apportion.db.layers.tables import AnyDatabase
 from apportion.evaluators.cluster.actor_pool import ActorPool
 from apportion.evaluators.cluster.executor import RayExecutor
 from apportion.evaluators.cluster.pool import RayPool
@@ -81,7 +81,7 @@ class Workers(AbstractContextManager["Workers"]):
 
 
 def scoring_spec(
-    job: Job, workload: Workload, database: LayerDatabase, fitness: str, batchnorm: str
+    job: Job, workload: Workload, database: AnyDatabase, fitness: str, batchnorm: str
 ) -> ScoringSpec:
     """What scores candidates of `database` as the job says, but for the fitness and the batch-norm
     mode.
@@ -111,7 +111,7 @@ def scoring_spec(
 def measured_errors(
     job: Job,
     workload: Workload,
-    database: LayerDatabase,
+    database: AnyDatabase,
     workers: Workers,
     progress: Progress = silent,
 ) -> tuple[np.ndarray, ...]:

@@ -187,12 +187,12 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apportion.db.layers import build
+    from apportion.db.layers import records
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(build, "save_tensors", full)
+    monkeypatch.setattr(records, "save_tensors", full)
     with pytest.raises(OutputError, match="No space left"):
         make(tmp_path / "d")
     assert [p.name for p in (tmp_path / "d").rglob("*") if p.is_file()] == ["build.json"]

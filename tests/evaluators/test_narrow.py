@@ -12,8 +12,9 @@ from apportion.compressors.errors import ModelError
 from apportion.compressors.groups.ladder import channel_ladder
 from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.evaluators.models.build import build_model
+from apportion.evaluators.models.resizing import resize
 from apportion.evaluators.rewriting.compensate import without
-from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed, resize
+from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed
 from apportion.evaluators.rewriting.reconstruct import reconstruct
 from tests.compressors.groups.masking import grouped, outputs, some_of
 from tests.compressors.groups.test_find import Graph

@@ -105,9 +105,9 @@ def test_a_full_score_goes_on_from_the_partial_one(
     counted: list[int] = []
 
     class Counting(StitchedScorer):
-        def _sum(self, b: int, candidate: tuple[int, ...]) -> float:
+        def _total(self, b: int, outputs: object) -> float:
             counted.append(b)
-            return super()._sum(b, candidate)
+            return super()._total(b, outputs)
 
     batches = -(-len(digits.calibration) // digits.batch_size)
     assert batches > 2

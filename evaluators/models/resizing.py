@@ -1,0 +1,74 @@
+"""Smaller models of the user's own class, by the shapes of their parameters and buffers; a state
+dict is then loaded as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from apportion.compressors.errors import ModelError
+
+Shapes = Mapping[str, Sequence[int]]
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LISTS = (nn.ParameterList, nn.ParameterDict)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def resize(model: nn.Module, shapes: Shapes) -> None:
+    """Give parameters and buffers of `model` other shapes, and its modules the sizes that go with
+    them; the values are to be loaded afterwards. Raises ModelError for a name that the model lacks,
+    and for a module that cannot be resized."""
+    changed: dict[str, None] = {}
+    made: dict[int, nn.Parameter] = {}
+    for name, shape in shapes.items():
+        path, _, attribute = name.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+            value = getattr(module, attribute)
+        except AttributeError:
+            raise ModelError(f"shapes: the model has no parameter or buffer {name!r}") from None
+        if list(value.shape) == list(shape):
+            continue
+        changed[path] = None
+        if isinstance(value, nn.Parameter):
+            if id(value) not in made:
+                made[id(value)] = nn.Parameter(
+                    value.detach().new_empty(tuple(shape)), requires_grad=value.requires_grad
+                )
+            setattr(module, attribute, made[id(value)])
+        else:
+            setattr(module, attribute, value.new_empty(tuple(shape)))
+    for path in changed:
+        _fit(path, model.get_submodule(path))
+
+
+def _fit(path: str, module: Any) -> None:
+    """The sizes that a module keeps beside its parameters."""
+    if isinstance(module, _CONVS):
+        if module.groups > 1 and module.weight.shape[1] == 1 == module.in_channels // module.groups:
+            each = module.out_channels // module.groups
+            module.groups = module.weight.shape[0] // each
+        module.out_channels = module.weight.shape[0]
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, _TRANSPOSED):
+        if module.groups > 1 and module.groups == module.in_channels:
+            module.groups = module.weight.shape[0]
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, _NormBase):
+        sized = module.weight if module.weight is not None else module.running_mean
+        module.num_features = len(sized)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        module.nx, module.nf = module.weight.shape
+    elif type(module).__module__.startswith("torch.nn.") and not isinstance(module, _LISTS):
+        raise ModelError(f"{path}: a {type(module).__name__} cannot be made smaller")

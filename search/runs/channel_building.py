@@ -1,0 +1,131 @@
+"""A job's database of channel levels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+from torch import nn
+
+from apportion.compressors.calibration import FullPass
+from apportion.compressors.errors import ModelError
+from apportion.compressors.groups import criteria
+from apportion.compressors.groups.find import Grouped, find_groups
+from apportion.compressors.groups.ladder import Reader, channel_ladder
+from apportion.compressors.kinds.uses import Found
+from apportion.compressors.progress import Progress, silent
+from apportion.db.channels.build import build_channels
+from apportion.db.channels.database import ChannelDatabase
+from apportion.db.channels.plan import ChannelPlan
+from apportion.evaluators.data import trees
+from apportion.evaluators.rewriting.masked import working
+from apportion.evaluators.workloads.workload import Workload
+from apportion.search.jobs.channels import ChannelsConfig
+from apportion.search.jobs.job import Job
+from apportion.search.runs.workers import Workers
+
+
+def channel_database(
+    job: Job,
+    workload: Workload,
+    found: Found,
+    plan: ChannelPlan,
+    calibration: FullPass,
+    workers: Workers,
+    progress: Progress = silent,
+) -> ChannelDatabase:
+    """Build it, or go on with one that was begun, or open it.
+
+    Args:
+        job: says where it lies, and which channels go first.
+        workload: the job's.
+        found: the model's layers.
+        plan: what decides the database.
+        calibration: what it is built from.
+        workers: do the work.
+        progress: told of what is done.
+
+    Raises:
+        ModelError: no channels of the model can go.
+        ApportionError: whatever `build_channels` raises.
+    """
+    config = job.database.channels or ChannelsConfig.model_validate({})
+    grouped = _grouped(workload, found, plan)
+
+    def orders(grouped: Grouped, readers: Mapping[str, Reader]) -> dict[str, np.ndarray]:
+        return make_orders(
+            config.criterion, workload, grouped, readers, job.workload.seed, progress
+        )
+
+    return build_channels(
+        job.database.path,
+        workload.model,
+        found,
+        grouped,
+        calibration,
+        plan,
+        orders,
+        progress=progress,
+        executor=workers.executor,
+        device=workers.device,
+    )
+
+
+def _grouped(workload: Workload, found: Found, plan: ChannelPlan) -> Grouped:
+    """The groups whose channels can go, and may."""
+    model, size = workload.model, workload.batch_size
+    first = trees.cut(next(workload.calibration.batches(size)), slice(0, 2))
+    data = workload.full_pass(lambda: workload.calibration.batches(size))
+    grouped = find_groups(model, found.layers, data, first)
+    plan.rules.check(grouped.groups)
+    may = tuple(group for group in grouped.groups if not plan.rules.skips(group))
+    grouped = working(model, Grouped(may, grouped.kept, grouped.norms, grouped.biases),
+                      found.layers, data, first)  # fmt: skip
+    if not grouped.groups:
+        reasons = sorted({f"{name}: {why}" for name, why in grouped.kept.items()})
+        raise ModelError(f"no channels of the model can go ({'; '.join(reasons[:3])})")
+    return grouped
+
+
+def make_orders(
+    criterion: str,
+    workload: Workload,
+    grouped: Grouped,
+    readers: Mapping[str, Reader],
+    seed: int,
+    progress: Progress = silent,
+) -> dict[str, np.ndarray]:
+    """In which order the channels of each group go.
+
+    Args:
+        criterion: its name.
+        workload: gives the model, and the loss that some criteria look at.
+        grouped: the groups.
+        readers: the layers that read them.
+        seed: of criteria that draw.
+        progress: told of groups.
+
+    Returns:
+        Group -> [channels], which goes first.
+    """
+    rng = np.random.default_rng(seed)
+    gradients = criteria.needs_gradients(criterion)
+    model = _with_gradients(workload) if gradients else workload.model
+    made = {}
+    for done, group in enumerate(grouped.groups):
+        progress("order channels", done, len(grouped.groups))
+        made[group.name] = (
+            channel_ladder(group, readers).order
+            if criterion == criteria.OBS
+            else criteria.order_by(criterion, model, group, rng)
+        )
+    return made
+
+
+def _with_gradients(workload: Workload) -> nn.Module:
+    """A copy of the model whose parameters have the gradients of the loss."""
+    made = copy.deepcopy(workload.model).requires_grad_(True)
+    for batch in workload.calibration.batches(workload.batch_size):
+        workload.task.loss(workload.task.forward(made, batch), batch).sum().backward()
+    return made
