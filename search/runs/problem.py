@@ -109,9 +109,14 @@ class Problem(ABC):
 
     def describe(self) -> dict[str, Any]:
         """All that a report needs to know what candidates stand for: layers, their levels, what
-        those cost (shares of the dense model) and their additive errors, the budgets, the
-        uniform profile and the additive optimum, and the task."""
+        those cost (shares of the dense model), `pairs` included where there are any (metric -> rows
+        of two layers' numbers and their table), and their additive errors, the budgets, the uniform
+        profile and the additive optimum, and the task."""
         full, dense = self.full_space, self.full_space.dense
+        pairs = {
+            metric: [[i, j, (table / dense[metric]).tolist()] for (i, j), table in own.items()]
+            for metric, own in full.pairs.items()
+        }
         return {
             "layers": list(full.layers),
             "levels": [list(levels) for levels in full.levels],
@@ -123,6 +128,7 @@ class Problem(ABC):
             "budgets": self.bounds(),
             "uniform": list(self.decisions.expand(uniform(self.space))),
             "optimum": list(self.decisions.expand(optimum(self.space))),
+            **({"pairs": pairs} if any(pairs.values()) else {}),
             **self.about(),
         }
 

@@ -1,5 +1,6 @@
 """Exact solvers for additive errors: a dynamic program for one budget; beside HiGHS's MILP
-(search/space/milp.py) for any number."""
+(search/space/milp.py) for any number. Costs of pairs come into the dynamic program by an additive
+bound (search/space/majorant.py)."""
 
 from __future__ import annotations
 
@@ -9,11 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from apportion.compressors.errors import SpaceError
-from apportion.search.space.milp import milp
-from apportion.search.space.repair import repair
+from apportion.search.space.majorant import majorant
+from apportion.search.space.milp import solved
+from apportion.search.space.repair import fill, repair
 from apportion.search.space.space import Candidate, SearchSpace
 
 BUCKETS = 10_000
+_ROUNDS = 3
+"""How often pairs' costs are bounded anew, about what the bound before led to."""
 COARSE = 2_000
 """Buckets where a dynamic program proposes one candidate of many: rounding is given back in any
 case."""
@@ -24,7 +28,7 @@ def optimum(space: SearchSpace) -> Candidate:
     beside it: its result stands where the solver gives up, and where it is better within the
     solver's tolerance. The space must have passed `check_budgets`; it keeps the answer."""
     if "optimum" not in space.solved:
-        found = [solve(space), *([milp(space).candidate] if space.budgets else [])]
+        found = [solve(space), *([solved(space)] if space.budgets else [])]
         space.solved["optimum"] = min(found, key=space.error)
     return space.solved["optimum"]
 
@@ -36,26 +40,71 @@ def solve(space: SearchSpace) -> Candidate:
 
 def approximate(space: SearchSpace, errors: np.ndarray, buckets: int = COARSE) -> Candidate:
     """A feasible candidate that minimises `errors` [layers, most levels]: exact (up to buckets) for
-    one budget; for several, the best of the optima under each one, repaired. Fast enough to be
-    called for every candidate of a search."""
+    one budget; for several, the best of the optima under each one, repaired. With pairs, what the
+    dynamic program finds by additive bounds on the costs, each tight about the candidate before
+    (majorization-minimization: Hunter & Lange 2004). Fast enough to be called for every candidate
+    of a search."""
     if not space.budgets:
         return tuple(int(i) for i in errors.argmin(1))
+    if space.coupling is not None:
+        return _bounded(space, errors, buckets)
     found = [
         repair(space, dynamic_program(space, errors, b, buckets)) for b in range(len(space.budgets))
     ]
     return min(found, key=lambda c: float(errors[np.arange(len(c)), list(c)].sum()))
 
 
+def _bounded(space: SearchSpace, errors: np.ndarray, buckets: int) -> Candidate:
+    """`approximate` with pairs."""
+    if "start" not in space.solved:
+        space.solved["start"] = repair(space, [int(order[0]) for order in space.order])
+    layers = np.arange(len(space.layers))
+
+    def error(candidate: Candidate) -> float:
+        return float(errors[layers, list(candidate)].sum())
+
+    best = fill(space, space.solved["start"], errors)
+    for b in range(len(space.budgets)):
+        current = space.solved["start"]
+        for _ in range(_ROUNDS):
+            found = dynamic_program(space, errors, b, buckets, majorant(space, b, current))
+            found = fill(space, repair(space, found), errors)
+            best = min(best, found, key=error)
+            if found == current:
+                break
+            current = found
+    return best
+
+
 def dynamic_program(
-    space: SearchSpace, errors: np.ndarray, budget: int = 0, buckets: int = BUCKETS
+    space: SearchSpace,
+    errors: np.ndarray,
+    budget: int = 0,
+    buckets: int = BUCKETS,
+    loads: np.ndarray | None = None,
 ) -> Candidate:
     """Minimise the sum of `errors` [layers, most levels] (inf: no such level) under one budget (its
     number in `space.budgets`). Costs above each layer's cheapest are rounded up to `buckets` steps
     of what is left for them (Frantar & Alistarh 2022 (SPDY), algorithm 1). What the roundings of a
     profile add up to is given back: of the profiles that need up to one step per layer too many,
     the best one that meets the budget exactly is taken. Levels that no optimum can hold are left
-    out first (`_promising`)."""
-    loads, limit = space.load_table[budget], float(space.limits[budget])
+    out first (`_promising`).
+
+    Args:
+        space: with its budgets; of its pairs only `loads` knows.
+        errors: lower is better.
+        budget: its number.
+        buckets: steps of cost.
+        loads: [layers, most levels], of this budget; by default the layers' own.
+
+    Returns:
+        The candidate.
+
+    Raises:
+        SpaceError: none meets the budget.
+    """
+    loads = space.load_table[budget] if loads is None else loads
+    limit = float(space.limits[budget])
     extra = loads - loads.min(1, keepdims=True)
     room = float(limit - loads.min(1).sum())
     promising = _promising(extra, errors, room)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apportion.compressors.errors import ConfigurationError
+from apportion.search.space.pairs import PairTables
 from apportion.search.space.space import Candidate, SearchSpace
 
 
@@ -58,8 +59,8 @@ class Decisions:
         return [len(c) for c in self.choices] == space.counts.tolist()
 
     def reduce(self, space: SearchSpace) -> SearchSpace:
-        """The space of the decisions: costs and errors of tied layers add up. A layer that has no
-        choice stays a decision with one level."""
+        """The space of the decisions: costs and errors of tied layers add up, what pairs of them
+        cost included. A layer that has no choice stays a decision with one level."""
 
         def added(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
             return tuple(
@@ -74,6 +75,10 @@ class Decisions:
                 for members, choices in zip(self.members, self.choices, strict=True)
             )
 
+        costs = {metric: added(rows) for metric, rows in space.costs.items()}
+        pairs = {
+            metric: self._pairs(tables, costs[metric]) for metric, tables in space.pairs.items()
+        }
         return SearchSpace(
             layers=tuple(
                 "+".join(space.layers[layer] for layer in members) for members in self.members
@@ -82,9 +87,29 @@ class Decisions:
                 tuple(space.levels[members[0]][choice[0]] for choice in choices)
                 for members, choices in zip(self.members, self.choices, strict=True)
             ),
-            costs={metric: added(rows) for metric, rows in space.costs.items()},
+            costs=costs,
             base=space.base,
             dense=space.dense,
             budgets=space.budgets,
             errors=added(space.errors),
+            pairs=pairs,
         )
+
+    def _pairs(
+        self, tables: PairTables, costs: Sequence[np.ndarray]
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """What decisions cost in pairs, by their numbers; what pairs within a decision cost is
+        added to its `costs`."""
+        made: dict[tuple[int, int], np.ndarray] = {}
+        place = {layer: (k, n) for k, own in enumerate(self.members) for n, layer in enumerate(own)}
+        for (i, j), table in tables.items():
+            (first, m), (second, n) = place[i], place[j]
+            left = [choice[m] for choice in self.choices[first]]
+            right = [choice[n] for choice in self.choices[second]]
+            if first == second:
+                costs[first][:] += table[left, right]
+                continue
+            own = table[np.ix_(left, right)]
+            edge, own = ((first, second), own) if first < second else ((second, first), own.T)
+            made[edge] = made[edge] + own if edge in made else own
+        return made

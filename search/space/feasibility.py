@@ -5,25 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from apportion.compressors.errors import InfeasibleBudgetError
-from apportion.search.space.milp import least_stretch
-from apportion.search.space.space import ROUNDING, SearchSpace
+from apportion.search.space.milp import least_profile, least_stretch
+from apportion.search.space.space import ROUNDING, Candidate, SearchSpace
 
 
 def check_budgets(space: SearchSpace) -> None:
     """Raise InfeasibleBudgetError when no profile meets all budgets."""
     for b, (metric, bound) in enumerate(space.budgets.items()):
-        least = np.array([float(row.min()) for row in space.costs[metric]])
-        if space.load_table[b].min(1).sum() <= space.limits[b] + ROUNDING:
+        cheapest = least_profile(space, b)
+        if space.loads(cheapest)[b] <= space.limits[b] + ROUNDING:
             continue
-        reachable = (space.base[metric] + float(least.sum())) / space.dense[metric]
+        least = _shares(space, metric, cheapest)
+        reachable = space.total(metric, cheapest) / space.dense[metric]
         heaviest = int(least.argmax())
         layer = space.layers[heaviest]
         share = float(least[heaviest]) / space.dense[metric]
+        is_coupled = any(heaviest in edge for edge in space.pairs.get(metric, {}))
         reason = (
             f"cannot be met: {bound / space.dense[metric]:.4g} of the dense model is asked, the "
             "levels reach "
-            f"{reachable:.4g} at the least; layer {layer!r} alone takes {share:.4g} at its "
-            "cheapest level"
+            f"{reachable:.4g} at the least; layer {layer!r} "
+            f"{'and those it is coupled to take' if is_coupled else 'alone takes'} {share:.4g} at "
+            f"{'their' if is_coupled else 'its'} cheapest level"
         )
         if space.base[metric] > least.max():
             reason += f", what is not compressed {space.base[metric] / space.dense[metric]:.4g}"
@@ -37,3 +40,11 @@ def check_budgets(space: SearchSpace) -> None:
                 f"{stretch:.4g} times as large"
             )
             raise InfeasibleBudgetError(names, 1.0, stretch, None, reason)
+
+
+def _shares(space: SearchSpace, metric: str, candidate: Candidate) -> np.ndarray:
+    """What each layer costs, alone and in its pairs, [layers]."""
+    made = np.array([float(r[k]) for r, k in zip(space.costs[metric], candidate, strict=True)])
+    for (i, j), table in space.pairs.get(metric, {}).items():
+        made[[i, j]] += table[candidate[i], candidate[j]]
+    return made

@@ -70,7 +70,7 @@ def steps(space: SearchSpace, rng: np.random.Generator, parents: np.ndarray) -> 
             moved = positions[rows, chosen] + direction * rng.geometric(0.5, len(rows))
             positions[rows, chosen] = np.clip(moved, 0, space.counts[chosen] - 1)
     levels = space.order_table[layers, positions]
-    loads = _loads(space, levels)
+    loads = space.loads_of(levels)
     for change in range(_CHANGES):
         _improve(space, rng, levels, loads, spend=change >= _CHANGES - 2)
     return levels[_over(space, loads) <= 0]
@@ -94,7 +94,7 @@ def _improve(
     looked = rng.integers(levels.shape[1], size=(len(rows), _LOOK))
     now = levels[rows[:, None], looked]
     rise = space.error_table[looked] - space.error_table[looked, now][:, :, None]
-    more = space.load_table[:, looked] - space.load_table[:, looked, now][..., None]
+    more = space.load_changes(levels[rows], looked)
     left = _over(space, loads[:, rows, None, None] + more)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         if spend:
@@ -112,12 +112,7 @@ def _improve(
     which, level = np.divmod(best[useful], price.shape[2])
     changed = rows[useful]
     levels[changed, looked[useful, which]] = level
-    loads[:, changed] = _loads(space, levels[changed])
-
-
-def _loads(space: SearchSpace, levels: np.ndarray) -> np.ndarray:
-    """[budgets, candidates]"""
-    return space.load_table[:, np.arange(levels.shape[1]), levels].sum(2)
+    loads[:, changed] = space.loads_of(levels[changed])
 
 
 def _over(space: SearchSpace, loads: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from apportion.search.space.milp import milp
+from apportion.search.space.milp import solved
 from apportion.search.space.space import Candidate, SearchSpace
 
 
@@ -43,11 +43,7 @@ def repair(space: SearchSpace, candidate: Sequence[int]) -> Candidate:
         excess = space.excess(loads)
         if excess <= 0:
             return _relax(space, asked, current, loads)
-        moved = (
-            loads[:, None, None]
-            + space.load_table
-            - space.load_table[:, layers, current][:, :, None]
-        )
+        moved = space.changed_loads(current, loads)
         removed = excess - space.excess(moved)
         rise = space.error_table - space.error_table[layers, current][:, None]
         helps = removed > 1e-15
@@ -67,22 +63,22 @@ def repair(space: SearchSpace, candidate: Sequence[int]) -> Candidate:
         changed = cheapest[: max(1, int(together.sum()))]
         current[changed] = level[changed]
         loads = space.loads(current)
-    return milp(space).candidate  # the last resort
+    return solved(space)  # the last resort
 
 
-def fill(space: SearchSpace, candidate: Sequence[int]) -> Candidate:
+def fill(
+    space: SearchSpace, candidate: Sequence[int], errors: np.ndarray | None = None
+) -> Candidate:
     """What a feasible candidate leaves of the budgets, spent: the change with the greatest fall
-    of additive error per load that still fits, until none does. Deterministic."""
+    of additive error (`errors` [layers, most levels], or the space's own) per load that still fits,
+    until none does. Deterministic."""
+    table = space.error_table if errors is None else errors
     current = np.array(candidate)
     layers = np.arange(len(space.layers))
     loads = space.loads(current)
     while True:
-        fall = space.error_table[layers, current][:, None] - space.error_table
-        moved = (
-            loads[:, None, None]
-            + space.load_table
-            - space.load_table[:, layers, current][:, :, None]
-        )
+        fall = table[layers, current][:, None] - table
+        moved = space.changed_loads(current, loads)
         fits = (fall > 0) & (space.excess(moved) <= 0)
         if not fits.any():
             return tuple(int(index) for index in current)
@@ -108,11 +104,7 @@ def _relax(
     while not np.array_equal(asked, current):
         distance = np.abs(space.position - wanted[:, None])
         rise = space.error_table - space.error_table[layers, current][:, None]
-        moved = (
-            loads[:, None, None]
-            + space.load_table
-            - space.load_table[:, layers, current][:, :, None]
-        )
+        moved = space.changed_loads(current, loads)
         allowed = (
             (rise < 0)
             & (distance < distance[layers, current][:, None])

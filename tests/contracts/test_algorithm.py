@@ -17,7 +17,7 @@ from apportion.search.algorithms.registry import create, names
 from apportion.search.space.additive import optimum
 from apportion.search.space.repair import uniform
 from apportion.search.space.space import SearchSpace
-from tests.search.spaces import DEGENERATE, brute_force, make, random_space
+from tests.search.spaces import DEGENERATE, brute_force, coupled_space, make, random_space
 
 ROOT = Path(__file__).parents[2]
 SOLVERS = ("dp", "greedy", "milp")  # one profile, whatever the seed
@@ -78,6 +78,35 @@ def test_it_starts_from_the_uniform_and_the_additive_optimum(name: str) -> None:
 @pytest.mark.parametrize("name", names())
 def test_cold_starts_are_feasible_too(name: str, metrics: int) -> None:
     assert run(name, random_space(4, layers=8, levels=6, metrics=metrics), cold=True)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("share", [0.05, 0.6])
+@pytest.mark.parametrize("name", names())
+def test_budgets_of_costs_in_pairs_hold(name: str, share: float, cold: bool) -> None:
+    """`drive` checks every candidate; the totals are checked anew here, and the same seed asks the
+    same."""
+    space = coupled_space(8, layers=8, levels=6, metrics=2, share=share)
+    told = run(name, space, seed=2, evaluations=60, cold=cold)
+    assert told
+    for trial in told:
+        for metric, bound in space.budgets.items():
+            assert space.total(metric, trial.candidate) <= bound * (1 + 1e-12)
+    assert run(name, space, seed=2, evaluations=60, cold=cold) == told
+    if not cold:
+        assert optimum(space) in [trial.candidate for trial in told]
+
+
+@pytest.mark.parametrize("metrics", [1, 2])
+@pytest.mark.parametrize("name", [name for name in names() if name not in (*SOLVERS, "random")])
+def test_it_finds_the_optimum_of_small_spaces_with_pairs(name: str, metrics: int) -> None:
+    found = 0
+    for seed in range(5):
+        space = coupled_space(100 + seed, metrics=metrics, share=0.5)
+        best = min(fitness(space, c) for c in np.ndindex(*space.counts) if space.feasible(c))
+        algorithm = create(name, space, np.random.default_rng(seed), 256, {})
+        found += least(drive(algorithm, 256, fitness, best + 1e-12)) <= best + 1e-12
+    assert found >= 4
 
 
 @pytest.mark.parametrize("kind", DEGENERATE)

@@ -9,7 +9,7 @@ import numpy as np
 from apportion.search.algorithms.base import Algorithm, Trial
 from apportion.search.algorithms.parameters import Count, Share, Weight
 from apportion.search.algorithms.registry import register
-from apportion.search.space.repair import repair
+from apportion.search.space.repair import repair, uniform
 from apportion.search.space.space import Candidate, SearchSpace
 
 
@@ -73,7 +73,7 @@ class AntColony(Algorithm):
         space = self.space
         error = np.where(self._present, space.error_table, 0.0)
         loads = (
-            np.where(self._present, space.load_table.sum(0), 0.0)
+            np.where(self._present, space.loads_beside(uniform(space)).sum(0), 0.0)
             if space.budgets
             else np.zeros_like(error)
         )
