@@ -38,8 +38,8 @@ from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.reconstruct import reconstruct
-from apportion.search.runs.coupling import pair_costs
-from apportion.search.space.pairwise import Budget, multiples, solve
+from apportion.search.runs.coupling import channel_space, multiples
+from apportion.search.space.milp import milp
 
 
 class Block(nn.Module):
@@ -166,7 +166,6 @@ class Ours:
         )
         self.costs: ChannelCosts = channel_costs(dense, self.found, self.grouped.groups)
         self.sizes = {g.name: multiples(g.size, 4, 4) for g in self.grouped.groups}
-        self.pairs = pair_costs(self.costs, "flops", self.sizes)
         self.whole = self.costs.total("flops", {g.name: g.size for g in self.grouped.groups})
         assert self.whole == macs(dense), (self.whole, macs(dense))
         with torch.no_grad():
@@ -182,9 +181,10 @@ class Ours:
 
     def optimum(self, speedup: float) -> dict[str, int]:
         start = time.perf_counter()
-        chosen, gap = solve(self.losses, {"flops": Budget(self.pairs, self.whole / speedup)})
-        print(f"MILP {time.perf_counter() - start:.2f} s, gap {gap:g}")
-        return {name: self.sizes[name][i] for name, i in chosen.items()}
+        limits = {"flops": self.whole / speedup}
+        found = milp(channel_space(self.costs, self.sizes, self.losses, limits))
+        print(f"MILP {time.perf_counter() - start:.2f} s, gap {found.gap:g}")
+        return {n: own[i] for (n, own), i in zip(self.sizes.items(), found.candidate, strict=True)}
 
     def model(self, kept: dict[str, int], compensate: bool = True) -> nn.Module:
         orders = {name: ladder.order for name, ladder in self.ladders.items()}

@@ -33,8 +33,8 @@ from apportion.evaluators.rewriting.narrow import changed_shapes
 from apportion.evaluators.rewriting.reconstruct import reconstruct
 from apportion.evaluators.tasks.task import Task
 from apportion.evaluators.workloads.workload import Workload
-from apportion.search.runs.coupling import pair_costs
-from apportion.search.space.pairwise import Budget, multiples, solve
+from apportion.search.runs.coupling import channel_space, multiples
+from apportion.search.space.milp import milp
 
 _METRICS = ("flops", "params")
 _SIZES = 64
@@ -162,22 +162,18 @@ class _Narrowing:
         whole = {group.name: group.size for group in self.grouped.groups}
         costs = channel_costs(self.model, self.found, self.grouped.groups)
         sizes = {name: multiples(size, multiple, 1, _SIZES) for name, size in whole.items()}
-        limits = {
-            own.metric: Budget(
-                pair_costs(costs, own.metric, sizes), own.bound(costs.total(own.metric, whole))
-            )
-            for own in asked
-        }
-        for name, own in limits.items():
-            if (least := own.costs.total(dict.fromkeys(sizes, 0))) > own.limit:
+        limits = {own.metric: own.bound(costs.total(own.metric, whole)) for own in asked}
+        smallest = {name: own[0] for name, own in sizes.items()}
+        for name, limit in limits.items():
+            if (least := costs.total(name, smallest)) > limit:
                 raise BudgetError(
                     name,
-                    f"{own.limit:g} is asked, and the smallest sizes, multiples of {multiple}, "
+                    f"{limit:g} is asked, and the smallest sizes, multiples of {multiple}, "
                     f"cost {least:g}",
                 )
-        losses = self._losses(whole, sizes)
-        chosen, gap = solve(losses, limits)
-        kept = {name: sizes[name][i] for name, i in chosen.items()}
+        space = channel_space(costs, sizes, self._losses(whole, sizes), limits)
+        found = milp(space)
+        kept = {name: sizes[name][i] for name, i in zip(sizes, found.candidate, strict=True)}
         made = self._smaller(kept)
         if fitted is not None:
             stays = first_of(self.orders, kept)
@@ -185,7 +181,7 @@ class _Narrowing:
                 made, self.model, self.grouped, self.found.layers, stays, self.inside, fitted,
                 self.progress,
             )  # fmt: skip
-        return self._checked(made, kept, whole, costs, gap)
+        return self._checked(made, kept, whole, costs, found.gap)
 
     def _checked(
         self,

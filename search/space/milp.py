@@ -14,8 +14,8 @@ from apportion.search.space.space import Candidate, SearchSpace
 _NODES = 200_000
 """Branch-and-bound nodes before HiGHS gives up with the best it has: a limit of time would make
 results depend on the machine."""
-_COUPLED_NODES = 2_000
-"""The same where layers are coupled: each node's linear program is larger by far."""
+_COUPLED_COLUMNS = 20_000_000
+"""The same where layers are coupled: of all nodes together, as each linear program may be large."""
 _MARGINS = (0.0, 1e-7, 1e-5)
 """HiGHS holds constraints to 1e-6: step back where that shows ..."""
 _TIGHTENED = 8
@@ -45,16 +45,19 @@ def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
     table = space.error_table if errors is None else errors
     layers = np.arange(len(space.layers))
     program = Polytope(space)
-    nodes = _NODES if space.coupling is None else _COUPLED_NODES
+    scale = _scale(space, table)
     bound, over = -np.inf, np.zeros(len(space.budgets))
     for attempt, margin in enumerate(_MARGINS if space.coupling is None else [0.0] * _TIGHTENED):
         result = program.least(
-            program.errors(table), space.limits - margin - over, node_limit=nodes, mip_rel_gap=1e-9
+            program.errors(table) / scale,
+            space.limits - margin - over,
+            node_limit=_nodes(space, program),
+            mip_rel_gap=1e-9,
         )
         if result.x is None:
             break
         if not attempt:
-            bound = float(result.mip_dual_bound)
+            bound = float(result.mip_dual_bound) * scale
         candidate = program.chosen(result.x)
         if space.feasible(candidate):
             return Solution(candidate, float(table[layers, list(candidate)].sum()), bound)
@@ -94,5 +97,18 @@ def least_profile(space: SearchSpace, budget: int) -> Candidate:
     if space.loads(chosen)[budget] <= lowest + 1e-12:
         return tuple(int(i) for i in chosen)
     program = Polytope(space)
-    result = program.least(program.loads[budget], node_limit=_COUPLED_NODES, mip_rel_gap=0.0)
+    result = program.least(program.loads[budget], node_limit=_nodes(space, program))
     return space.cheapest() if result.x is None else program.chosen(result.x)
+
+
+def _nodes(space: SearchSpace, program: Polytope) -> int:
+    return _NODES if space.coupling is None else max(20, _COUPLED_COLUMNS // program.width)
+
+
+def _scale(space: SearchSpace, errors: np.ndarray) -> float:
+    """Unit of the objective: HiGHS stops within 1e-6 of an optimum, and losses of channel groups
+    may be as small."""
+    if space.coupling is None:
+        return 1.0
+    largest = np.where(np.isfinite(errors), np.abs(errors), 0.0).max(1)
+    return float(np.median(largest[largest > 0])) if largest.any() else 1.0
