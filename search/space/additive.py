@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 
 from apportion.compressors.errors import SpaceError
-from apportion.search.space.majorant import majorant
+from apportion.search.space.majorant import linearised, majorant
 from apportion.search.space.milp import solved
-from apportion.search.space.repair import fill, repair
+from apportion.search.space.repair import fill, repair, uniform
 from apportion.search.space.space import Candidate, SearchSpace
 
 BUCKETS = 10_000
-_ROUNDS = 3
-"""How often pairs' costs are bounded anew, about what the bound before led to."""
+_BOUNDS = (linearised, linearised, majorant, majorant, majorant)
+"""Additive costs in the place of pairs', in turn, each about what the one before led to."""
 COARSE = 2_000
 """Buckets where a dynamic program proposes one candidate of many: rounding is given back in any
 case."""
@@ -41,9 +41,9 @@ def solve(space: SearchSpace) -> Candidate:
 def approximate(space: SearchSpace, errors: np.ndarray, buckets: int = COARSE) -> Candidate:
     """A feasible candidate that minimises `errors` [layers, most levels]: exact (up to buckets) for
     one budget; for several, the best of the optima under each one, repaired. With pairs, what the
-    dynamic program finds by additive bounds on the costs, each tight about the candidate before
-    (majorization-minimization: Hunter & Lange 2004). Fast enough to be called for every candidate
-    of a search."""
+    dynamic program finds by their costs to first order, repaired, and by additive bounds on them,
+    each tight about the candidate before (majorization-minimization: Hunter & Lange 2004). Fast
+    enough to be called for every candidate of a search."""
     if not space.budgets:
         return tuple(int(i) for i in errors.argmin(1))
     if space.coupling is not None:
@@ -56,23 +56,23 @@ def approximate(space: SearchSpace, errors: np.ndarray, buckets: int = COARSE) -
 
 def _bounded(space: SearchSpace, errors: np.ndarray, buckets: int) -> Candidate:
     """`approximate` with pairs."""
-    if "start" not in space.solved:
-        space.solved["start"] = repair(space, [int(order[0]) for order in space.order])
+    if "uniform" not in space.solved:
+        space.solved["uniform"] = uniform(space)
     layers = np.arange(len(space.layers))
 
     def error(candidate: Candidate) -> float:
         return float(errors[layers, list(candidate)].sum())
 
-    best = fill(space, space.solved["start"], errors)
+    best = fill(space, space.solved["uniform"], errors)
     for b in range(len(space.budgets)):
-        current = space.solved["start"]
-        for _ in range(_ROUNDS):
-            found = dynamic_program(space, errors, b, buckets, majorant(space, b, current))
-            found = fill(space, repair(space, found), errors)
-            best = min(best, found, key=error)
-            if found == current:
-                break
-            current = found
+        current = space.solved["uniform"]
+        for additive in _BOUNDS:
+            try:
+                found = dynamic_program(space, errors, b, buckets, additive(space, b, current))
+            except SpaceError:  # a linearisation that nothing meets, or a majorant's rounding
+                continue
+            current = fill(space, repair(space, found, errors), errors)
+            best = min(best, current, key=error)
     return best
 
 

@@ -1,4 +1,5 @@
-"""Additive costs that are never below the true ones, for solvers that need a sum over layers."""
+"""Additive costs in the place of pairs', about a candidate, for solvers that need a sum over
+layers: never below the true ones, or to first order."""
 
 from __future__ import annotations
 
@@ -31,6 +32,15 @@ def majorant(space: SearchSpace, budget: int, about: Candidate) -> np.ndarray:
     np.add.at(made, i, u)
     np.add.at(made, j, v)
     return own + made
+
+
+def linearised(space: SearchSpace, budget: int, about: Candidate) -> np.ndarray:
+    """Loads [layers, most levels] under one budget whose sum is a candidate's true load where it
+    differs from `about` in one layer at most: a b is a0 b + a b0 - a0 b0."""
+    if space.coupling is None:
+        return space.load_table[budget]
+    twice = float(space.coupling.loads(np.array([about]))[budget, 0])
+    return space.loads_beside(about)[budget] - twice / len(space.layers)
 
 
 def _largest(tables: np.ndarray, axis: int) -> np.ndarray:

@@ -28,12 +28,16 @@ def uniform(space: SearchSpace) -> Candidate:
     )
 
 
-def repair(space: SearchSpace, candidate: Sequence[int]) -> Candidate:
+def repair(
+    space: SearchSpace, candidate: Sequence[int], errors: np.ndarray | None = None
+) -> Candidate:
     """The candidate itself where it is feasible; otherwise a feasible one near it. Greedy: the
-    changes with the least rise of additive error per violation removed, one per layer and a few
-    layers at once, until all budgets hold; then layers go back towards where they were as far
-    as the budgets allow. Where no single change helps (several budgets at odds), the additive
-    optimum. Deterministic. The space must have passed `check_budgets`."""
+    changes with the least rise of additive error (`errors` [layers, most levels], or the space's
+    own) per violation removed, one per layer and a few layers at once, until all budgets hold; then
+    layers go back towards where they were as far as the budgets allow. Where no single change helps
+    (several budgets at odds), the additive optimum. Deterministic. The space must have passed
+    `check_budgets`."""
+    table = space.error_table if errors is None else errors
     asked = np.array(space.validate(candidate))
     current = asked.copy()
     layers = np.arange(len(space.layers))
@@ -42,10 +46,10 @@ def repair(space: SearchSpace, candidate: Sequence[int]) -> Candidate:
     for _ in range(20 * len(layers)):
         excess = space.excess(loads)
         if excess <= 0:
-            return _relax(space, asked, current, loads)
+            return _relax(space, table, asked, current, loads)
         moved = space.changed_loads(current, loads)
         removed = excess - space.excess(moved)
-        rise = space.error_table - space.error_table[layers, current][:, None]
+        rise = table - table[layers, current][:, None]
         helps = removed > 1e-15
         if not helps.any():
             break
@@ -95,7 +99,11 @@ def fill(
 
 
 def _relax(
-    space: SearchSpace, asked: np.ndarray, current: np.ndarray, loads: np.ndarray
+    space: SearchSpace,
+    table: np.ndarray,
+    asked: np.ndarray,
+    current: np.ndarray,
+    loads: np.ndarray,
 ) -> Candidate:
     """Bring changed layers back towards `asked` while that lowers the additive error and the
     budgets hold."""
@@ -103,7 +111,7 @@ def _relax(
     wanted = space.position[layers, asked]
     while not np.array_equal(asked, current):
         distance = np.abs(space.position - wanted[:, None])
-        rise = space.error_table - space.error_table[layers, current][:, None]
+        rise = table - table[layers, current][:, None]
         moved = space.changed_loads(current, loads)
         allowed = (
             (rise < 0)

@@ -108,7 +108,11 @@ function convergence(job, redraw) {
   return [legend, svg];
 }
 
-const cost = (space, metric, candidate) => space.base[metric] + candidate.reduce((sum, level, layer) => sum + space.costs[metric][layer][level], 0);
+const pairs = (space, metric) => (space.pairs && space.pairs[metric]) || []; // [layer, layer, table] each
+const cost = (space, metric, candidate) => space.base[metric] + candidate.reduce((sum, level, layer) => sum + space.costs[metric][layer][level], 0)
+  + pairs(space, metric).reduce((sum, [a, b, table]) => sum + table[candidate[a]][candidate[b]], 0);
+const share = (space, metric, candidate, layer) => pairs(space, metric).reduce((sum, [a, b, table]) => // of what a pair costs, each has half
+  sum + (a === layer || b === layer ? table[candidate[a]][candidate[b]] / 2 : 0), space.costs[metric][layer][candidate[layer]]);
 const error = (space, candidate) => candidate.reduce((sum, level, layer) => sum + space.errors[layer][level], 0);
 const same = (a, b) => a.length === b.length && a.every((level, layer) => level === b[layer]);
 
@@ -163,7 +167,7 @@ function heat(job, show) {
 function profile(job, candidate, name) {
   const space = job.space;
   const rows = candidate.map((level, layer) => ({ layer: space.layers[layer], level: space.levels[layer][level], uniform: space.levels[layer][space.uniform[layer]],
-    differs: level !== space.uniform[layer], ...Object.fromEntries(Object.keys(space.costs).map((metric) => [metric, space.costs[metric][layer][level]])) }));
+    differs: level !== space.uniform[layer], ...Object.fromEntries(Object.keys(space.costs).map((metric) => [metric, share(space, metric, candidate, layer)])) }));
   const content = Object.fromEntries(rows.map((row) => [row.layer, row.level]));
   const href = URL.createObjectURL(new Blob([JSON.stringify(content, null, 1)], { type: "application/json" }));
   return [el("h2", { id: "profile-title", tabindex: "-1" }, `Profile: ${name}`),

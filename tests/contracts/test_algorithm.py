@@ -87,12 +87,12 @@ def test_budgets_of_costs_in_pairs_hold(name: str, share: float, cold: bool) -> 
     """`drive` checks every candidate; the totals are checked anew here, and the same seed asks the
     same."""
     space = coupled_space(8, layers=8, levels=6, metrics=2, share=share)
-    told = run(name, space, seed=2, evaluations=60, cold=cold)
+    told = run(name, space, seed=2, evaluations=30, cold=cold)
     assert told
     for trial in told:
         for metric, bound in space.budgets.items():
             assert space.total(metric, trial.candidate) <= bound * (1 + 1e-12)
-    assert run(name, space, seed=2, evaluations=60, cold=cold) == told
+    assert run(name, space, seed=2, evaluations=30, cold=cold) == told
     if not cold:
         assert optimum(space) in [trial.candidate for trial in told]
 

@@ -134,3 +134,20 @@ def test_nothing_is_wider_than_the_window_and_axes_can_be_read(
     assert len(layout["ticks"]) >= 4
     assert max(map(len, layout["ticks"])) <= 7, layout["ticks"]
     assert layout["small"] >= 9  # pixels: else nobody can read them
+
+
+def test_costs_of_pairs_are_in_a_profiles_totals_and_shares(tab: Any, tmp_path: Path) -> None:  # noqa: F811
+    figures = job(algorithms=1, layers=2, span=0.1)
+    space = figures["space"] | {
+        "costs": {"flops": [[0.1, 0.05, 0, 0], [0, 0, 0, 0]]},
+        "base": {"flops": 0.01},
+        "pairs": {"flops": [[0, 1, [[0.8, 0.4, 0, 0], [0.4, 0.22, 0, 0], [0] * 4, [0] * 4]]]},
+        "uniform": [0, 1],
+    }
+    (tmp_path / "report.html").write_text(page(figures | {"space": space}))
+    tab.goto(f"file://{tmp_path}/report.html")
+    tab.get_by_role("button", name="uniform").click()
+    cards = tab.locator("section[aria-live] ul.cards li").all_inner_texts()
+    assert "0.51" in cards[0]  # 0.01 + 0.1 + 0.4
+    rows = tab.get_by_role("region", name="Layers of the profile").locator("tbody tr")
+    assert [row.split()[-1] for row in rows.all_inner_texts()] == ["0.3", "0.2"]
