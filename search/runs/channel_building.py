@@ -78,14 +78,19 @@ def _grouped(workload: Workload, found: Found, plan: ChannelPlan) -> Grouped:
     first = trees.cut(next(workload.calibration.batches(size)), slice(0, 2))
     data = workload.full_pass(lambda: workload.calibration.batches(size))
     grouped = find_groups(model, found.layers, data, first)
+    _check_any(grouped)
     plan.rules.check(grouped.groups)
     may = tuple(group for group in grouped.groups if not plan.rules.skips(group))
     grouped = working(model, Grouped(may, grouped.kept, grouped.norms, grouped.biases),
                       found.layers, data, first)  # fmt: skip
+    _check_any(grouped)
+    return grouped
+
+
+def _check_any(grouped: Grouped) -> None:
     if not grouped.groups:
         reasons = sorted({f"{name}: {why}" for name, why in grouped.kept.items()})
         raise ModelError(f"no channels of the model can go ({'; '.join(reasons[:3])})")
-    return grouped
 
 
 def make_orders(
