@@ -83,8 +83,8 @@ def narrow(
         budgets: of `flops` (multiply-accumulates) and `params`: 0.5, "2x", "30%" or an amount.
         multiple: sizes are multiples of this, or whole.
         criterion: which channels go first: obs, what the layers that read them lose; or l1, l2,
-            fpgm, taylor, random, or one of your own (compressors/groups/criteria.py). Layers make
-            up for them in any case.
+            fpgm, taylor, hessian, random, or one of your own (compressors/groups/criteria.py).
+            Layers make up for them in any case.
         seed: of the criterion's generator.
         fit: fit layers one after the other to what they give in the dense model, in a pass for
             each: nearer to it, for models that are not trained afterwards.
@@ -139,12 +139,13 @@ class _Narrowing:
         )
         self.orders: dict[str, np.ndarray] = {}
         model = self._with_gradients() if criteria.needs_gradients(criterion) else self.model
+        squares = self._squares() if criteria.needs_squares(criterion) else None
         for done, group in enumerate(self.grouped.groups):
             self.progress("order channels", done, len(self.grouped.groups))
             self.orders[group.name] = (
                 channel_ladder(group, self.readers).order
                 if criterion == criteria.OBS
-                else criteria.order_by(criterion, model, group, rng)
+                else criteria.order_by(criterion, model, group, rng, squares)
             )
 
     def _with_gradients(self) -> nn.Module:
@@ -153,6 +154,18 @@ class _Narrowing:
         for batch in self.batches:
             self.task.loss(self.task.forward(made, batch), batch).sum().backward()
         return made
+
+    def _squares(self) -> dict[str, torch.Tensor]:
+        """Of every sample's own gradients, on average."""
+        made = copy.deepcopy(self.model).requires_grad_(True)
+        each = (
+            trees.cut(batch, slice(i, i + 1))
+            for batch in self.batches
+            for i in range(self.task.samples(batch))
+        )
+        return criteria.squared_gradients(
+            made, (self.task.loss(self.task.forward(made, one), one).sum() for one in each)
+        )
 
     def run(
         self, asked: list[given.Budget], multiple: int, fitted: float | None = None
