@@ -288,7 +288,10 @@ class Flow(Watch):
             self.book.lock(columns, f"{name} is used as a whole")
             return
         if groups > 1 and width == 1:  # depthwise: a channel is a group of the convolution
-            self.book.join(channels.expand(groups, each), rows)
+            own = channels.expand(groups, each)
+            self.book.lock(rows[own == NONE], "a depthwise convolution of what is in no channel")
+            self.book.join(own, rows)
+            rows = own
         elif groups > 1:  # as many of each group
             self.book.join(rows[:1].expand_as(rows), rows)
             self.book.join(channels[:1].expand_as(channels), channels)
