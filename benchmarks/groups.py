@@ -2,16 +2,17 @@
 and by Torch-Pruning: whether the network runs, whether ours computes what the dense one computes
 when nobody reads these channels, the share of parameters that is left, and seconds.
 
-    python benchmarks/groups.py [--models resnet18 ...] [--skip vit_h_14 regnet_y_128gf ...]
+    python benchmarks/groups.py [--models resnet18 ...] [--skip vit_h_14 ...] [--seconds 120]
         (pip install torch-pruning)
 
-Random weights; images of 224 (299 for Inception). Torch-Pruning: magnitude, half of each layer, but
-for the layers that give the classes, which it is told to leave."""
+Random weights; images of 64 (224 for transformers, 128 for Inception). Torch-Pruning: magnitude,
+half of each layer, but for the layers that give the classes, which it is told to leave."""
 
 from __future__ import annotations
 
 import argparse
 import copy
+import signal
 import time
 import warnings
 from typing import Any
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import find_groups
 from apportion.compressors.kinds.find import find_layers
-from apportion.evaluators.rewriting.masked import masked
+from apportion.evaluators.rewriting.masked import masked, working
 from apportion.evaluators.rewriting.narrow import narrowed
 
-_HUGE = ["vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf", "regnet_y_32gf", "regnet_x_32gf"]
+_FIXED = ("vit", "maxvit", "swin")
+"""They take images of this size alone, or mean it."""
 
 
 def main() -> None:
@@ -36,8 +38,10 @@ def main() -> None:
     )
     every = torchvision.models.list_models(torchvision.models)
     parser.add_argument("--models", nargs="+", default=every)
-    parser.add_argument("--skip", nargs="*", default=_HUGE)
+    parser.add_argument("--skip", nargs="*", default=[])
+    parser.add_argument("--seconds", type=int, default=120, help="of each side, at most")
     options = parser.parse_args()
+    signal.signal(signal.SIGALRM, too_long)
     warnings.simplefilter("ignore")
     counts = {"ours": 0, "Torch-Pruning": 0}
     names = [name for name in options.models if name not in options.skip]
@@ -45,17 +49,27 @@ def main() -> None:
         torch.manual_seed(0)
         more = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
         model = torchvision.models.get_model(name, **more).eval()
-        side = 299 if name == "inception_v3" else 224
+        side = 224 if name.startswith(_FIXED) else 128 if name == "inception_v3" else 64
         x = torch.randn(1, 3, side, side)
         for who, run in (("ours", ours), ("Torch-Pruning", theirs)):
             start = time.perf_counter()
+            signal.alarm(options.seconds)
             try:
                 text = run(copy.deepcopy(model), x)
                 counts[who] += 1
-            except Exception as error:  # whatever it raises is the result
+            except (Exception, TooLong) as error:  # whatever it raises is the result
                 text = f"FAILED: {type(error).__name__} {str(error).splitlines()[:1]}"
+            signal.alarm(0)
             print(f"{name:22} {who:14} {text}  {time.perf_counter() - start:.1f} s", flush=True)
     print(f"of {len(names)}: " + ", ".join(f"{who} {n}" for who, n in counts.items()))
+
+
+class TooLong(BaseException):
+    """No Exception, which code that is tried would catch."""
+
+
+def too_long(*_: object) -> None:
+    raise TooLong("stopped")
 
 
 def ours(model: nn.Module, x: Tensor) -> str:
@@ -63,7 +77,8 @@ def ours(model: nn.Module, x: Tensor) -> str:
         if isinstance(module, nn.Linear) and not bool(module.weight.any()):
             nn.init.normal_(module.weight, std=0.02)
     layers = find_layers(model, over(x)).layers
-    groups = find_groups(model, layers, over(x), x).groups
+    found = find_groups(model, layers, over(x), x)
+    groups = working(model, found, layers, over(x), x).groups
     rng, kept = np.random.default_rng(0), {}
     for group in groups:
         kept[group.name] = np.ones(group.size, bool)

@@ -60,8 +60,9 @@ class LayerSpec:
 
 
 def to_matrix(weight: Tensor, spec: LayerSpec) -> Tensor:
-    """weight [rows, channels, *kernel] -> [rows, columns], channel last."""
-    return weight.movedim(1, -1).reshape(spec.rows, spec.columns)
+    """weight [rows, channels, *kernel], or as its place holds it -> [rows, columns], channel
+    last."""
+    return weight.reshape(spec.shape).movedim(1, -1).reshape(spec.rows, spec.columns)
 
 
 def from_matrix(matrix: Tensor, spec: LayerSpec) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from apportion.compressors.calibration import Batch, Calibration
 from apportion.compressors.groups.flow import Flow
 from apportion.compressors.kinds.watch import unfused
 from apportion.compressors.layers import LayerSpec
+
+CHANNELS, HEADS = "channels", "heads"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class ChannelGroup:
     readers: layer -> [groups, its columns], which channel each column reads, -1: none; without
         depthwise convolutions, whose channels go as they come.
     slices: where they lie in parameters and buffers.
+    unit: "channels", or "heads" of an attention: then one of the group's channels is a head (with
+        grouped queries: a key/value head and all query heads that share it), of several rows of
+        each maker and columns of each reader.
     """
 
     name: str
@@ -44,6 +49,7 @@ class ChannelGroup:
     makers: Mapping[str, np.ndarray]
     readers: Mapping[str, np.ndarray]
     slices: tuple[Slice, ...]
+    unit: str = CHANNELS
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class _Sorting:
 
     def __init__(self, flow: Flow, layers: Sequence[LayerSpec]) -> None:
         self._flow = flow
-        self._classes, self._locked = flow.book.classes()
+        found = flow.book.classes()
+        self._classes, self._locked, self._heads = found.of, found.locked, found.heads
         self._layers = {layer.where: layer for layer in layers}
         self._slices = self._found_slices()
 
@@ -118,11 +125,11 @@ class _Sorting:
             reason = next((self._locked[c] for c in rows.tolist() if c in self._locked), None)
             if reason is not None:
                 kept[name] = reason
-        alike: defaultdict[tuple[_Role, ...], list[int]] = defaultdict(list)
+        alike: defaultdict[tuple[bool, tuple[_Role, ...]], list[int]] = defaultdict(list)
         for each, roles in touched.items():
             kinds = {role for role, _, _ in roles}
             if each not in self._locked and {"makes", "reads"} <= kinds:
-                alike[tuple(sorted(roles))].append(each)
+                alike[each in self._heads, tuple(sorted(roles))].append(each)
         order = {name: i for i, name in enumerate(made)}
         groups = [self._group(sorted(each), made, read) for each in alike.values()]
         groups.sort(key=lambda group: (order[group.name], next(iter(group.readers))))
@@ -164,7 +171,8 @@ class _Sorting:
         makers = within(made)
         slices = {(n, d): channel[own] for n, d, own in self._slices}
         parts = tuple(Slice(n, d, own) for (n, d), own in slices.items() if (own >= 0).any())
-        return ChannelGroup(next(iter(makers)), len(classes), makers, within(read), parts)
+        unit = HEADS if classes[0] in self._heads else CHANNELS
+        return ChannelGroup(next(iter(makers)), len(classes), makers, within(read), parts, unit)
 
     def _named(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """With a number behind names that several have."""
@@ -174,5 +182,5 @@ class _Sorting:
             seen[group.name] = seen.get(group.name, 0) + 1
             count = seen[group.name]
             name = group.name if count == 1 else f"{group.name}#{count}"
-            named.append(ChannelGroup(name, group.size, group.makers, group.readers, group.slices))
+            named.append(replace(group, name=name))
         return named

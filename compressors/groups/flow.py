@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from apportion.compressors.groups import rules
 from apportion.compressors.groups.labels import NONE, Book, Labels
+from apportion.compressors.groups.table import rule
 from apportion.compressors.kinds.origins import dense, key
 from apportion.compressors.kinds.products import Product
 from apportion.compressors.kinds.regions import IrregularError, locate
@@ -107,6 +108,9 @@ class Flow(Watch):
             if step.numbered:
                 rules.view(step)
             return
+        if step.name == "embedding" and not self.labels.known(step.inputs[0]):
+            self._laid_out(step)
+            return
         if step.numbered:
             for t in step.inputs:
                 self._number(t)
@@ -117,11 +121,20 @@ class Flow(Watch):
                 self._number(t)
         if step.name in rules.NORMS and len(step.inputs) > 3:
             self._normed(step.inputs[0], step.inputs[3])
-        found = rules.rule(step)
+        found = rule(step)
         if found is None:
             step.lock(f"{step.name} is not known to keep channels apart")
         else:
             found(step)
+
+    def _laid_out(self, step: rules.Step) -> None:
+        """A table whose rows are looked up by what is no input, as positions are."""
+        table, out = step.inputs[0], step.results[0]
+        name, value = self._owned.get(key(table), ("", table))
+        if name and value.shape == table.shape and name not in self._whole:
+            numbers = self.book.fresh(table.shape[1])
+            self.labels.set(out, numbers.expand(out.shape))
+            self._add_cut(name, 1, numbers)
 
     def _normed(self, x: Tensor, running: Tensor) -> None:
         """A batch-norm takes `x`: if that is a product's result as it was, of a weight that is used
@@ -144,7 +157,7 @@ class Flow(Watch):
             return
         name, value = self._owned[key(tensor)]
         self._numbered[name] = value
-        self.labels.set(value, self.book.fresh(value.numel()).reshape(value.shape))
+        self.labels.set(value, self.book.fresh(value.numel(), True).reshape(value.shape))
         if name in self._whole:
             self.book.lock(self.labels.of(value), f"{name} is its module's, as a whole")
 
@@ -275,7 +288,10 @@ class Flow(Watch):
             self.book.lock(columns, f"{name} is used as a whole")
             return
         if groups > 1 and width == 1:  # depthwise: a channel is a group of the convolution
-            self.book.join(channels.expand(groups, each), rows)
+            own = channels.expand(groups, each)
+            self.book.lock(rows[own == NONE], "a depthwise convolution of what is in no channel")
+            self.book.join(own, rows)
+            rows = own
         elif groups > 1:  # as many of each group
             self.book.join(rows[:1].expand_as(rows), rows)
             self.book.join(channels[:1].expand_as(channels), channels)

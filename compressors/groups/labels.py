@@ -5,7 +5,9 @@ are kept for each storage, so that views have them for nothing."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -51,53 +53,135 @@ class Labels:
         )
 
 
+@dataclass(frozen=True)
+class Classes:
+    """of: number -> its class, int64 [numbers]; locked: class -> why it stays; heads: classes that
+    are heads of an attention."""
+
+    of: np.ndarray
+    locked: dict[int, str]
+    heads: frozenset[int]
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """`chosen` stay for the reason if classes change along any of `dims` of `labels`; None: in any
+    case."""
+
+    labels: Tensor
+    dims: Sequence[int] | None
+    chosen: Tensor
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Loose:
+    """Pairs that are one channel unless they are heads; `fixed`: what holds if they are."""
+
+    pairs: np.ndarray
+    fixed: _Fixed | None
+
+
 class Book:
     """Numbers that were given out, pairs that are one channel, and what may not be removed."""
 
     def __init__(self) -> None:
         self.total = 1  # number 0 is none
         self._pairs: list[np.ndarray] = []
-        self._locks: list[tuple[np.ndarray, str]] = []
+        self._loose: list[_Loose] = []
+        self._fixed: list[_Fixed] = []
+        self._heads: list[np.ndarray] = []
+        self._parameters: list[tuple[int, int]] = []
 
-    def fresh(self, count: int) -> Tensor:
-        """`count` new numbers, int64."""
+    def fresh(self, count: int, parameter: bool = False) -> Tensor:
+        """`count` new numbers, int64; of the elements of a `parameter`."""
         made = torch.arange(self.total, self.total + count)
+        if parameter:
+            self._parameters.append((self.total, self.total + count))
         self.total += count
         return made
 
+    def of_parameter(self, labels: Tensor) -> bool:
+        """Whether all numbers were given to one parameter's elements."""
+        own = labels[labels > 0]
+        if not len(own):
+            return False
+        low, high = int(own.min()), int(own.max())
+        at = bisect_right(self._parameters, (low, self.total)) - 1
+        return at >= 0 and high < self._parameters[at][1]
+
     def join(self, one: Tensor, other: Tensor) -> None:
         """Element by element the same channel, where both have one."""
-        one, other = collapsed(one, other)
-        one, other = one.flatten(), other.flatten()
-        both = (one > 0) & (other > 0) & (one != other)
-        if bool(both.any()):
-            pairs = torch.stack([one[both], other[both]], 1).numpy()
-            self._pairs.append(np.unique(pairs, axis=0))
+        if len(pairs := _pairs(one, other)):
+            self._pairs.append(pairs)
 
-    def join_all(self, labels: Tensor, dim: int) -> None:
-        """All along a dimension are one channel."""
-        first = labels.narrow(dim, 0, 1)
-        self.join(labels, first.expand_as(labels))
+    def join_unless_heads(
+        self, one: Tensor, other: Tensor, dims: Sequence[int] = (), reason: str = ""
+    ) -> None:
+        """Element by element the same channel; if they turn out to be heads, `one` stays if it
+        changes along any of `dims`, along which `other` is as long."""
+        if len(pairs := _pairs(one, other)):
+            (own,) = collapsed(one)
+            self._loose.append(_Loose(pairs, _Fixed(own, dims, own, reason) if dims else None))
+
+    def heads(self, labels: Tensor) -> None:
+        """These are heads: what a product of activations takes apart, position by position."""
+        self._heads.append(torch.unique(labels[labels > 0]).numpy())
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """These channels stay."""
-        found = torch.unique(labels)
-        found = found[found > 0].numpy()
+        found = labels[labels > 0].unique()
         if len(found):
-            self._locks.append((found, reason))
+            self._fixed.append(_Fixed(found, None, found, reason))
 
-    def classes(self) -> tuple[np.ndarray, dict[int, str]]:
-        """Number -> class [total], and class -> why it stays."""
-        pairs = np.concatenate([*self._pairs, np.zeros((0, 2), np.int64)])
-        graph = coo_array(
-            (np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(self.total, self.total)
-        )
-        _, classes = connected_components(graph, directed=False)
+    def lock_along(
+        self, labels: Tensor, dims: Sequence[int], reason: str, chosen: Tensor | None = None
+    ) -> None:
+        """These channels (or those `chosen` of them) stay, if they change along any of `dims`: what
+        looks like several may turn out to be one."""
+        (own,) = collapsed(labels)
+        self._fixed.append(_Fixed(own, dims, own if chosen is None else chosen.unique(), reason))
+
+    def classes(self) -> Classes:
+        """What all that was said comes to."""
+        first = self._components(self._pairs)
+        marked = np.concatenate([*self._heads, np.zeros(0, np.int64)])
+        heads = np.zeros(self.total, bool)
+        heads[first[marked]] = True
+        pairs, fixed = list(self._pairs), list(self._fixed)
+        for loose in self._loose:
+            if not heads[first[loose.pairs]].any():
+                pairs.append(loose.pairs)
+            elif loose.fixed is not None:
+                fixed.append(loose.fixed)
+        classes = self._components(pairs)
         locked: dict[int, str] = {}
-        for numbers, reason in self._locks:
-            for each in np.unique(classes[numbers]).tolist():
-                locked.setdefault(each, reason)
-        return classes, locked
+        for each in fixed:
+            if each.dims is not None:
+                own = torch.from_numpy(classes[each.labels.numpy()])
+                if not set(each.dims) & set(varying(own)):
+                    continue
+            numbers = each.chosen[each.chosen > 0].numpy()
+            for one in np.unique(classes[numbers]).tolist():
+                locked.setdefault(one, each.reason)
+        return Classes(classes, locked, frozenset(np.unique(classes[marked]).tolist()))
+
+    def _components(self, pairs: Sequence[np.ndarray]) -> np.ndarray:
+        all_pairs = np.concatenate([*pairs, np.zeros((0, 2), np.int64)])
+        ones = np.ones(len(all_pairs), bool)
+        shape = (self.total, self.total)
+        graph = coo_array((ones, (all_pairs[:, 0], all_pairs[:, 1])), shape=shape)
+        found: np.ndarray = connected_components(graph, directed=False)[1]
+        return found
+
+
+def _pairs(one: Tensor, other: Tensor) -> np.ndarray:
+    """Of numbers that meet and differ, [pairs, 2]."""
+    one, other = collapsed(one, other)
+    one, other = one.flatten(), other.flatten()
+    both = (one > 0) & (other > 0) & (one != other)
+    found: np.ndarray = np.unique(torch.stack([one[both], other[both]], 1).numpy(), axis=0)
+    return found
 
 
 def varying(labels: Tensor) -> list[int]:

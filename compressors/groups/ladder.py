@@ -7,7 +7,7 @@ Kurtic et al. 2023, "ZipLM", eq. 2 and 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,11 @@ from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.groups.moments import Moments
 from apportion.compressors.hessian import inverse
 from apportion.compressors.layers import LayerSpec
+
+_WIDE = 128
+"""Rows that are collected before they are folded in."""
+_RIDGE = 1e-10
+"""Of the mean of a block's diagonal, which is added to it."""
 
 
 @dataclass(frozen=True)
@@ -56,60 +61,119 @@ def reader(layer: LayerSpec, weight: Tensor, moments: Moments, damping: float) -
 
 def channel_ladder(group: ChannelGroup, readers: Mapping[str, Reader]) -> Ladder:
     """Remove the group's channels one by one, always the one that costs least."""
-    states = [_State(readers[name], columns) for name, columns in group.readers.items()]
-    alive = torch.ones(group.size, dtype=torch.bool)
+    states = [
+        each for name, columns in group.readers.items() for each in _states(readers[name], columns)
+    ]
+    period = max(1, _WIDE // max((state.k for state in states), default=1))
+    left, gone = np.arange(group.size), torch.zeros(group.size, dtype=torch.bool)
     order, losses = [], [0.0]
     for _ in range(group.size):
-        scores = sum(state.scores(alive) for state in states)
-        assert isinstance(scores, Tensor)
-        channel = int(scores.masked_fill(~alive, torch.inf).argmin())
-        losses.append(losses[-1] + max(0.0, float(scores[channel])))
+        if int(gone.sum()) == period:
+            for state in states:
+                state.fold(~gone)
+            left, gone = left[~gone.numpy()], gone[~gone]
+        scores = torch.stack([state.scores() for state in states]).sum(0)
+        at = int(scores.masked_fill_(gone, torch.inf).argmin())
+        losses.append(losses[-1] + max(0.0, float(scores[at])))
         for state in states:
-            state.remove(channel)
-        alive[channel] = False
-        order.append(channel)
+            state.remove(at)
+        gone[at] = True
+        order.append(int(left[at]))
     return Ladder(np.array(order), np.array(losses))
 
 
+def _states(reader: Reader, columns: np.ndarray) -> Iterator[_State]:
+    share = 1 / reader.whole if reader.whole > 0 else 0.0
+    for weight, hinv, at in zip(reader.weight, reader.hinv, _places(columns), strict=True):
+        own = at.flatten()
+        w = weight[:, own]
+        yield _State(_within(hinv, own), w.mT @ w, at.shape[1], share)
+
+
 class _State:
-    """What is left of one reader. `at` [groups, channels, k]: the columns of each channel."""
+    """What is left of what one matrix reads of a group. What a channel costs needs only H^-1 and
+    the products G = w^T w of the weights' columns. In steps t, with a root R of ([H^-1]_QQ)^-1 =
+    R^T R, u = R [H^-1]_Q,: and z = R G_Q,: - 1/2 R G_QQ R^T u, they lose
 
-    def __init__(self, reader: Reader, columns: np.ndarray) -> None:
-        self._weight, self._hinv = reader.weight.clone(), reader.hinv.clone()
-        self._share = 1 / reader.whole if reader.whole > 0 else 0.0
-        self.at = _places(columns)
+        H^-1 -= u^T u,    w -= w_Q R^T u,    G -= z^T u + u^T z;
 
-    def scores(self, alive: Tensor) -> Tensor:
-        """What each channel would cost, [channels]."""
-        total = torch.zeros(len(alive), dtype=torch.float64)
-        for weight, hinv, at in zip(self._weight, self._hinv, self.at, strict=True):
-            own = at[alive]
-            blocks = hinv[own[:, :, None], own[:, None, :]]  # [channels, k, k]
-            w = weight[:, own].movedim(0, 1)  # [channels, rows, k]
-            total[alive] += _cost(w, blocks)
-        return 0.5 * self._share * total
+    both are held as what they were, the rows of `u` and `z` since, and their diagonal blocks as
+    they are; a channel's own rows are worked out when it goes (as elimination/factored.py does)."""
 
-    def remove(self, channel: int) -> None:
-        for g, at in enumerate(self.at):
-            columns = at[channel]
-            step = torch.linalg.pinv(
-                self._hinv[g][columns[:, None], columns], hermitian=True
-            ) @ self._hinv[g][columns]  # fmt: skip
-            self._weight[g] -= self._weight[g][:, columns] @ step
-            self._hinv[g] -= self._hinv[g][:, columns] @ step
-            self._weight[g][:, columns] = 0
+    def __init__(self, hinv: Tensor, products: Tensor, k: int, share: float) -> None:
+        self.k, self._share = k, share
+        self._hinv, self._products = hinv, products
+        self._begin()
+
+    def _begin(self) -> None:
+        d, k = len(self._hinv), self.k
+        self._inner, self._squares = (_blocks(m, k) for m in (self._hinv, self._products))
+        self._dead = self._inner.diagonal(dim1=1, dim2=2) <= 0
+        self._u = self._hinv.new_empty(max(_WIDE, k), d)
+        self._z, self._rows = torch.empty_like(self._u), 0
+
+    def scores(self) -> Tensor:
+        """What each channel would cost, [channels]: half the sum over rows of w_Q ([H^-1]_QQ)^-1
+        w_Q^T, as the trace of ([H^-1]_QQ)^-1 G_QQ. Columns that no input reaches have zeros in the
+        block, and cost nothing."""
+        diagonal = self._inner.diagonal(dim1=1, dim2=2)
+        scale = diagonal.mean(1, keepdim=True)
+        if self.k == 1:
+            own = self._inner + _RIDGE * scale[:, :, None] + self._dead[:, :, None]
+            cost = (self._squares / own).masked_fill_(self._dead[:, :, None], 0)[:, 0, 0]
+        else:
+            both = self._dead[:, :, None] | self._dead[:, None, :]
+            block = self._inner + torch.diag_embed(_RIDGE * scale + self._dead.double())
+            solved = torch.linalg.solve(block, self._squares.masked_fill(both, 0))
+            cost = solved.diagonal(dim1=1, dim2=2).sum(1)
+        return 0.5 * self._share * cost
+
+    def remove(self, at: int) -> None:
+        columns, k = slice(at * self.k, (at + 1) * self.k), self.k
+        u, z = self._u[: self._rows], self._z[: self._rows]
+        row = self._hinv[columns] - u[:, columns].T @ u
+        products = self._products[columns] - z[:, columns].T @ u - u[:, columns].T @ z
+        root = _root(row[:, columns])
+        new_u, g = root @ row, root @ products
+        new_z = g - 0.5 * (g[:, columns] @ root.T) @ new_u
+        stop = self._rows + k
+        self._u[self._rows : stop], self._z[self._rows : stop] = new_u, new_z
+        self._rows = stop
+        mine, theirs = (each.reshape(k, -1, k).movedim(1, 0) for each in (new_u, new_z))
+        self._inner -= mine.mT @ mine
+        change = theirs.mT @ mine
+        self._squares -= change + change.mT
+        self._inner[at] = torch.eye(k, dtype=row.dtype)  # no longer looked at
+        self._squares[at] = 0
+
+    def fold(self, stays: Tensor) -> None:
+        """Take the rows into H^-1 and G, and leave out the channels that are gone."""
+        keep = stays.repeat_interleave(self.k).nonzero().squeeze(1)
+        u, z = (each[: self._rows].index_select(1, keep) for each in (self._u, self._z))
+        self._hinv = _within(self._hinv, keep).addmm_(u.T, u, alpha=-1)
+        change = z.T @ u
+        self._products = _within(self._products, keep).sub_(change).sub_(change.T)
+        self._begin()
 
 
-def _cost(w: Tensor, blocks: Tensor) -> Tensor:
-    """w_Q block^-1 w_Q^T summed over rows, [channels]; w [channels, rows, k]. Columns that no input
-    reaches have zeros in the block, and cost nothing."""
-    dead = blocks.diagonal(dim1=1, dim2=2) <= 0
-    blocks = blocks + torch.diag_embed(dead.double())
-    w = w.masked_fill(dead[:, None, :], 0)
-    scale = blocks.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
-    eye = torch.eye(blocks.shape[1], dtype=blocks.dtype)
-    solved = torch.linalg.solve(blocks + 1e-10 * scale * eye, w.mT @ w)
-    return solved.diagonal(dim1=1, dim2=2).sum(1)
+def _within(matrix: Tensor, at: Tensor) -> Tensor:
+    """Rows and columns `at`."""
+    return matrix.index_select(0, at).index_select(1, at)
+
+
+def _blocks(matrix: Tensor, k: int) -> Tensor:
+    """[channels, k, k] of the diagonal, a copy."""
+    channels = len(matrix) // k
+    whole = matrix.reshape(channels, k, channels, k)
+    return whole.diagonal(dim1=0, dim2=2).permute(2, 0, 1).clone()
+
+
+def _root(block: Tensor) -> Tensor:
+    """R with R^T R = block^-1; of what is singular, without that part."""
+    values, vectors = torch.linalg.eigh(block)
+    least = len(block) * torch.finfo(block.dtype).eps * values.abs().max()
+    roots = torch.where(values > least, values.clamp_min(1e-300).rsqrt(), 0)
+    return roots[:, None] * vectors.T
 
 
 def _places(columns: np.ndarray) -> Tensor:

@@ -12,8 +12,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from apportion.compressors.groups.labels import NONE, Book, Labels, varying
 
-Rule = Callable[["Step"], None]
-
 MOVES = frozenset(
     {
         *("clone", "_to_copy", "cat", "stack", "flip", "roll", "repeat", "constant_pad_nd"),
@@ -69,14 +67,25 @@ def tensors(tree: Any) -> list[Tensor]:
 
 
 def output_tensors(tree: Any, depth: int = 8) -> list[Tensor]:
-    """Of what a model gives: those in objects of its own classes, too."""
+    """Of what a model gives: those in objects of its own classes, too, but for a cache of keys and
+    values, which only the model reads."""
     found: list[Tensor] = []
-    for leaf in tree_leaves(tree):
+    for leaf in tree_leaves(tree, is_leaf=_is_cache):
+        if _is_cache(leaf):
+            continue
         if isinstance(leaf, Tensor):
             found.append(leaf)
         elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type):
             found += output_tensors(list(vars(leaf).values()), depth - 1)
     return found
+
+
+def _is_cache(tree: Any) -> bool:
+    """Of the transformers library."""
+    return any(
+        own.__name__ == "Cache" and own.__module__.startswith("transformers.")
+        for own in type(tree).__mro__
+    )
 
 
 class Step:
@@ -144,19 +153,25 @@ def pointwise(step: Step) -> None:
     """Elements that meet are of one channel. An input that has a channel's extent and no channels
     could not follow, if one went: those stay."""
     shape = step.results[0].shape
-    given = [step.labels.of(t).expand(shape) for t in step.inputs if _fits(t.shape, shape)]
-    sizes = [_aligned(t.shape, shape) for t in step.inputs if _fits(t.shape, shape)]
-    result = given[0] if given else torch.zeros(shape, dtype=torch.int64)
-    for each in given[1:]:
-        step.book.join(result, each)
+    fitting = [t for t in step.inputs if _fits(t.shape, shape)]
+    pairs = [(step.labels.of(t).expand(shape), _aligned(t.shape, shape)) for t in fitting]
+    # The finest numbers stand for the result, those of parameters for want of others.
+    pairs.sort(key=lambda own: (step.book.of_parameter(own[0]), -len(varying(own[0]))))
+    result = pairs[0][0] if pairs else torch.zeros(shape, dtype=torch.int64)
+    reason = f"{step.name} joins them with what is in no channel of the model's"
+    for each, size in pairs[1:]:
+        long = [d for d in varying(result) if size[d] > 1]
+        if long and len(long) < len(varying(result)) and step.book.of_parameter(each):
+            step.book.join_unless_heads(result, each, long, reason)  # one for all heads
+        else:
+            step.book.join(result, each)
         result = torch.where(result > 0, result, each)
     changing = varying(result)
-    for each, size in zip(given, sizes, strict=True):
-        if any(size[d] > 1 for d in changing):
-            lost = (each == NONE) & (result > 0)
-            step.book.lock(
-                result[lost], f"{step.name} joins them with what is in no channel of the model's"
-            )
+    for each, size in pairs:
+        long = [d for d in changing if size[d] > 1]
+        lost = (each == NONE) & (result > 0)
+        if long and bool(lost.any()):
+            step.book.lock_along(result, long, reason, result[lost])
     for t in step.results:
         step.labels.set(t, result)
 
@@ -165,6 +180,8 @@ def linear(step: Step) -> None:
     """A weighted sum: of one channel if all that it sums are."""
     x = step.inputs[0]
     labels = step.labels.of(x)
+    if step.name in ("mean", "sum", "linalg_vector_norm") and _within_parts(step, labels):
+        return
     numbers = labels.double()
 
     def summed(values: Tensor) -> Tensor:
@@ -178,6 +195,21 @@ def linear(step: Step) -> None:
         mean = summed(values) / whole
         mixed |= (summed(values**2) / whole - mean**2).abs() > 1e-9
     _settle(step, summed(numbers) / whole, mixed)
+
+
+def _within_parts(step: Step, labels: Tensor) -> bool:
+    """Whether it is over a part of the dimensions along which numbers change: over each head's
+    channels alone, if they are heads."""
+    at = 2 if step.name == "linalg_vector_norm" else 1
+    dims = step.args[at] if len(step.args) > at else step.kwargs.get("dim")
+    over = {d % labels.dim() for d in dims or ()}
+    changing = set(varying(labels))
+    if not over & changing or over >= changing:
+        return False
+    step.book.lock_along(labels, sorted(over), f"{step.name} takes several channels")
+    numbers = labels.amax(sorted(over), keepdim=True)
+    step.labels.set(step.results[0], numbers.reshape(step.results[0].shape))
+    return True
 
 
 def largest(step: Step) -> None:
@@ -199,9 +231,11 @@ def _settle(step: Step, found: Tensor, mixed: Tensor) -> None:
 def softmax(step: Step) -> None:
     x, dim = step.inputs[0], int(step.args[1])
     numbers = step.labels.of(x)
-    if dim % max(1, x.dim()) in varying(numbers):
+    changing = varying(numbers)
+    if changing == [dim % max(1, x.dim())]:
         step.lock()
         return
+    step.book.lock_along(numbers, [dim % max(1, x.dim())], f"{step.name} takes several channels")
     step.labels.set(step.results[0], numbers)
 
 
@@ -222,69 +256,40 @@ def batch_norm(step: Step) -> None:
 
 def across(step: Step) -> None:
     x = step.inputs[0]
-    step.book.lock(step.labels.of(x), f"{step.name} is over all of them")
+    reason = f"{step.name} is over all of them, and would change"
+    if step.name in ("native_layer_norm", "_fused_rms_norm"):
+        last = range(x.dim() - len(step.args[1]), x.dim())
+        step.book.lock_along(step.labels.of(x), last, reason)
+    elif step.name == "linalg_vector_norm" and _within_parts(step, step.labels.of(x)):
+        return
+    else:
+        step.book.lock(step.labels.of(x), reason)
     if step.results and step.results[0].shape == x.shape:
         step.labels.set(step.results[0], step.labels.of(x))
 
 
-def attention(step: Step) -> None:
-    """Fused: queries meet keys channel by channel; what is given has the values' channels."""
-    query, keys, values = step.inputs[:3]
-    q, k = (step.labels.of(t) for t in (query, keys))
-    if q.shape[:-2] == k.shape[:-2]:
-        step.book.join(q[..., :1, :], k[..., :1, :])
-    else:
-        step.book.lock(q, "attention with shared heads")
-        step.book.lock(k, "attention with shared heads")
-    v = step.labels.of(values)[..., :1, :]
-    out = step.results[0]
-    if v.dim() == out.dim() and v.shape[:-2] == out.shape[:-2]:
-        step.labels.set(out, v.expand(out.shape))
-    else:
-        step.book.lock(v, "attention with shared heads")
-
-
-def products(step: Step) -> None:
-    """left [..., i, c] times right [..., c, j], both activations: what is summed over meets channel
-    by channel."""
-    left, right = step.inputs[-2:]
-    a, b = step.labels.of(left), step.labels.of(right)
-    if a.dim() < 2 or a.dim() != b.dim():
-        step.lock()
-        return
-    over_a, over_b = a.dim() - 1 in varying(a), b.dim() - 2 in varying(b)
-    if over_a or over_b:
-        one, other = a.mT, b  # [..., c, i] and [..., c, j]
-        step.book.join(one[..., :1], other[..., :1])
-        for mine, theirs in ((one, other), (other, one)):
-            step.book.lock(mine[(theirs[..., :1] == NONE).expand_as(mine)], "a product of tensors")
-        return
-    rows, columns = a[..., :, :1], b[..., :1, :]
-    out = step.results[0]
-    made = torch.where(columns > 0, columns, rows).expand(out.shape)
-    both = (rows > 0) & (columns > 0)
-    step.book.lock(rows.expand(out.shape)[both.expand(out.shape)], "an outer product")
-    step.labels.set(out, made)
-
-
 def view(step: Step) -> None:
     """A view that puts a dimension of channels into two, or cuts it into parts: as many must go
-    from each part, the same of each. Where else it is cut, the channels stay: a model's code says
-    where, and would go on to say so."""
+    from each part, the same of each, but whole parts if they are heads. Where else it is cut, the
+    channels stay: a model's code says where, and would go on to say so."""
     before = varying(step.labels.of(step.inputs[0]))
+    if any(t.itemsize != step.inputs[0].itemsize for t in step.results):
+        step.lock(f"{step.name} reads them as other numbers")
+        return
     if step.name in ("view", "_unsafe_view"):
         after = step.labels.of(step.results[0])
         changing = varying(after)
         if len(before) == 1 and len(changing) > 1:
             for d in changing[:-1]:
-                step.book.join_all(after, d)
+                step.book.join_unless_heads(after, after.narrow(d, 0, 1).expand_as(after))
         return
     if step.name not in _CUTS:
         return
     dim = int(step.args[1] if len(step.args) > 1 else step.kwargs.get("dim", 0))
     if step.name in ("split", "split_with_sizes"):
         dim = int(step.args[2] if len(step.args) > 2 else step.kwargs.get("dim", 0))
-    if dim % max(1, step.inputs[0].dim()) not in before:
+    x_dim = max(1, step.inputs[0].dim())
+    if dim % x_dim not in before:
         return
     shapes = {t.shape for t in step.results}
     if step.name == "split" and len(shapes) == 1:
@@ -292,7 +297,11 @@ def view(step: Step) -> None:
         for t in step.results[1:]:
             step.book.join(first, step.labels.of(t))
     elif step.results[0].shape != step.inputs[0].shape:
-        step.lock(f"{step.name} cuts them at a place that the model's code says")
+        reason = f"{step.name} cuts them at a place that the model's code says"
+        if step.name in ("diagonal", "unfold"):
+            step.lock(reason)
+        else:
+            step.book.lock_along(step.labels.of(step.inputs[0]), [dim % x_dim], reason)
 
 
 def _fits(size: torch.Size, shape: torch.Size) -> bool:
@@ -303,25 +312,3 @@ def _fits(size: torch.Size, shape: torch.Size) -> bool:
 
 def _aligned(size: torch.Size, shape: torch.Size) -> tuple[int, ...]:
     return (*[1] * (len(shape) - len(size)), *size)
-
-
-def rule(step: Step) -> Rule | None:
-    """Of the operation; None: nothing knows it."""
-    name = step.name
-    for names, made in (
-        (MOVES, moved),
-        (LINEAR, linear),
-        (LARGEST, largest),
-        (NORMS, batch_norm),
-        (LIKE, like),
-        (ACROSS, across),
-        ({"_softmax", "_log_softmax"}, softmax),
-        ({"bmm", "mm", "baddbmm"}, products),
-    ):
-        if name in names:
-            return made
-    if name.startswith("_scaled_dot_product"):
-        return attention
-    if name in POINTWISE or torch.Tag.pointwise in step.func.tags:
-        return pointwise
-    return None

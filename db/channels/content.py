@@ -64,6 +64,7 @@ class Content:
                 {
                     "name": group.name,
                     "size": group.size,
+                    "unit": group.unit,
                     "makers": list(group.makers),
                     "readers": list(group.readers),
                     "slices": [[part.name, part.dim] for part in group.slices],
@@ -113,7 +114,7 @@ class Content:
             read = dict(zip(own["readers"], arrays("reader", len(own["readers"])), strict=True))
             cut = zip(own["slices"], arrays("slice", len(own["slices"])), strict=True)
             slices = tuple(Slice(name, dim, channel) for (name, dim), channel in cut)
-            groups.append(ChannelGroup(own["name"], own["size"], made, read, slices))
+            groups.append(ChannelGroup(own["name"], own["size"], made, read, slices, own["unit"]))
             orders[own["name"]] = tensors[f"order.{i}"].numpy()
         return cls(
             Grouped(tuple(groups), content["kept"], content["norms"], content["biases"]),

@@ -3,7 +3,9 @@ dict is then loaded as any other."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
@@ -14,6 +16,16 @@ from apportion.compressors.errors import ModelError
 Shapes = Mapping[str, Sequence[int]]
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_COUNTS = (
+    *("num_heads", "num_attention_heads", "num_key_value_heads", "num_kv_heads", "n_heads"),
+    *("n_head", "n_kv_heads", "num_attn_heads", "nhead", "all_head_size", "attn_dim", "split_size"),
+)
+"""Attributes of modules that own an attention's projections, and that fall with its heads."""
+_PROJECTION = re.compile(
+    r"(to_?|w_?|c_)?(q|k|v|qkv|kv|query|key|value|query_key_value|attn|in_proj)(_?(proj|lin|linear))?",
+    re.IGNORECASE,
+)
+"""Names of such projections."""
 _LISTS = (nn.ParameterList, nn.ParameterDict)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -42,8 +54,16 @@ def resize(model: nn.Module, shapes: Shapes) -> None:
             setattr(module, attribute, made[id(value)])
         else:
             setattr(module, attribute, value.new_empty(tuple(shape)))
+    widths: dict[str, set[tuple[int, int]]] = {}
     for path in changed:
-        _fit(path, model.get_submodule(path))
+        module = model.get_submodule(path)
+        before = _width(module)
+        _fit(path, module)
+        owner, _, name = path.rpartition(".")
+        if (after := _width(module)) != before and _PROJECTION.fullmatch(name):
+            widths.setdefault(owner, set()).add((after, before))
+    for path, own in widths.items():
+        _count(model.get_submodule(path), own)
 
 
 def _fit(path: str, module: Any) -> None:
@@ -72,3 +92,22 @@ def _fit(path: str, module: Any) -> None:
         module.nx, module.nf = module.weight.shape
     elif type(module).__module__.startswith("torch.nn.") and not isinstance(module, _LISTS):
         raise ModelError(f"{path}: a {type(module).__name__} cannot be made smaller")
+
+
+def _width(module: Any) -> int:
+    """How many channels it makes, as it says itself; 0: it does not."""
+    made = getattr(module, "out_features", getattr(module, "nf", 0))
+    return made if isinstance(made, int) else 0
+
+
+def _count(module: nn.Module, widths: set[tuple[int, int]]) -> None:
+    """The numbers of heads that the module of an attention keeps, which fall as the widths of its
+    projections do: (after, before)."""
+    shares = {Fraction(*each) for each in widths}
+    if len(shares) != 1:
+        return  # they do not fall together
+    (share,) = shares
+    for name in _COUNTS:
+        value = getattr(module, name, None)
+        if type(value) is int and (value * share).denominator == 1:
+            setattr(module, name, int(value * share))

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import numpy as np
-from torch import nn
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import ModelError
-from apportion.compressors.groups import criteria
 from apportion.compressors.groups.find import Grouped, find_groups
-from apportion.compressors.groups.ladder import Reader, channel_ladder
+from apportion.compressors.groups.ladder import Reader
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.progress import Progress, silent
 from apportion.db.channels.build import build_channels
@@ -23,6 +20,7 @@ from apportion.evaluators.rewriting.masked import working
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
+from apportion.search.runs.ordering import channel_orders
 from apportion.search.runs.workers import Workers
 
 
@@ -54,9 +52,12 @@ def channel_database(
     grouped = _grouped(workload, found, plan)
 
     def orders(grouped: Grouped, readers: Mapping[str, Reader]) -> dict[str, np.ndarray]:
-        return make_orders(
-            config.criterion, workload, grouped, readers, job.workload.seed, progress
-        )
+        batches = list(workload.calibration.batches(workload.batch_size))
+        rng = np.random.default_rng(job.workload.seed)
+        return channel_orders(
+            config.criterion, workload.model, workload.task, batches, grouped, readers, rng,
+            progress,
+        )  # fmt: skip
 
     return build_channels(
         job.database.path,
@@ -91,46 +92,3 @@ def _check_any(grouped: Grouped) -> None:
     if not grouped.groups:
         reasons = sorted({f"{name}: {why}" for name, why in grouped.kept.items()})
         raise ModelError(f"no channels of the model can go ({'; '.join(reasons[:3])})")
-
-
-def make_orders(
-    criterion: str,
-    workload: Workload,
-    grouped: Grouped,
-    readers: Mapping[str, Reader],
-    seed: int,
-    progress: Progress = silent,
-) -> dict[str, np.ndarray]:
-    """In which order the channels of each group go.
-
-    Args:
-        criterion: its name.
-        workload: gives the model, and the loss that some criteria look at.
-        grouped: the groups.
-        readers: the layers that read them.
-        seed: of criteria that draw.
-        progress: told of groups.
-
-    Returns:
-        Group -> [channels], which goes first.
-    """
-    rng = np.random.default_rng(seed)
-    gradients = criteria.needs_gradients(criterion)
-    model = _with_gradients(workload) if gradients else workload.model
-    made = {}
-    for done, group in enumerate(grouped.groups):
-        progress("order channels", done, len(grouped.groups))
-        made[group.name] = (
-            channel_ladder(group, readers).order
-            if criterion == criteria.OBS
-            else criteria.order_by(criterion, model, group, rng)
-        )
-    return made
-
-
-def _with_gradients(workload: Workload) -> nn.Module:
-    """A copy of the model whose parameters have the gradients of the loss."""
-    made = copy.deepcopy(workload.model).requires_grad_(True)
-    for batch in workload.calibration.batches(workload.batch_size):
-        workload.task.loss(workload.task.forward(made, batch), batch).sum().backward()
-    return made

@@ -3,7 +3,6 @@ group keeps, and which."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import BudgetError, ConfigurationError, ModelError
 from apportion.compressors.groups import criteria
 from apportion.compressors.groups.find import Grouped, find_groups
-from apportion.compressors.groups.ladder import channel_ladder
 from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
@@ -34,6 +32,7 @@ from apportion.evaluators.rewriting.reconstruct import reconstruct
 from apportion.evaluators.tasks.task import Task
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.runs.coupling import channel_space, multiples
+from apportion.search.runs.ordering import channel_orders
 from apportion.search.space.milp import milp
 
 _METRICS = ("flops", "params")
@@ -84,8 +83,8 @@ def narrow(
         budgets: of `flops` (multiply-accumulates) and `params`: 0.5, "2x", "30%" or an amount.
         multiple: sizes are multiples of this, or whole.
         criterion: which channels go first: obs, what the layers that read them lose; or l1, l2,
-            fpgm, taylor, random, or one of your own (compressors/groups/criteria.py). Layers make
-            up for them in any case.
+            fpgm, taylor, hessian, random, or one of your own (compressors/groups/criteria.py).
+            Layers make up for them in any case.
         seed: of the criterion's generator.
         fit: fit layers one after the other to what they give in the dense model, in a pass for
             each: nearer to it, for models that are not trained afterwards.
@@ -138,22 +137,10 @@ class _Narrowing:
         self.readers = readers_of(
             self.model, self.grouped, self.found.layers, self.inside, damping, self.progress
         )
-        self.orders: dict[str, np.ndarray] = {}
-        model = self._with_gradients() if criteria.needs_gradients(criterion) else self.model
-        for done, group in enumerate(self.grouped.groups):
-            self.progress("order channels", done, len(self.grouped.groups))
-            self.orders[group.name] = (
-                channel_ladder(group, self.readers).order
-                if criterion == criteria.OBS
-                else criteria.order_by(criterion, model, group, rng)
-            )
-
-    def _with_gradients(self) -> nn.Module:
-        """A copy whose parameters have the gradients of the loss."""
-        made = copy.deepcopy(self.model).requires_grad_(True)
-        for batch in self.batches:
-            self.task.loss(self.task.forward(made, batch), batch).sum().backward()
-        return made
+        self.orders = channel_orders(
+            criterion, self.model, self.task, self.batches, self.grouped, self.readers, rng,
+            self.progress,
+        )  # fmt: skip
 
     def run(
         self, asked: list[given.Budget], multiple: int, fitted: float | None = None

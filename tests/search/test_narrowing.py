@@ -87,7 +87,7 @@ def test_it_is_better_than_random_channels_of_the_same_sizes() -> None:
     assert F.mse_loss(outputs(made.model, x), dense).item() < 0.5 * min(others)
 
 
-@pytest.mark.parametrize("criterion", ["obs", "l1", "l2", "fpgm", "taylor", "random"])
+@pytest.mark.parametrize("criterion", ["obs", "l1", "l2", "fpgm", "taylor", "hessian", "random"])
 def test_every_criterion_keeps_the_budget(criterion: str) -> None:
     torch.manual_seed(0)
     model, x = Graph(["conv", "add"], 0).eval(), torch.randn(32, 3, 6, 6)

@@ -54,6 +54,31 @@ def test_what_the_loss_does_not_depend_on_goes_first_by_taylor() -> None:
         order_by("taylor", model, group, np.random.default_rng(0))
 
 
+def test_what_changes_the_loss_least_in_the_second_order_goes_first_by_the_hessian() -> None:
+    """For a quadratic loss the squares are known: the channel of least 1/2 sum h w^2."""
+    model, group = two_layers()
+    x = torch.rand(5, 3)
+    losses = [model(x[i : i + 1]).sum() for i in range(5)]
+    squares = criteria.squared_gradients(model, losses)
+    by_hand = torch.zeros(2, 4)
+    for i in range(5):
+        model.zero_grad()
+        model(x[i : i + 1]).sum().backward()
+        gradient = model.get_parameter("2.weight").grad
+        assert gradient is not None
+        by_hand += gradient**2 / 5
+    torch.testing.assert_close(squares["2.weight"], by_hand)
+    squares = {name: torch.zeros_like(own) for name, own in squares.items()}
+    squares["2.weight"][:, 0] = 0.1  # x 4^2: 3.2 / 2
+    squares["2.weight"][:, 1] = 0.3  # x 3^2: 5.4 / 2
+    squares["0.weight"][2] = 0.2  # x 2^2: 2.4 / 2
+    squares["0.weight"][3] = 2.0  # x 1^2: 6.0 / 2
+    order = order_by("hessian", model, group, np.random.default_rng(0), squares)
+    assert order.tolist() == [2, 0, 1, 3]
+    with pytest.raises(ConfigurationError, match="no squares"):
+        order_by("hessian", model, group, np.random.default_rng(0))
+
+
 def test_random_follows_its_generator() -> None:
     model, group = two_layers()
     one, same, other = (
@@ -67,11 +92,14 @@ def test_random_follows_its_generator() -> None:
 def test_a_criterion_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteria, "_CRITERIA", dict(criteria._CRITERIA))
 
-    @criterion("largest")
+    monkeypatch.setattr(criteria, "_NEEDS", dict(criteria._NEEDS))
+
+    @criterion("largest", needs="gradients")
     def largest(weights: ChannelWeights, _: np.random.Generator) -> Tensor:
         return -weights.values.abs().amax(1)
 
     model, group = two_layers()
     assert order_by("largest", model, group, np.random.default_rng(0)).tolist() == [0, 1, 2, 3]
-    with pytest.raises(UnknownNameError, match="criterion 'magic'.*fpgm, l1, l2"):
+    assert criteria.needs_gradients("largest")
+    with pytest.raises(UnknownNameError, match="criterion 'magic'.*fpgm, hessian, l1, l2"):
         criteria.check_criterion("magic")

@@ -172,7 +172,7 @@ def test_gates_of_an_mlp_go_together() -> None:
     assert set(group.readers) == {"down"}
 
 
-def test_a_small_llama_loses_the_width_of_its_mlps() -> None:
+def test_a_small_llama_loses_heads_and_the_width_of_its_mlps() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
@@ -187,7 +187,7 @@ def test_a_small_llama_loses_the_width_of_its_mlps() -> None:
     model = transformers.LlamaForCausalLM(config).eval()
     batch = {"input_ids": torch.randint(0, 50, (1, 7))}
     found, made = grouped(model, batch)
-    assert [group.size for group in made.groups] == [48, 48]
+    assert [group.size for group in made.groups] == [2, 48, 2, 48]
     kept = some_of(made.groups, np.random.default_rng(0))
     small = narrowed(model, made.groups, kept)
     expected = outputs(masked(model, found.layers, made.groups, kept), batch)

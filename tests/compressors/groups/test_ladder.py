@@ -12,7 +12,9 @@ from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.groups.ladder import Reader, channel_ladder, compensated, reader
 from apportion.compressors.groups.moments import Moments
 from apportion.compressors.groups.readers import first_of, readers_of
+from apportion.compressors.layers import LayerSpec
 from apportion.evaluators.rewriting.compensate import without
+from tests.compressors.groups import textbook
 from tests.compressors.groups.masking import grouped
 from tests.compressors.problems import linear, problem
 
@@ -52,6 +54,41 @@ def test_the_first_to_go_costs_least_of_all() -> None:
     ladder = channel_ladder(group_of(columns), {"layer": own})
     assert ladder.order[0] == int(np.argmin(costs))
     assert ladder.losses[1] == pytest.approx(min(costs), rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 9, 50])
+def test_ladders_are_those_of_the_equations_by_the_letter(k: int) -> None:
+    """Over two readers, of which one has two groups and columns that no input reaches, and folded
+    in several times."""
+    channels = 300 // k
+    d = channels * k
+    weight, hessian = problem(1, 20, d)
+    hessian[3 * k : 4 * k] = hessian[:, 3 * k : 4 * k] = 0
+    hessian[d - 1] = hessian[:, d - 1] = 0
+    second, other = problem(2, 20, d + 8)
+    readers = {
+        "one": reader(
+            LayerSpec("one", "linear", (20, d), 1, 20, d),
+            weight,
+            Moments(hessian[None], torch.zeros(1, d).double()),
+            1e-3,
+        ),
+        "other": reader(
+            LayerSpec("other", "linear", (20, d + 8), 2, 20, d + 8),
+            second,
+            Moments(torch.stack([other, other + torch.eye(d + 8)]), torch.zeros(2, d + 8).double()),
+            1e-3,
+        ),
+    }
+    own = np.repeat(np.arange(channels), k)
+    columns = {
+        "one": np.tile(np.arange(channels), k)[None],
+        "other": np.stack([np.r_[own, [-1] * 8], np.r_[[-1] * 8, own]]),
+    }
+    group = ChannelGroup("group", channels, {}, columns, ())
+    ladder, expected = channel_ladder(group, readers), textbook.channel_ladder(group, readers)
+    assert ladder.order.tolist() == expected.order.tolist()
+    np.testing.assert_allclose(ladder.losses, expected.losses, rtol=1e-6, atol=1e-9)
 
 
 def test_weights_without_columns_are_the_least_squares_ones() -> None:

@@ -105,6 +105,33 @@ CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], list[int]]] = {
         [8, 6],
     ),
     "transposed depthwise": (lambda: after(nn.ConvTranspose2d(8, 8, 2, 2, groups=8)), IMAGES, [8]),
+    "transposed depthwise, twice": (
+        lambda: after(nn.ConvTranspose2d(8, 16, 2, 2, groups=8), left=16),
+        IMAGES,
+        [8],
+    ),
+    "transposed in groups": (
+        lambda: after(nn.ConvTranspose2d(8, 6, 3, 2, groups=2), nn.BatchNorm2d(6), left=6),
+        IMAGES,
+        [4, 3],
+    ),
+    "transposed in groups, one dimension": (
+        lambda: nn.Sequential(
+            nn.Conv1d(4, 8, 1), nn.ConvTranspose1d(8, 12, 2, 2, groups=4), nn.Conv1d(12, 2, 1)
+        ),
+        (2, 4, 9),
+        [2, 3],
+    ),
+    "in groups of several": (
+        lambda: after(Conv2d(8, 12, 3, groups=4), nn.ReLU(), Conv2d(12, 6, 1, groups=2), left=6),
+        IMAGES,
+        [2, 3, 3],
+    ),
+    "depthwise of the inputs": (
+        lambda: nn.Sequential(Conv2d(3, 6, 3, groups=3), Conv2d(6, 8, 1), Conv2d(8, 2, 1)),
+        IMAGES,
+        [8],
+    ),
     "depthwise, twice": (lambda: after(Conv2d(8, 16, 3, groups=8), left=16), IMAGES, [8]),
     "group norm": (lambda: after(nn.GroupNorm(2, 8)), IMAGES, []),
     "instance norm": (lambda: after(nn.InstanceNorm2d(8, affine=True)), IMAGES, [8]),
