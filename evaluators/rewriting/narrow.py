@@ -6,6 +6,7 @@ a model of the user's own class, whose state dict is then loaded as any other.""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -28,6 +29,11 @@ _COUNTS = (
     *("n_head", "n_kv_heads", "num_attn_heads", "nhead", "all_head_size", "attn_dim", "split_size"),
 )
 """Attributes of modules that own an attention's projections, and that fall with its heads."""
+_PROJECTION = re.compile(
+    r"(to_?|w_?|c_)?(q|k|v|qkv|kv|query|key|value|query_key_value|attn|in_proj)(_?(proj|lin|linear))?",
+    re.IGNORECASE,
+)
+"""Names of such projections."""
 _LISTS = (nn.ParameterList, nn.ParameterDict)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
@@ -92,8 +98,9 @@ def resize(model: nn.Module, shapes: Shapes) -> None:
         module = model.get_submodule(path)
         before = _width(module)
         _fit(path, module)
-        if (after := _width(module)) != before:
-            widths.setdefault(path.rpartition(".")[0], set()).add((after, before))
+        owner, _, name = path.rpartition(".")
+        if (after := _width(module)) != before and _PROJECTION.fullmatch(name):
+            widths.setdefault(owner, set()).add((after, before))
     for path, own in widths.items():
         _count(model.get_submodule(path), own)
 
@@ -137,7 +144,7 @@ def _count(module: nn.Module, widths: set[tuple[int, int]]) -> None:
     projections do: (after, before)."""
     shares = {Fraction(*each) for each in widths}
     if len(shares) != 1:
-        return  # other widths than heads' are among them
+        return  # they do not fall together
     (share,) = shares
     for name in _COUNTS:
         value = getattr(module, name, None)
