@@ -190,6 +190,35 @@ def test_what_is_left_of_an_attention_computes_the_same(how: str, heads: int) ->
     torch.testing.assert_close(outputs(small, x), expected, rtol=1e-4, atol=1e-5)
 
 
+class Block(nn.Module):
+    """An attention and an MLP in one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.proj = 2, Linear(6, 24), Linear(8, 6)
+        self.fc1, self.fc2 = Linear(6, 16), Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.proj(y.transpose(1, 2).flatten(2))
+        made: Tensor = x + self.fc2(self.fc1(x).relu())
+        return made
+
+
+def test_an_mlp_beside_an_attention_changes_no_number_of_heads() -> None:
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(2, 5, 6)
+    found, made = grouped(model, x)
+    made = working(model, made, found.layers, over(x), x)
+    assert [(group.size, group.unit) for group in made.groups] == [(2, HEADS), (16, "channels")]
+    kept = {group.name: np.arange(group.size) < group.size // 2 for group in made.groups}
+    for names, heads in ((["fc1"], 2), (["qkv"], 1), (["qkv", "fc1"], 1)):
+        small: Any = narrowed(model, made.groups, {name: kept[name] for name in names})
+        assert small.num_heads == heads
+        assert outputs(small, x).shape == x.shape
+
+
 REASONS: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "masked": (lambda: Attention("masked"), "qkv", "a mask has numbers of its own"),
     "whole": (
