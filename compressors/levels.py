@@ -1,8 +1,8 @@
 """Level: one way to compress a layer. One grammar, one parser (`parse_level`), one printer
 (`str(level)`).
 
-    level    := "dense" | one or more of channels, sparse, quant, in this order, by "+"
-    channels := "channels-" S                    of a channel group
+    level    := "dense" | "drop" | one or more of channels, sparse, quant, in this order, by "+"
+    channels := ("channels-" | "heads-") S       of a channel group, of an attention's heads
     sparse   := ["mag:"] pattern                 mag: by magnitude instead of ExactOBS
     pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S
     quant    := ["rtn:"] ("w" bits ["a" bits] | "a" bits)
@@ -29,16 +29,16 @@ _PATTERN = re.compile(
     rf"(?P<mag>mag:)?(?:unstr-(?P<unstr>{_FRACTION})|block(?P<block>\d+)-(?P<blockfrac>{_FRACTION})"
     rf"|(?P<n>\d+):(?P<m>\d+)|filter-(?P<filter>{_FRACTION}))"
 )
-_CHANNELS = re.compile(rf"channels-{_FRACTION}")
+_CHANNELS = re.compile(rf"(channels|heads)-{_FRACTION}")
 _QUANT = re.compile(r"(?P<rtn>rtn:)?(?:w(?P<w>\d+)(?:a(?P<a>\d+))?|a(?P<only>\d+))")
 Candidate = tuple[int, ...]
 """A profile as level indices, one per layer."""
 _LADDER = re.compile(
-    rf"(?P<head>(?:(?:mag:)?(?:unstr|block\d+|filter)|channels)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
+    rf"(?P<head>(?:(?:mag:)?(?:unstr|block\d+|filter)|channels|heads)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
 )
 _SHAPE = (
-    "expected dense, unstr-S, blockB-S, N:M, filter-S, channels-S, wB, wBaA or a sparse one + a "
-    "quantized one, such as 2:4+w4a4"
+    "expected dense, drop, unstr-S, blockB-S, N:M, filter-S, channels-S, heads-S, wB, wBaA or a "
+    "sparse one + a quantized one, such as 2:4+w4a4"
 )
 
 
@@ -86,11 +86,13 @@ class Quantization:
 @dataclass(frozen=True, slots=True)
 class Level:
     """A level; `Level()` is dense. Equal levels print equally, and `parse_level(str(level)) ==
-    level`. `channels`: the share of a group's channels that goes, 0 for none."""
+    level`. `channels`: the share of a group's channels that goes, 0 for none, 1 for all (drop);
+    `unit`: what these are, channels or heads."""
 
     sparsity: Sparsity | None = None
     quantization: Quantization | None = None
     channels: float = 0.0
+    unit: str = "channels"
 
     @property
     def is_dense(self) -> bool:
@@ -108,12 +110,16 @@ class Level:
         return own if not self.channels else 1 - (1 - own) * (1 - self.channels)
 
     def __str__(self) -> str:
-        channels = f"channels-{format_fraction(self.channels)}" if self.channels else None
+        if self.channels == 1:
+            return "drop"
+        channels = f"{self.unit}-{format_fraction(self.channels)}" if self.channels else None
         parts = (channels, self.sparsity, self.quantization)
         return "+".join(str(part) for part in parts if part is not None) or "dense"
 
 
 DENSE = Level()
+DROP = Level(channels=1.0)
+"""All channels of a group: what reads them puts out a constant."""
 
 
 def format_fraction(fraction: float) -> str:
@@ -128,14 +134,16 @@ def parse_level(text: str) -> Level:
     parts = text.strip().split("+")
     if parts == ["dense"]:
         return DENSE
+    if parts == ["drop"]:
+        return DROP
     sparsity: Sparsity | None = None
     quantization: Quantization | None = None
-    channels = 0.0
+    channels, unit = 0.0, "channels"
     for number, part in enumerate(parts):
         if match := _CHANNELS.fullmatch(part):
             if number:
                 raise LevelError(text, "channels come first, and only once")
-            channels = _removed(text, match[1])
+            channels, unit = _removed(text, match[2]), match[1]
         elif match := _PATTERN.fullmatch(part):
             if sparsity or quantization:
                 raise LevelError(text, "a sparse part comes first, and only once")
@@ -146,7 +154,7 @@ def parse_level(text: str) -> Level:
             quantization = _quantization(text, match)
         else:
             raise LevelError(text, _SHAPE)
-    return Level(sparsity, quantization, channels)
+    return Level(sparsity, quantization, channels, unit)
 
 
 def expand_levels(texts: Iterable[str]) -> list[Level]:

@@ -4,7 +4,7 @@ every number of its channels and every level of its own; resumable as any build.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,8 @@ def build_channels(
     plan: ChannelPlan,
     orders: Orders,
     *,
+    vanishing: Collection[str] = (),
+    products: Mapping[str, float] | None = None,
     progress: Progress = silent,
     executor: Callable[[], Executor] = LocalExecutor,
     device: str = "cpu",
@@ -65,6 +67,9 @@ def build_channels(
         calibration: the data.
         plan: what decides the database.
         orders: gives them.
+        vanishing: groups of which all channels can go.
+        products: group -> multiply-accumulates of activations with each other that go with each of
+            its channels.
         progress: is told what is done.
         executor: makes what does the work.
         device: where the model runs over the calibration data.
@@ -76,7 +81,10 @@ def build_channels(
     with claimed(path, plan.to_json()) as claimed_plan:
         if not (path / format.MANIFEST).is_file():
             key = format.digest(claimed_plan)
-            build = _Build(path, plan, key, model, found, grouped, calibration, progress, device)
+            build = _Build(
+                path, plan, key, model, found, grouped, vanishing, products or {}, calibration,
+                progress, device,
+            )  # fmt: skip
             content = build.run(orders, executor)
             tensors = content.tensors()
             write_atomically(path / format.CHANNELS, partial(_save, tensors))
@@ -100,6 +108,8 @@ class _Build:
     model: nn.Module
     found: Found
     grouped: Grouped
+    vanishing: Collection[str]
+    products: Mapping[str, float]
     calibration: Calibration
     progress: Progress
     device: str
@@ -118,8 +128,9 @@ class _Build:
         }
         orders = make_orders(self.grouped, readers)
         self._parts = parts = Parts(
-            self.grouped, moments, readers, orders, self.plan.levels, self.plan.rules
-        )
+            self.grouped, moments, readers, orders, self.plan.levels, self.plan.rules,
+            self.vanishing,
+        )  # fmt: skip
         alone = [layer for layer in self.found.layers if len(parts.own_levels(layer)) > 1]
         used = [*(layers[name] for name in readers), *alone]
         self._grids = self._activation_grids(fed, used, data)
@@ -135,6 +146,7 @@ class _Build:
             tuple(decisions),
             layers,
             self.found.macs,
+            self.products,
             {name: own.mean for name, own in moments.items()},
             {name: own.hinv for name, own in readers.items() if name in parts.shared},
         )
@@ -176,7 +188,8 @@ class _Build:
             if name in self._parts.shared:
                 errors += [self._parts.lost(name, group, kept) for _, kept in choices]
                 continue
-            for size in dict.fromkeys(kept for _, kept in choices):
+            errors += [0 if kept else self._parts.lost(name, group, 0) for _, kept in choices]
+            for size in dict.fromkeys(kept for _, kept in choices if kept):
                 levels = [DENSE, *(of_layers(level) for level, kept in choices if kept == size)]
                 narrow = self._parts.narrowed(name, group, size)
                 lost[name, size] = narrow.lost
@@ -192,7 +205,7 @@ class _Build:
                 for level, kept in choices
             ]
         return Decision(
-            f"{group.name}.channels",
+            f"{group.name}.{group.unit}",
             tuple(str(level) for level, _ in choices),
             tuple(errors.tolist()),
             group=group.name,

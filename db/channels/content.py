@@ -41,7 +41,8 @@ class Decision:
 @dataclass(frozen=True)
 class Content:
     """grouped: the channel groups; orders: group -> [channels], which goes first; layers: the
-    model's, by name; macs: their multiply-accumulates for a sample; means: layer -> mean of what it
+    model's, by name; macs: their multiply-accumulates for a sample; products: group -> those of
+    activations with each other that go with each of its channels; means: layer -> mean of what it
     reads [groups, columns]; hinv: of layers that read several groups, H^-1 [groups, columns,
     columns]; float64."""
 
@@ -50,6 +51,7 @@ class Content:
     decisions: tuple[Decision, ...]
     layers: Mapping[str, LayerSpec]
     macs: Mapping[str, int]
+    products: Mapping[str, float]
     means: Mapping[str, Tensor]
     hinv: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -79,6 +81,7 @@ class Content:
                 for name, spec in self.layers.items()
             ],
             "by_module": [spec.by_module for spec in self.layers.values()],
+            "products": dict(self.products),
             "means": list(self.means),
             "hinv": list(self.hinv),
             "decisions": [asdict(decision) for decision in self.decisions],
@@ -122,6 +125,7 @@ class Content:
             tuple(map(_decision, content["decisions"])),
             {spec.name: spec for spec in map(_spec, content["layers"], content["by_module"])},
             {own["name"]: own["macs"] for own in content["layers"]},
+            content["products"],
             {name: tensors[f"mean.{i}"] for i, name in enumerate(content["means"])},
             {name: tensors[f"hinv.{i}"] for i, name in enumerate(content["hinv"])},
         )

@@ -19,7 +19,6 @@ from apportion.compressors.levels import Level
 from apportion.db.channels.content import Content, Decision
 from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase
-from apportion.db.layers.format import Entry
 from apportion.db.layers.tables import AnyDatabase
 
 
@@ -112,11 +111,6 @@ class ChannelDatabase:
         gone = gone_from(self.content.grouped, layer, kept)
         return np.ones((spec.groups, spec.columns), bool) if gone is None else ~gone
 
-    def entry(self, layer: str, profile: Mapping[str, Level]) -> Entry:
-        """Of a decided layer."""
-        kept, level = self.level_of(layer, profile)
-        return self.database.entry(stored_name(layer, kept), level)
-
     def weight(self, layer: str, profile: Mapping[str, Level]) -> Tensor:
         """Of a decided layer: all its rows, and the columns that are left, in its shape. Raises
         DatabaseCorruptError."""
@@ -126,10 +120,13 @@ class ChannelDatabase:
     def grid(self, layer: str, profile: Mapping[str, Level]) -> Grid | None:
         """Of a decided layer's weight, all its rows."""
         kept, level = self.level_of(layer, profile)
-        return self.database.grid(stored_name(layer, kept), level)
+        return None if level.is_dense else self.database.grid(stored_name(layer, kept), level)
 
     def activation(self, layer: str, profile: Mapping[str, Level]) -> ActivationGrid | None:
-        return self.entry(layer, profile).activation
+        kept, level = self.level_of(layer, profile)
+        if level.is_dense:
+            return None
+        return self.database.entry(stored_name(layer, kept), level).activation
 
     def reader(self, layer: str, weight: Tensor) -> Reader:
         """A layer that reads several groups, whose dense weight is [rows, columns]."""

@@ -3,7 +3,7 @@ some of its channels are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from apportion.compressors.groups.ladder import Reader, compensated
 from apportion.compressors.groups.moments import Moments
 from apportion.compressors.groups.readers import first_of, gone_from
 from apportion.compressors.layers import LayerSpec
-from apportion.compressors.levels import DENSE, Level
+from apportion.compressors.levels import DENSE, DROP, Level
 from apportion.compressors.obs import fits, layer_error
 from apportion.db.channels.database import of_layers
 from apportion.db.channels.sizes import SizeRules
@@ -43,6 +43,7 @@ class Parts:
         orders: group -> [channels], which goes first.
         levels: that are wanted.
         rules: how many channels stay.
+        vanishing: groups of which all channels can go.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class Parts:
         orders: Mapping[str, np.ndarray],
         levels: Sequence[Level],
         rules: SizeRules,
+        vanishing: Collection[str] = (),
     ) -> None:
         self.grouped, self.readers, self.orders = grouped, readers, orders
         self._moments, self._levels, self._rules = moments, levels, rules
+        self._vanishing = vanishing
         read = [name for group in grouped.groups for name in group.readers]
         self.shared = {name for name in read if read.count(name) > 1}
         """Layers that read several groups."""
@@ -77,6 +80,10 @@ class Parts:
         )
         made: dict[tuple[int, Level], Level] = {}
         for level in [DENSE, *self._levels]:
+            if level == DROP and group.name not in self._vanishing:
+                continue
+            if level.channels and level != DROP and level.unit != group.unit:
+                continue
             own, kept = of_layers(level), self._rules.kept(group, level)
             if own.is_dense or (
                 plain and all(fits(self._narrow(layer, group, kept), own) for layer in layers)

@@ -9,15 +9,15 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from apportion.compressors.errors import UnknownNameError
-from apportion.compressors.groups.find import ChannelGroup
-from apportion.compressors.levels import Level
+from apportion.compressors.groups.find import CHANNELS, ChannelGroup
+from apportion.compressors.levels import DROP, Level
 
 
 @dataclass(frozen=True)
 class SizeRules:
     """multiple: pattern of layers -> what the channels that such layers make are left in multiples
-    of; the last pattern that matches holds. least: channels that stay in any case. skip: patterns
-    of layers whose channels all stay."""
+    of (heads are not); the last pattern that matches holds. least: channels or heads that stay,
+    unless all are dropped. skip: patterns of layers whose channels all stay."""
 
     multiple: Mapping[str, int]
     least: int = 1
@@ -37,14 +37,16 @@ class SizeRules:
         return any(fnmatchcase(name, pattern) for name in group.makers for pattern in self.skip)
 
     def kept(self, group: ChannelGroup, level: Level) -> int:
-        """Channels that stay: the share that the level leaves, rounded up to a multiple; all, where
-        that is no less."""
+        """Channels or heads that stay: the share that the level leaves, rounded up to a multiple;
+        all, where that is no less."""
+        if level == DROP:
+            return 0
         own = [
             multiple
             for pattern, multiple in self.multiple.items()
             if any(fnmatchcase(name, pattern) for name in group.makers)
         ]
-        step = own[-1] if own else 1
+        step = own[-1] if own and group.unit == CHANNELS else 1
         share = round(group.size * (1 - level.channels), 6)
         left = max(step * math.ceil(share / step), step * math.ceil(self.least / step))
         return min(left, group.size)

@@ -116,7 +116,12 @@ class _Table:
             self._rest(table)
         else:
             each = {"flops": 1, "products": 1, "bops": _FLOAT_BITS**2, "bops-linear": _FLOAT_BITS}
-            table.base += self._database.database.base_macs * each[self._metric]
+            side = _Side(self._database.database.base_macs)
+            for name, (number, group, kept) in self._groups.items():
+                own = self._database.content.products.get(name, 0.0)
+                side.fixed -= own * group.size
+                side.plus(number, own * kept)
+            table.add(side, _Side(each[self._metric]))
         table.dense = table.total([0] * len(rows))  # dense comes first
         return table
 
@@ -148,6 +153,8 @@ class _Table:
 
     def _weights(self, times: float, rows: int, stored: str, level: Level) -> float:
         """One row of stored weights."""
+        if stored not in self._database.database.layers:
+            return 0.0  # all of them are gone
         record = self._database.database.layers[stored]
         entry = self._database.database.entry(stored, level)
         count = record.size / rows

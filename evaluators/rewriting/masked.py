@@ -71,22 +71,8 @@ def working(
                 count = max(1, int(share * group.size))
                 stays[group.name] = np.zeros(group.size, bool)
                 stays[group.name][rng.permutation(group.size)[:count]] = True
-            try:
-                small = _Run(narrowed(model, groups, stays), layers, groups)
-                got = small.outputs(calibration, batch)
-            except Exception as error:  # whatever the model's own code raises at other sizes
-                return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            whole = _Run(masked(model, layers, groups, stays), layers, groups)
-            expected = whole.outputs(calibration, batch)
-            if not expected:
-                return "the model's outputs hold no numbers to compare"
-            if len(got) != len(expected) or not all(map(_same, got, expected)):
-                return "the smaller model computes something else"
-            if not all(
-                _same(own, _of_rows(whole.seen[name], groups, name, stays))
-                for name, own in small.seen.items()
-            ):
-                return "a layer of the smaller model gives something else"
+            if reason := _fault(model, groups, stays, layers, calibration, batch):
+                return reason
         return ""
 
     def those(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
@@ -103,6 +89,51 @@ def working(
     while reason := fault(found) if found else "":  # each half works, and not both together
         kept.update(dict.fromkeys(found.pop().makers, reason))
     return replace(grouped, groups=tuple(found), kept=kept)
+
+
+def vanishing(
+    model: nn.Module,
+    grouped: Grouped,
+    layers: Sequence[LayerSpec],
+    calibration: Calibration,
+    batch: Batch,
+) -> list[str]:
+    """The groups of which all channels can go: the model runs and computes the same without any.
+    Arguments as for `working`, whose groups are taken."""
+    found = []
+    for group in grouped.groups:
+        none = {group.name: np.zeros(group.size, bool)}
+        if not _fault(model, [group], none, layers, calibration, batch):
+            found.append(group.name)
+    return found
+
+
+def _fault(
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    stays: Kept,
+    layers: Sequence[LayerSpec],
+    calibration: Calibration,
+    batch: Batch,
+) -> str:
+    """Why the model is not what it should be when these channels stay; empty: it is."""
+    try:
+        small = _Run(narrowed(model, groups, stays), layers, groups)
+        got = small.outputs(calibration, batch)
+    except Exception as error:  # whatever the model's own code raises at other sizes
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    whole = _Run(masked(model, layers, groups, stays), layers, groups)
+    expected = whole.outputs(calibration, batch)
+    if not expected:
+        return "the model's outputs hold no numbers to compare"
+    if len(got) != len(expected) or not all(map(_same, got, expected)):
+        return "the smaller model computes something else"
+    if not all(
+        _same(own, _of_rows(whole.seen[name], groups, name, stays))
+        for name, own in small.seen.items()
+    ):
+        return "a layer of the smaller model gives something else"
+    return ""
 
 
 class _Run:

@@ -48,14 +48,12 @@ class Smaller:
             if level.is_dense and bool(left.all()):
                 continue
             weight = torch.zeros(spec.rows, spec.columns)
-            narrow = database.weight(name, profile).movedim(1, -1).reshape(spec.rows, -1)
-            for rows, values, columns in zip(
-                weight.split(spec.rows // spec.groups),
-                narrow.split(spec.rows // spec.groups),
-                left,
-                strict=True,
-            ):
-                rows[:, columns] = values
+            if own != 0:
+                narrow = database.weight(name, profile).movedim(1, -1).reshape(spec.rows, -1)
+                split = spec.rows // spec.groups
+                parts = zip(weight.split(split), narrow.split(split), left, strict=True)
+                for rows, values, columns in parts:
+                    rows[:, columns] = values
             spec.where.write(made, from_matrix(weight, spec))
             if own is not None:
                 self._shift(made, name, weight)

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,12 @@ class Workload:
     def full_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
         """A pass over batches (`count` of them, for progress), fed and counted as the task says."""
         return FullPass(batches, self.task.samples, self.task.forward, count)
+
+    def traced_pass(self) -> FullPass:
+        """What layers are found on: two samples, which show most models whole, and then all of the
+        calibration data."""
+        data, size = self.calibration, self.batch_size
+        return self.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))
 
     def unpadded_pass(self, batches: Callable[[], Iterable[Batch]], count: int = 0) -> FullPass:
         """The same without padding, for what is measured inside the model."""

@@ -24,7 +24,6 @@ from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.smaller import Smaller
 from apportion.evaluators.training.held import Hold
 from apportion.search.export.compressed_model import CompressedModel
-from apportion.search.runs.building import traced
 
 SHAPES = "shapes.json"
 """Parameter or buffer -> its shape, where that is another than the dense model's."""
@@ -51,7 +50,7 @@ class SmallerModel(CompressedModel):
     def _check(self) -> None:
         workload = self.problem.workload
         elements, products = counts(workload.model, self._channels, self.profile)
-        found = find_layers(self.model, traced(workload))
+        found = find_layers(self.model, workload.traced_pass())
         there = sum(p.numel() for p in self.model.parameters())
         macs = sum(found.macs.values()) + found.base
         if (there, macs) != (elements, products):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import chain, islice
 
 from torch import nn
 
@@ -53,7 +52,7 @@ def build(
     _check_batches(job, workload)
     config = job.database
     default = config.expanded()
-    found = find_layers(workload.model, traced(workload))
+    found = find_layers(workload.model, workload.traced_pass())
     if config.has_channels:
         plan = _channel_plan(job, workload, default)
         data = _calibration(job, workload)
@@ -111,12 +110,6 @@ def _check_batches(job: Job, workload: Workload) -> None:
         counts.append(min(len(workload.train), TUNING))
     for count in counts:
         check_single(workload.model, first_inputs(workload, 1), count, workload.batch_size)
-
-
-def traced(workload: Workload) -> FullPass:
-    """What layers are found on: two samples, which show most models whole, and then all of them."""
-    data, size = workload.calibration, workload.batch_size
-    return workload.full_pass(lambda: chain(islice(data.batches(2), 1), data.batches(size)))
 
 
 def _calibration(job: Job, workload: Workload) -> FullPass:

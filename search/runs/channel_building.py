@@ -8,15 +8,19 @@ import numpy as np
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import ModelError
-from apportion.compressors.groups.find import Grouped, find_groups
+from apportion.compressors.groups.find import HEADS, Grouped, find_groups
 from apportion.compressors.groups.ladder import Reader
+from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
+from apportion.compressors.levels import DROP
 from apportion.compressors.progress import Progress, silent
 from apportion.db.channels.build import build_channels
 from apportion.db.channels.database import ChannelDatabase
 from apportion.db.channels.plan import ChannelPlan
 from apportion.evaluators.data import trees
-from apportion.evaluators.rewriting.masked import working
+from apportion.evaluators.data.dataset import Batch
+from apportion.evaluators.rewriting.masked import vanishing, working
+from apportion.evaluators.rewriting.narrow import narrowed
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
@@ -49,7 +53,10 @@ def channel_database(
         ApportionError: whatever `build_channels` raises.
     """
     config = job.database.channels or ChannelsConfig.model_validate({})
-    grouped = _grouped(workload, found, plan)
+    first = trees.cut(next(workload.calibration.batches(workload.batch_size)), slice(0, 2))
+    data = workload.full_pass(lambda: workload.calibration.batches(workload.batch_size))
+    grouped = _grouped(workload, found, plan, data, first)
+    drops = DROP in plan.levels
 
     def orders(grouped: Grouped, readers: Mapping[str, Reader]) -> dict[str, np.ndarray]:
         batches = list(workload.calibration.batches(workload.batch_size))
@@ -67,17 +74,19 @@ def channel_database(
         calibration,
         plan,
         orders,
+        vanishing=vanishing(workload.model, grouped, found.layers, data, first) if drops else (),
+        products=_products(workload, found, grouped),
         progress=progress,
         executor=workers.executor,
         device=workers.device,
     )
 
 
-def _grouped(workload: Workload, found: Found, plan: ChannelPlan) -> Grouped:
+def _grouped(
+    workload: Workload, found: Found, plan: ChannelPlan, data: FullPass, first: Batch
+) -> Grouped:
     """The groups whose channels can go, and may."""
-    model, size = workload.model, workload.batch_size
-    first = trees.cut(next(workload.calibration.batches(size)), slice(0, 2))
-    data = workload.full_pass(lambda: workload.calibration.batches(size))
+    model = workload.model
     grouped = find_groups(model, found.layers, data, first)
     _check_any(grouped)
     plan.rules.check(grouped.groups)
@@ -86,6 +95,18 @@ def _grouped(workload: Workload, found: Found, plan: ChannelPlan) -> Grouped:
                       found.layers, data, first)  # fmt: skip
     _check_any(grouped)
     return grouped
+
+
+def _products(workload: Workload, found: Found, grouped: Grouped) -> dict[str, float]:
+    """Multiply-accumulates of activations with each other that go with each head."""
+    made = {}
+    for group in grouped.groups:
+        if group.unit == HEADS and group.size > 1:
+            stays = np.arange(group.size) < group.size - 1
+            small = narrowed(workload.model, [group], {group.name: stays})
+            left = find_layers(small, workload.traced_pass()).base
+            made[group.name] = float(found.base - left)
+    return made
 
 
 def _check_any(grouped: Grouped) -> None:

@@ -76,6 +76,9 @@ def test_every_level_prints_and_parses_to_itself(
         "channels-0.50",
         "channels-0.50+w8a8",
         "channels-0.25+2:4+w4",
+        "heads-0.25",
+        "heads-0.50+w8a8",
+        "drop",
     ],
 )
 def test_canonical_text_is_printed_as_it_was_read(text: str) -> None:
@@ -116,6 +119,8 @@ def test_other_spellings_of_the_same_level(text: str, printed: str) -> None:
         ("2:4+channels-0.5", "channels come first"),
         ("channels-0.5+channels-0.5", "channels come first"),
         ("channels-0.0", "between 0 and 1"),
+        ("heads-0.5+channels-0.5", "channels come first"),
+        ("drop+w8", "expected dense, drop"),
         ("mag:channels-0.5", "expected dense"),
         ("sparse-0.5", "expected dense"),
         ("", "expected dense"),

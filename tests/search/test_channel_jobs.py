@@ -19,7 +19,6 @@ from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.algorithms.registry import names
 from apportion.search.export.exporting import export, score_profile
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.building import traced
 from apportion.search.runs.pipeline import ModelProblem, prepare, run_search
 from tests.channel_jobs import TASK, channel_problem
 from tests.compressors.groups.test_find import Graph
@@ -75,7 +74,7 @@ def parameters(model: torch.nn.Module, _: ModelProblem) -> int:
 
 
 def multiplications(model: torch.nn.Module, problem: ModelProblem) -> int:
-    found = find_layers(model, traced(problem.workload))
+    found = find_layers(model, problem.workload.traced_pass())
     return sum(found.macs.values()) + found.base
 
 
