@@ -48,6 +48,7 @@ def measure_channels(
     example: Inputs,
     runtime: Runtime,
     shares: Sequence[float] = SHARES,
+    step: int = 1,
     timer: Timer = median,
     progress: Progress = silent,
 ) -> ChannelLatency:
@@ -61,6 +62,9 @@ def measure_channels(
         example: what the model is called with: latency is for as many samples.
         runtime: what runs them.
         shares: of the channels on both sides of a layer, ascending, 1 the last.
+        step: channels that the runtime's kernels take at once (16 for ONNX Runtime with AVX-512, 8
+            with AVX2): layers are timed at multiples, for which all numbers above the last one
+            stand; 17 channels take as long as 32.
         timer: seconds of a call.
         progress: told of layers.
 
@@ -76,8 +80,8 @@ def measure_channels(
         progress("time layers", done, len(layers) + 1)
         kernel = prod(layer.shape[2:])
         both = (
-            _points(channels.reads[layer.name], layer.shape[1], shares),
-            _points(channels.makes[layer.name], layer.rows, shares),
+            _points(channels.reads[layer.name], layer.shape[1], shares, step),
+            _points(channels.makes[layer.name], layer.rows, shares, step),
         )
         if (x := inputs.get(layer.name)) is not None:
             alone = partial(_smaller, modules[layer.name], x)
@@ -91,7 +95,7 @@ def measure_channels(
             if key not in known:
                 known[key] = timer(runtime.prepare(nn.Sequential(module), x, {}, [], False))
             seconds[i, j] = known[key]
-        grids[layer.name] = Grid(*both, seconds)
+        grids[layer.name] = stairs(Grid(*both, seconds), step)
     made = ChannelLatency(grids, channels)
     rest, values = [], []
     progress("time layers", len(layers), len(layers) + 1)
@@ -114,12 +118,32 @@ def _uniform(
         yield kept, narrowed(model, groups, stays)
 
 
-def _points(side: Side, whole: int, shares: Sequence[float]) -> tuple[int, ...]:
+def _points(side: Side, whole: int, shares: Sequence[float], step: int) -> tuple[int, ...]:
     """Numbers of channels at which a side is timed."""
     if not side.each:
         return (whole,)
     least = side.count(dict.fromkeys(side.each, 1))
-    return tuple(sorted({max(least, round(share * whole)) for share in shares} | {whole}))
+    asked = (max(least, round(share * whole)) for share in shares)
+    return tuple(sorted({min(whole, -(-number // step) * step) for number in asked} | {whole}))
+
+
+def stairs(grid: Grid, step: int) -> Grid:
+    """The table in which the seconds of a number hold down to the multiple of `step` below it,
+    without that."""
+    rows, inputs = _steps(grid.inputs, step)
+    columns, outputs = _steps(grid.outputs, step)
+    return Grid(inputs, outputs, grid.seconds[np.ix_(rows, columns)])
+
+
+def _steps(points: Sequence[int], step: int) -> tuple[list[int], tuple[int, ...]]:
+    """Which of the points each new one has its seconds from, and the new ones."""
+    made: dict[int, int] = {}
+    for i, point in enumerate(points):
+        first = (point - 1) // step * step + 1
+        if first > max(made, default=0):
+            made[first] = i
+        made[point] = i
+    return list(made.values()), tuple(made)
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:

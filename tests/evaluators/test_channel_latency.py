@@ -19,7 +19,7 @@ from apportion.compressors.kinds.uses import Found
 from apportion.evaluators.costs.channel_files import channels_csv, read_channels
 from apportion.evaluators.costs.channel_grid import Grid, PairTables, add_layer
 from apportion.evaluators.costs.channel_latency import ChannelLatency, channels_of
-from apportion.evaluators.costs.channel_measure import measure_channels
+from apportion.evaluators.costs.channel_measure import measure_channels, stairs
 from apportion.evaluators.costs.channels import Side
 from apportion.evaluators.costs.runtimes import Runtime, open_runtime
 from apportion.evaluators.models.build import build_model
@@ -125,6 +125,23 @@ def test_layers_of_one_shape_are_timed_once() -> None:
     assert made.grids["layer3.1.conv2"].inputs == (8, 16, 32, 48, 64)
 
 
+def test_kernels_that_take_several_channels_at_once_make_stairs() -> None:
+    grid = stairs(Grid((8, 16, 32), (3,), np.array([[1.0], [2.0], [4.0]])), 8)
+    assert grid.inputs == (1, 8, 9, 16, 25, 32)
+    asked = np.array([1, 8, 9, 12, 16, 25, 32])
+    assert grid.at(asked, np.full(7, 3)).tolist() == [1, 1, 2, 2, 2, 4, 4]
+    assert stairs(grid, 1).inputs == grid.inputs
+    model = build_model("cifar_resnet20")
+    found, groups = grouped(model, x := torch.randn(1, 3, 32, 32))
+    clock = Clock()
+    made = measure_channels(
+        model, found, groups.groups, x, clock, step=16, timer=lambda run: float(run())  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert made.grids["layer3.1.conv2"].inputs == (1, 16, 17, 32, 33, 48, 49, 64)
+    assert made.grids["conv1"].inputs == (3,)
+    assert made.grids["layer3.1.conv2"].at(np.array(20), np.array(33)) == layer_seconds(32, 48)
+
+
 SIDES = [
     (Side(1, {"a": 2, "b": 1}), Side(0, {"c": 1})),
     (Side(0, {"a": 1, "b": 1, "c": 1}), Side(2, {"a": 1})),
@@ -223,6 +240,6 @@ def test_a_real_runtime_times_every_point() -> None:
         run()
         return 1.0
 
-    made = measure_channels(model, found, groups.groups, x, runtime, (0.5, 1.0), once)
+    made = measure_channels(model, found, groups.groups, x, runtime, (0.5, 1.0), timer=once)
     assert made.seconds({"start": 8}) == pytest.approx(1.0)
     assert {n: g.seconds.shape for n, g in made.grids.items()} == {"start": (1, 2), "end": (2, 1)}
