@@ -140,7 +140,7 @@ def _steps(points: Sequence[int], step: int) -> tuple[list[int], tuple[int, ...]
     made: dict[int, int] = {}
     for i, point in enumerate(points):
         first = (point - 1) // step * step + 1
-        if first > max(made, default=0):
+        if made and first > max(made):  # below the first point, its seconds hold anyway
             made[first] = i
         made[point] = i
     return list(made.values()), tuple(made)
