@@ -38,6 +38,8 @@ from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.narrow import narrowed
 from apportion.evaluators.tasks.image_classification import ImageClassification
 
+_WARM, _COUNTED = 2, 5
+
 
 def macs(model: nn.Module, x: Tensor) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -83,16 +85,17 @@ def sizes_of(model: nn.Module, groups: Sequence[ChannelGroup]) -> dict[str, int]
 
 
 def alternating(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median seconds of each, called in turn for so long."""
+    """Median seconds of each, in turn for so long: some calls, the first of which warm the caches
+    that the others' have used."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(times.values()))) < 15:
         for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - start)
+            for i in range(_WARM + _COUNTED):
+                start = time.perf_counter()
+                run()
+                if i >= _WARM:
+                    times[name].append(time.perf_counter() - start)
     return {name: statistics.median(own) for name, own in times.items()}
 
 

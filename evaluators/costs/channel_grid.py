@@ -50,7 +50,7 @@ def _cell(points: Sequence[int], at: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 @dataclass
-class PairTables:
+class ChannelTables:
     """fixed + sum of single[g][a] + sum of pair[g, h][a, b] seconds, for sizes a of g and b of h,
     by their numbers; g < h; float64."""
 
@@ -67,7 +67,7 @@ class PairTables:
         )
 
 
-def add_layer(made: PairTables, grid: Grid, reads: Side, makes: Side, own: Sizes) -> None:
+def add_layer(made: ChannelTables, grid: Grid, reads: Side, makes: Side, own: Sizes) -> None:
     """Add a layer's seconds: exactly where it depends on two groups or fewer. One that reads
     several groups (concatenated) and makes others is bounded from above by a sum over its parts,
     which is exact where its seconds are linear in what it reads."""
@@ -90,7 +90,7 @@ def add_layer(made: PairTables, grid: Grid, reads: Side, makes: Side, own: Sizes
                 made.single[g] -= slope * each * (own[g].max() - own[g])
 
 
-def _bound(made: PairTables, grid: Grid, reads: Side, makes: Side, own: Sizes) -> None:
+def _bound(made: ChannelTables, grid: Grid, reads: Side, makes: Side, own: Sizes) -> None:
     """T(in, out) <= T(all, out) - slope(out) x (all - in), of one group or none that is made."""
     least, most = _range(reads, own)
     inner = sorted(makes.each)
@@ -131,7 +131,7 @@ def _counts(side: Side, own: Mapping[str, np.ndarray]) -> np.ndarray:
     return made
 
 
-def _put(made: PairTables, groups: Sequence[str], table: np.ndarray) -> None:
+def _put(made: ChannelTables, groups: Sequence[str], table: np.ndarray) -> None:
     """Add a table over the sizes of two groups, of one, or of none."""
     if not groups:
         made.fixed += float(table)

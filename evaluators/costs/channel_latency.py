@@ -11,7 +11,7 @@ import numpy as np
 
 from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.kinds.uses import Found
-from apportion.evaluators.costs.channel_grid import Grid, PairTables, add_layer
+from apportion.evaluators.costs.channel_grid import ChannelTables, Grid, add_layer
 from apportion.evaluators.costs.channels import Side, layer_sides
 
 
@@ -62,13 +62,13 @@ class ChannelLatency:
         )
         return self.base + layers + self.slope * self.channels.values.count(kept)
 
-    def tables(self, sizes: Mapping[str, Sequence[int]]) -> PairTables:
+    def tables(self, sizes: Mapping[str, Sequence[int]]) -> ChannelTables:
         """`seconds` of the sizes that groups may have, as costs of pairs: exactly, where a layer
         depends on two groups or fewer. A layer that reads several groups (concatenated) and makes
         others is bounded from above by a sum over its parts, which is exact where its seconds are
         linear in what it reads."""
         own = {g: np.array(of, dtype=np.float64) for g, of in sizes.items()}
-        made = PairTables(self.base, {g: np.zeros(len(of)) for g, of in own.items()})
+        made = ChannelTables(self.base, {g: np.zeros(len(of)) for g, of in own.items()})
         made.fixed += self.slope * self.channels.values.fixed
         for g, each in self.channels.values.each.items():
             made.single[g] += self.slope * each * own[g]

@@ -17,13 +17,13 @@ from apportion.compressors.errors import DataError
 from apportion.compressors.groups.find import Grouped
 from apportion.compressors.kinds.uses import Found
 from apportion.evaluators.costs.channel_files import channels_csv, read_channels
-from apportion.evaluators.costs.channel_grid import Grid, PairTables, add_layer
+from apportion.evaluators.costs.channel_grid import ChannelTables, Grid, add_layer
 from apportion.evaluators.costs.channel_latency import ChannelLatency, channels_of
 from apportion.evaluators.costs.channel_measure import measure_channels, stairs
-from apportion.evaluators.costs.channels import Side
+from apportion.evaluators.costs.channels import Side, channel_costs
 from apportion.evaluators.costs.runtimes import Runtime, open_runtime
 from apportion.evaluators.models.build import build_model
-from apportion.search.runs.coupling import latency_costs
+from apportion.search.runs.coupling import channel_space
 from tests.compressors.groups.masking import grouped
 from tests.compressors.groups.test_find import Graph
 
@@ -103,7 +103,9 @@ def test_the_whole_is_what_the_clock_says_of_smaller_models(steps: list[str]) ->
     model, x = Graph(steps, 0).eval(), torch.randn(2, 3, 6, 6)
     found, groups, made, _ = measured(model, x)
     rng, sizes = np.random.default_rng(0), sizes_of(groups)
-    costs = latency_costs(made, sizes)
+    losses = {g: np.arange(len(own))[::-1].astype(float) for g, own in sizes.items()}
+    costs = channel_costs(model, found, groups.groups)
+    space = channel_space(costs, dict(reversed(sizes.items())), losses, {"latency": 1e6}, made)
     channels = channels_of(found, groups.groups)
     for _ in range(5):
         chosen = {g: int(rng.integers(len(own))) for g, own in sizes.items()}
@@ -114,7 +116,9 @@ def test_the_whole_is_what_the_clock_says_of_smaller_models(steps: list[str]) ->
         )
         expected = layers + 11 + 0.5 * channels.values.count(kept)
         assert made.seconds(kept) == pytest.approx(expected)
-        assert costs.total(chosen) == pytest.approx(expected)
+        assert made.tables(sizes).total(chosen) == pytest.approx(expected)
+        candidate = tuple(chosen[g] for g in space.layers)
+        assert space.total("latency", candidate) == pytest.approx(expected)
 
 
 def test_layers_of_one_shape_are_timed_once() -> None:
@@ -158,7 +162,7 @@ def test_more_than_two_groups_are_bounded_from_above(sides: tuple[Side, Side]) -
     sizes = {"a": np.array([2.0, 4, 7]), "b": np.array([1.0, 5]), "c": np.array([1.0, 2, 3, 6])}
     points = (3, 6, 9, 30), (2, 7, 25)
     grid = Grid(*points, np.sort(np.sort(rng.random((4, 3)), 0), 1))
-    made = PairTables(0.0, {g: np.zeros(len(own)) for g, own in sizes.items()})
+    made = ChannelTables(0.0, {g: np.zeros(len(own)) for g, own in sizes.items()})
     add_layer(made, grid, *sides, sizes)
     for a, b, c in np.ndindex(3, 2, 4):
         chosen = {"a": a, "b": b, "c": c}
@@ -175,7 +179,7 @@ def test_what_is_linear_in_what_is_read_is_exact_for_concatenations(
     sizes = {"a": np.array([2.0, 4, 7]), "b": np.array([1.0, 5]), "c": np.array([1.0, 2, 3, 6])}
     points = (1, 9, 40), (1, 7, 40)
     grid = Grid(*points, np.array([[layer_seconds(i, o) for o in points[1]] for i in points[0]]))
-    made = PairTables(0.0, {g: np.zeros(len(own)) for g, own in sizes.items()})
+    made = ChannelTables(0.0, {g: np.zeros(len(own)) for g, own in sizes.items()})
     add_layer(made, grid, *sides, sizes)
     for a, b, c in np.ndindex(3, 2, 4):
         kept = {"a": int(sizes["a"][a]), "b": int(sizes["b"][b]), "c": int(sizes["c"][c])}
