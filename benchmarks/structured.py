@@ -41,6 +41,9 @@ from apportion.evaluators.rewriting.reconstruct import reconstruct
 from apportion.search.runs.coupling import channel_space, multiples
 from apportion.search.space.milp import milp
 
+_RATE, _TEMPERATURE = 0.02, 4.0
+"""Of the fine-tuning: the highest learning rate, and what logits are divided by."""
+
 
 class Block(nn.Module):
     """A block of the ResNet-20 whose shortcut is a convolution where it has to be."""
@@ -109,12 +112,14 @@ def tuned(model: nn.Module, images: Tensor) -> nn.Module:
 
 
 def fine_tuned(model: nn.Module, dense: nn.Module, data: Data, epochs: int) -> nn.Module:
-    """SGD on the KL to the dense model's outputs, images flipped and moved; the same for all."""
+    """SGD on the KL to the dense model's outputs at a temperature (Hinton et al. 2015), images
+    flipped and moved; the same for all. Of the rates 0.01, 0.02 and 0.05, and of temperature 1 with
+    labels and 4 without, this is the best for ours and for Torch-Pruning's at half the costs."""
     made = copy.deepcopy(model).train()
     generator = torch.Generator().manual_seed(0)
     steps = epochs * (len(data.train) // 128)
     optimizer = torch.optim.SGD(made.parameters(), 0.02, 0.9, weight_decay=5e-4, nesterov=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, steps)
     for _ in range(epochs):
         for own in torch.randperm(len(data.train), generator=generator).split(128)[:-1]:
             x = F.pad(data.train[own], (4, 4, 4, 4))
@@ -123,10 +128,10 @@ def fine_tuned(model: nn.Module, dense: nn.Module, data: Data, epochs: int) -> n
             flip = torch.rand(len(x), 1, 1, 1, generator=generator) < 0.5
             x = torch.where(flip, x.flip(3), x)
             with torch.no_grad():
-                wanted = F.log_softmax(dense(x), 1)
-            made_of = F.log_softmax(made(x), 1)
-            loss = F.kl_div(made_of, wanted, log_target=True, reduction="batchmean")
-            loss = loss + 0.5 * F.nll_loss(made_of, data.labels[own])
+                wanted = F.log_softmax(dense(x) / _TEMPERATURE, 1)
+            given = F.log_softmax(made(x) / _TEMPERATURE, 1)
+            loss = F.kl_div(given, wanted, log_target=True, reduction="batchmean")
+            loss = loss * _TEMPERATURE**2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -11,6 +11,7 @@ from torch import nn
 
 from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.kinds.uses import Found
+from apportion.compressors.layers import LayerSpec
 
 
 @dataclass
@@ -58,16 +59,22 @@ def channel_costs(model: nn.Module, found: Found, groups: Sequence[ChannelGroup]
 def _products(found: Found, groups: Sequence[ChannelGroup]) -> list[Term]:
     terms = [Term(found.base, Side(1), Side(1))]
     for layer in found.layers:
-        rows, columns = Side(layer.rows), Side(layer.columns)
-        for group in groups:
-            if (own := group.makers.get(layer.name)) is not None:
-                _add(rows, group, own)
-            if (read := group.readers.get(layer.name)) is not None:
-                _add(columns, group, read[0])
+        rows, columns = layer_sides(layer, groups)
         times, rest = divmod(found.macs[layer.name], layer.rows * layer.columns)
         assert not rest, layer.name
         terms.append(Term(times, rows, columns))
     return terms
+
+
+def layer_sides(layer: LayerSpec, groups: Sequence[ChannelGroup]) -> tuple[Side, Side]:
+    """Rows and columns of the layer's matrix that are left."""
+    rows, columns = Side(layer.rows), Side(layer.columns)
+    for group in groups:
+        if (own := group.makers.get(layer.name)) is not None:
+            _add(rows, group, own)
+        if (read := group.readers.get(layer.name)) is not None:
+            _add(columns, group, read[0])
+    return rows, columns
 
 
 def _sizes(model: nn.Module, groups: Sequence[ChannelGroup]) -> list[Term]:

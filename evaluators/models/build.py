@@ -32,7 +32,7 @@ from apportion.evaluators.models import (
 )
 from apportion.evaluators.models.checkpoints import check_types, read_state, type_name
 from apportion.evaluators.models.folding import fold_batchnorm
-from apportion.evaluators.models.networks import CifarResNet  # noqa: F401 - registers its kind
+from apportion.evaluators.models.networks import CifarResNet  # noqa: F401 - they register
 from apportion.evaluators.models.registry import MODELS
 from apportion.evaluators.models.resizing import resize
 from apportion.evaluators.models.sharing import share_by_storage, shared_names

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from apportion.evaluators.costs.channel_latency import ChannelLatency
 from apportion.evaluators.costs.channels import ChannelCosts, Side
 from apportion.search.space.space import SearchSpace
 
@@ -16,6 +17,7 @@ def channel_space(
     sizes: Mapping[str, Sequence[int]],
     losses: Mapping[str, np.ndarray],
     limits: Mapping[str, float],
+    latency: ChannelLatency | None = None,
 ) -> SearchSpace:
     """The sizes of groups, in the order of `sizes`, as levels.
 
@@ -24,21 +26,26 @@ def channel_space(
         sizes: group -> channels that it may keep; the last of them is all.
         losses: group -> additive error of each of its sizes; lower is better.
         limits: metric -> upper bound, in the metric's own unit.
+        latency: of the model's layers at numbers of channels.
 
     Returns:
-        The space, with every metric of `costs`.
+        The space, with every metric of `costs`, and `latency` in seconds where it is given.
 
     Raises:
         SpaceError: they do not fit together.
     """
     tables = {metric: _Table.of(costs, metric, sizes) for metric in costs.terms}
     whole = {group: own[-1] for group, own in sizes.items()}
+    dense = {metric: float(costs.total(metric, whole)) for metric in tables}
+    if latency is not None:
+        tables["latency"] = _Table.timed(latency, sizes)
+        dense["latency"] = latency.seconds(whole)
     return SearchSpace(
         layers=tuple(sizes),
         levels=tuple(tuple(map(str, own)) for own in sizes.values()),
         costs={metric: tuple(own.single.values()) for metric, own in tables.items()},
         base={metric: own.fixed for metric, own in tables.items()},
-        dense={metric: float(costs.total(metric, whole)) for metric in tables},
+        dense=dense,
         budgets=dict(limits),
         errors=tuple(losses[group] for group in sizes),
         pairs={metric: own.pair for metric, own in tables.items()},
@@ -79,6 +86,16 @@ class _Table:
                     edge = number[first], number[second]
                     made.pair[edge] = made.pair.get(edge, 0.0) + product
         return made
+
+    @classmethod
+    def timed(cls, latency: ChannelLatency, sizes: Mapping[str, Sequence[int]]) -> _Table:
+        made = latency.tables(sizes)
+        number = {g: i for i, g in enumerate(sizes)}
+        pair: dict[tuple[int, int], np.ndarray] = {}
+        for (g, h), own in made.pair.items():
+            i, j = number[g], number[h]
+            pair[min(i, j), max(i, j)] = own if i < j else own.T
+        return cls({g: made.single[g] for g in sizes}, made.fixed, pair)
 
 
 def multiples(size: int, multiple: int, least: int, most: int = 1 << 30) -> Sequence[int]:

@@ -1,4 +1,4 @@
-"""The project's own networks: residual ones for small images (He et al. 2016, section 4.2)."""
+"""Residual networks for small images (He et al. 2016, section 4.2)."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ def cifar_resnet44() -> nn.Module:
 @register_model("cifar_resnet56")
 def cifar_resnet56() -> nn.Module:
     return CifarResNet(9)
+
+
+@register_model("cifar_resnet110")
+def cifar_resnet110() -> nn.Module:
+    return CifarResNet(18)
 
 
 @register_model("digits_resnet")
