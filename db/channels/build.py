@@ -146,6 +146,7 @@ class _Build:
             tuple(decisions),
             layers,
             self.found.macs,
+            self.found.base,
             self.products,
             {name: own.mean for name, own in moments.items()},
             {name: own.hinv for name, own in readers.items() if name in parts.shared},

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors.groups.find import ChannelGroup, Grouped, Slice
+from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
 from apportion.db.layers.format import LayerRecord
 
@@ -41,19 +42,25 @@ class Decision:
 @dataclass(frozen=True)
 class Content:
     """grouped: the channel groups; orders: group -> [channels], which goes first; layers: the
-    model's, by name; macs: their multiply-accumulates for a sample; products: group -> those of
-    activations with each other that go with each of its channels; means: layer -> mean of what it
-    reads [groups, columns]; hinv: of layers that read several groups, H^-1 [groups, columns,
-    columns]; float64."""
+    model's, by name; macs: their multiply-accumulates for a sample; base: those of no layer;
+    products: group -> those of activations with each other that go with each of its channels;
+    means: layer -> mean of what it reads [groups, columns]; hinv: of layers that read several
+    groups, H^-1 [groups, columns, columns]; float64."""
 
     grouped: Grouped
     orders: Mapping[str, np.ndarray]
     decisions: tuple[Decision, ...]
     layers: Mapping[str, LayerSpec]
     macs: Mapping[str, int]
+    base: int
     products: Mapping[str, float]
     means: Mapping[str, Tensor]
     hinv: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def found(self) -> Found:
+        """The model's layers, as `find_layers` gave them."""
+        return Found(tuple(self.layers.values()), {}, self.macs, self.base)
 
     def shared(self, layer: str) -> bool:
         """Whether the layer reads several groups."""
@@ -81,6 +88,7 @@ class Content:
                 for name, spec in self.layers.items()
             ],
             "by_module": [spec.by_module for spec in self.layers.values()],
+            "base": self.base,
             "products": dict(self.products),
             "means": list(self.means),
             "hinv": list(self.hinv),
@@ -125,6 +133,7 @@ class Content:
             tuple(map(_decision, content["decisions"])),
             {spec.name: spec for spec in map(_spec, content["layers"], content["by_module"])},
             {own["name"]: own["macs"] for own in content["layers"]},
+            content["base"],
             content["products"],
             {name: tensors[f"mean.{i}"] for i, name in enumerate(content["means"])},
             {name: tensors[f"hinv.{i}"] for i, name in enumerate(content["hinv"])},

@@ -14,6 +14,7 @@ from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level, Quantization, parse_level
 from apportion.db.channels.database import ChannelDatabase, of_layers, stored_name
+from apportion.evaluators.costs.channel_latency import ChannelLatency
 
 _FLOAT_BITS = 32
 
@@ -71,11 +72,32 @@ _COUNTS = ("elements", "products")
 METRICS = ("flops", "params", "bits", "bops", "bops-linear")
 
 
-def channel_tables(model: nn.Module, database: ChannelDatabase) -> dict[str, PairTable]:
+def channel_tables(
+    model: nn.Module, database: ChannelDatabase, latency: ChannelLatency | None = None
+) -> dict[str, PairTable]:
     """Costs of all decisions in every metric: flops in multiply-accumulates per sample, params in
     weights that are not zero by a level's pattern, bits in bits, bops in bit operations
     (evaluators/costs/model.py)."""
-    return {metric: _Table(metric, model, database).made() for metric in METRICS}
+    tables = {metric: _Table(metric, model, database).made() for metric in METRICS}
+    if latency is not None:
+        tables["latency"] = _timed(database, latency)
+    return tables
+
+
+def _timed(database: ChannelDatabase, latency: ChannelLatency) -> PairTable:
+    """Seconds in floats: levels of layers take what floats take."""
+    decisions = list(database.decisions.values())
+    numbers = {own.group: i for i, own in enumerate(decisions) if own.group is not None}
+    sizes = {own.group: own.kept for own in decisions if own.group is not None}
+    found = latency.tables(sizes)
+    table = PairTable(found.fixed, [np.zeros(len(own.levels)) for own in decisions])
+    for group, row in found.single.items():
+        table.single[numbers[group]] += row
+    for (g, h), own in found.pair.items():
+        i, j = numbers[g], numbers[h]
+        table.pairs[min(i, j), max(i, j)] = own if i < j else own.T
+    table.dense = table.total([0] * len(decisions))
+    return table
 
 
 def counts(
@@ -116,7 +138,7 @@ class _Table:
             self._rest(table)
         else:
             each = {"flops": 1, "products": 1, "bops": _FLOAT_BITS**2, "bops-linear": _FLOAT_BITS}
-            side = _Side(self._database.database.base_macs)
+            side = _Side(self._database.content.base)
             for name, (number, group, kept) in self._groups.items():
                 own = self._database.content.products.get(name, 0.0)
                 side.fixed -= own * group.size

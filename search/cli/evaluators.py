@@ -144,7 +144,9 @@ def _sensitivity(options: argparse.Namespace) -> None:
 
 def _measure(options: argparse.Namespace) -> None:
     from apportion.compressors.threads import torch_threads
+    from apportion.db.channels.database import ChannelDatabase
     from apportion.evaluators.costs.measure import measure_latency
+    from apportion.search.cli import channel_times
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.building import build
 
@@ -153,7 +155,14 @@ def _measure(options: argparse.Namespace) -> None:
         workload, database = build(job, progress)
         with torch_threads(options.threads):
             runtime, example = _runtime(options), _example(workload, options.batch)
-            measured = measure_latency(workload.model, database, example, runtime, progress)
+            if database.channels is not None:
+                channels = ChannelDatabase(database)
+                times = channel_times.measured(workload, channels, runtime, example, progress)
+            else:
+                measured = measure_latency(workload.model, database, example, runtime, progress)
+    if database.channels is not None:
+        channel_times.write_measured(options, times, len(channels.levels()))
+        return
     text_of_table = measured.to_csv()
     write_atomically(options.out, lambda path: write_text(path, text_of_table))
     content = {
@@ -198,16 +207,23 @@ def _check(options: argparse.Namespace) -> None:
 
     from apportion.compressors.levels import parse_level
     from apportion.compressors.threads import torch_threads
+    from apportion.db.channels.database import ChannelDatabase
     from apportion.evaluators.costs.latency_files import read_latency
     from apportion.evaluators.costs.measure import check_latency, sample_profiles
+    from apportion.search.cli import channel_times
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.building import build
 
     job = load_model_job(options.job)
-    times = read_latency(options.table)
+    times = None if job.database.has_channels else read_latency(options.table)
     with TerminalProgress() as progress:
         workload, database = build(job, progress)
         with torch_threads(options.threads):
+            if times is None:
+                runtime, example = _runtime(options), _example(workload, options.batch)
+                channels = ChannelDatabase(database)
+                channel_times.check(options, workload, channels, runtime, example, progress)
+                return
             named = {level for row in times.seconds.values() for level in row if not level.is_dense}
             there = {parse_level(name) for names in database.levels().values() for name in names}
             profiles = sample_profiles(

@@ -7,7 +7,7 @@ from apportion.compressors.levels import Level, Sparsity
 from apportion.evaluators.scoring.channels import check_corrections
 from apportion.evaluators.training.config import RecoveryConfig
 from apportion.search.jobs.layers import LayersConfig
-from apportion.search.jobs.sections import CorrectionsConfig, DatabaseConfig, LatencyConfig
+from apportion.search.jobs.sections import CorrectionsConfig, DatabaseConfig
 
 
 def check_channels(
@@ -15,7 +15,6 @@ def check_channels(
     layers: LayersConfig,
     corrections: CorrectionsConfig,
     recovery: RecoveryConfig,
-    latency: LatencyConfig | None,
 ) -> None:
     """Raises ConfigurationError for what does not go together with channel levels."""
     levels = database.expanded()
@@ -35,7 +34,6 @@ def check_channels(
         "layers.levels": layers.levels,
         "layers.first": layers.first,
         "layers.last": layers.last,
-        "latency": latency,
         "recovery.lintune (finetune trains the smaller model)": recovery.lintune,
         "recovery.adaprune (finetune trains the smaller model)": recovery.adaprune,
         "database.grid.per: tensor": database.grid.per == "tensor"

@@ -139,9 +139,7 @@ class Job(_Search):
     @model_validator(mode="after")
     def _channels(self) -> Job:
         with explained():
-            check_channels(
-                self.database, self.layers, self.corrections, self.recovery, self.latency
-            )
+            check_channels(self.database, self.layers, self.corrections, self.recovery)
         return self
 
     @field_validator("fitness")

@@ -14,7 +14,7 @@ from torch import nn
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import BudgetError, ConfigurationError, ModelError
 from apportion.compressors.groups import criteria
-from apportion.compressors.groups.find import Grouped, find_groups
+from apportion.compressors.groups.find import CHANNELS, Grouped, find_groups
 from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
@@ -148,7 +148,10 @@ class _Narrowing:
         """`fitted`: the damping with which layers are fitted; None: they are not."""
         whole = {group.name: group.size for group in self.grouped.groups}
         costs = channel_costs(self.model, self.found, self.grouped.groups)
-        sizes = {name: multiples(size, multiple, 1, _SIZES) for name, size in whole.items()}
+        sizes = {
+            group.name: multiples(group.size, multiple if group.unit == CHANNELS else 1, 1, _SIZES)
+            for group in self.grouped.groups
+        }
         limits = {own.metric: own.bound(costs.total(own.metric, whole)) for own in asked}
         smallest = {name: own[0] for name, own in sizes.items()}
         for name, limit in limits.items():

@@ -29,7 +29,7 @@ from apportion.search.runs.building import build
 from apportion.search.runs.loop import RunResult, search
 from apportion.search.runs.problem import Problem
 from apportion.search.runs.selection import select
-from apportion.search.runs.spaces import channel_space, latency_of, make_space
+from apportion.search.runs.spaces import channel_latency, channel_space, latency_of, make_space
 from apportion.search.runs.table_problem import TableProblem, prepare_table
 from apportion.search.runs.workers import Workers, measured_errors, scoring_spec
 from apportion.search.space.decisions import Decisions
@@ -119,13 +119,13 @@ def _loaded(
             **({"precision": job.workers.precision} if job.workers.precision != "float32" else {}),
         }
     )
-    latency = latency_of(job.latency, database) if job.latency else None
     channels = None if database.channels is None else ChannelDatabase(database)
-    full_space = (
-        make_space(job.bounds(), workload.model, database, latency=latency)
-        if channels is None
-        else channel_space(job.bounds(), workload.model, channels)
-    )
+    if channels is None:
+        latency = latency_of(job.latency, database) if job.latency else None
+        full_space = make_space(job.bounds(), workload.model, database, latency=latency)
+    else:
+        times = channel_latency(job.latency, channels) if job.latency else None
+        full_space = channel_space(job.bounds(), workload.model, channels, times)
     levels = (channels or database).levels()
     decisions = Decisions.make(
         full_space, job.layers.allowed(levels), job.layers.tied(full_space.layers)
@@ -133,8 +133,10 @@ def _loaded(
     identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
     if not decisions.is_free(full_space):
         identity["decisions"] = [decisions.members, decisions.choices]
-    if latency is not None:
+    if job.latency is not None:
         identity["latency"] = [row.tolist() for row in full_space.costs["latency"]]
+        if pairs := full_space.pairs.get("latency"):
+            identity["latency"] += [[*edge, own.tolist()] for edge, own in pairs.items()]
     problem = ModelProblem(
         job=job,
         workload=workload,

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from torch import nn
 
-from apportion.compressors.errors import BudgetError
-from apportion.compressors.levels import parse_level
-from apportion.db.channels.database import ChannelDatabase
+from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.levels import DENSE, parse_level
+from apportion.db.channels.database import ChannelDatabase, of_layers
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.costs.budgets import Budget
+from apportion.evaluators.costs.channel_files import read_channels
+from apportion.evaluators.costs.channel_latency import ChannelLatency
 from apportion.evaluators.costs.channel_tables import channel_tables
 from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function
 from apportion.evaluators.costs.latency_files import read_latency
@@ -73,18 +75,26 @@ def make_space(
     )
 
 
+def channel_latency(config: LatencyConfig, database: ChannelDatabase) -> ChannelLatency:
+    """The job's table. Raises DataError, ConfigurationError."""
+    if is_function(config.table):
+        raise ConfigurationError(
+            "latency.table: times over channels come from a file (`apportion latency measure`)"
+        )
+    if any(of_layers(parse_level(n)) != DENSE for own in database.levels().values() for n in own):
+        log.warning("%s: levels of layers cost what floats cost, channels apart", config.table)
+    return read_channels(config.table, database.content.found, database.content.grouped.groups)
+
+
 def channel_space(
-    budgets: Sequence[Budget], model: nn.Module, database: ChannelDatabase
+    budgets: Sequence[Budget],
+    model: nn.Module,
+    database: ChannelDatabase,
+    latency: ChannelLatency | None = None,
 ) -> SearchSpace:
-    """The search space of channel levels: its decisions, whose costs couple in pairs. Raises
-    BudgetError for a metric that they have no costs of."""
-    tables = channel_tables(model, database)
+    """The search space of channel levels: its decisions, whose costs couple in pairs."""
+    tables = channel_tables(model, database, latency)
     decisions = database.decisions.values()
-    for budget in budgets:
-        if budget.metric not in tables:
-            raise BudgetError(
-                budget.metric, f"channel levels have no costs of it; valid: {', '.join(tables)}"
-            )
     return SearchSpace(
         layers=tuple(database.decisions),
         levels=tuple(decision.levels for decision in decisions),

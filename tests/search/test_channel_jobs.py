@@ -160,7 +160,6 @@ def changed(section: str, **keys: Any) -> dict[str, Any]:
         ({"recovery": {"lintune": {}}}, "recovery.lintune"),
         ({"layers": {"skip": ["conv1"]}}, "database.channels.skip names"),
         ({"layers": {"first": "dense"}}, "layers.first"),
-        ({"latency": {"table": "t.csv"}, "budgets": {"latency": 0.5}}, "latency: not for a job"),
         (changed("database", sequential=True), "database.sequential"),
         (
             changed("database", levels=["dense", "channels-0.5+unstr-0.5"]),
