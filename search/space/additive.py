@@ -91,11 +91,12 @@ def dynamic_program(
     out first (`_promising`).
 
     Args:
-        space: with its budgets; of its pairs only `loads` knows.
+        space: with its budgets.
         errors: lower is better.
         budget: its number.
         buckets: steps of cost.
-        loads: [layers, most levels], of this budget; by default the layers' own.
+        loads: [layers, most levels], of this budget; by default the layers' own, with pairs an
+            additive bound on them all.
 
     Returns:
         The candidate.
@@ -103,7 +104,7 @@ def dynamic_program(
     Raises:
         SpaceError: none meets the budget.
     """
-    loads = space.load_table[budget] if loads is None else loads
+    loads = majorant(space, budget, space.cheapest()) if loads is None else loads
     limit = float(space.limits[budget])
     extra = loads - loads.min(1, keepdims=True)
     room = float(limit - loads.min(1).sum())
