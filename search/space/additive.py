@@ -56,16 +56,18 @@ def approximate(space: SearchSpace, errors: np.ndarray, buckets: int = COARSE) -
 
 def _bounded(space: SearchSpace, errors: np.ndarray, buckets: int) -> Candidate:
     """`approximate` with pairs."""
-    if "uniform" not in space.solved:
-        space.solved["uniform"] = uniform(space)
     layers = np.arange(len(space.layers))
 
     def error(candidate: Candidate) -> float:
         return float(errors[layers, list(candidate)].sum())
 
-    best = fill(space, space.solved["uniform"], errors)
+    if "uniform" not in space.solved:
+        space.solved["uniform"] = uniform(space)
+    greedy = repair(space, [int(order[0]) for order in space.order], errors)
+    starts = [fill(space, start, errors) for start in (space.solved["uniform"], greedy)]
+    best = min(starts, key=error)
     for b in range(len(space.budgets)):
-        current = space.solved["uniform"]
+        current = best
         for additive in _BOUNDS:
             try:
                 found = dynamic_program(space, errors, b, buckets, additive(space, b, current))

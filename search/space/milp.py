@@ -19,8 +19,9 @@ _COUPLED_COLUMNS = 20_000_000
 """The same where layers are coupled: of all nodes together, as each linear program may be large."""
 _COLUMNS = 100_000
 """Pairs of levels of coupled layers beyond which not all levels are looked at together ..."""
+_SOME = 30_000
 _ROUNDS = 4
-"""... but some, so often at most."""
+"""... but so many pairs, so often at most."""
 _MARGINS = (0.0, 1e-7, 1e-5)
 """HiGHS holds constraints to 1e-6: step back where that shows ..."""
 _TIGHTENED = 8
@@ -93,7 +94,7 @@ def _refined(space: SearchSpace, table: np.ndarray) -> Solution:
     """The optimum among some levels of every layer, evenly chosen; then among as many that lie
     around it, until that is no better."""
     most = int(space.counts.max())
-    while most > 4 and _columns(space, most) > _COLUMNS:
+    while most > 4 and _columns(space, most) > _SOME:
         most = most * 3 // 4
     best: Solution | None = None
     about = space.cheapest()

@@ -242,6 +242,7 @@ def test_very_many_levels_are_refined(monkeypatch: pytest.MonkeyPatch) -> None:
         assert proven.gap == 0
         with monkeypatch.context() as patch:
             patch.setattr("apportion.search.space.milp._COLUMNS", 400)
+            patch.setattr("apportion.search.space.milp._SOME", 400)
             found = milp(space)
         assert meets(space, found.candidate)
         assert found.error == pytest.approx(space.error(found.candidate))
