@@ -47,7 +47,8 @@ class Narrowed:
     """model: smaller, trainable, of the class that was given. shapes: for `resize`, which makes
     another instance of the class as small. sizes: group -> channels that stay, of `channels`.
     costs: metric -> (of this model, of the dense one). gap: relative, of the choice of sizes to the
-    best sum of losses; 0 is the optimum. kept: layer -> why its channels all stay."""
+    best sum of losses; 0 is the optimum; inf: nothing is proven, for there are too many sizes.
+    kept: layer -> why its channels all stay."""
 
     model: nn.Module
     shapes: Mapping[str, list[int]]

@@ -56,16 +56,18 @@ def approximate(space: SearchSpace, errors: np.ndarray, buckets: int = COARSE) -
 
 def _bounded(space: SearchSpace, errors: np.ndarray, buckets: int) -> Candidate:
     """`approximate` with pairs."""
-    if "uniform" not in space.solved:
-        space.solved["uniform"] = uniform(space)
     layers = np.arange(len(space.layers))
 
     def error(candidate: Candidate) -> float:
         return float(errors[layers, list(candidate)].sum())
 
-    best = fill(space, space.solved["uniform"], errors)
+    if "uniform" not in space.solved:
+        space.solved["uniform"] = uniform(space)
+    greedy = repair(space, [int(order[0]) for order in space.order], errors)
+    starts = [fill(space, start, errors) for start in (space.solved["uniform"], greedy)]
+    best = min(starts, key=error)
     for b in range(len(space.budgets)):
-        current = space.solved["uniform"]
+        current = best
         for additive in _BOUNDS:
             try:
                 found = dynamic_program(space, errors, b, buckets, additive(space, b, current))
@@ -91,11 +93,12 @@ def dynamic_program(
     out first (`_promising`).
 
     Args:
-        space: with its budgets; of its pairs only `loads` knows.
+        space: with its budgets.
         errors: lower is better.
         budget: its number.
         buckets: steps of cost.
-        loads: [layers, most levels], of this budget; by default the layers' own.
+        loads: [layers, most levels], of this budget; by default the layers' own, with pairs an
+            additive bound on them all.
 
     Returns:
         The candidate.
@@ -103,7 +106,7 @@ def dynamic_program(
     Raises:
         SpaceError: none meets the budget.
     """
-    loads = space.load_table[budget] if loads is None else loads
+    loads = majorant(space, budget, space.cheapest()) if loads is None else loads
     limit = float(space.limits[budget])
     extra = loads - loads.min(1, keepdims=True)
     room = float(limit - loads.min(1).sum())

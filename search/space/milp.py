@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from apportion.compressors.errors import SpaceError
+from apportion.search.space.decisions import Decisions
 from apportion.search.space.polytope import Polytope
 from apportion.search.space.space import Candidate, SearchSpace
 
@@ -16,6 +17,11 @@ _NODES = 200_000
 results depend on the machine."""
 _COUPLED_COLUMNS = 20_000_000
 """The same where layers are coupled: of all nodes together, as each linear program may be large."""
+_COLUMNS = 100_000
+"""Pairs of levels of coupled layers beyond which not all levels are looked at together ..."""
+_SOME = 30_000
+_ROUNDS = 4
+"""... but so many pairs, so often at most."""
 _MARGINS = (0.0, 1e-7, 1e-5)
 """HiGHS holds constraints to 1e-6: step back where that shows ..."""
 _TIGHTENED = 8
@@ -40,9 +46,15 @@ class Solution:
 
 
 def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
-    """The optimum under all budgets, with the solver's proven bound. Raises SpaceError when there
-    is none."""
+    """The optimum under all budgets, with the solver's proven bound; of very many coupled levels a
+    good candidate without a bound. Raises SpaceError when there is none."""
     table = space.error_table if errors is None else errors
+    if _columns(space, int(space.counts.max())) > _COLUMNS:
+        return _refined(space, table)
+    return _solve(space, table)
+
+
+def _solve(space: SearchSpace, table: np.ndarray) -> Solution:
     layers = np.arange(len(space.layers))
     program = Polytope(space)
     scale = _scale(space, table)
@@ -71,6 +83,46 @@ def milp(space: SearchSpace, errors: np.ndarray | None = None) -> Solution:
     raise SpaceError("no candidate meets all budgets; check_budgets says which one is in the way")
 
 
+def _columns(space: SearchSpace, most: int) -> int:
+    """How many variables the pairs need, with `most` levels per layer."""
+    if space.coupling is None:
+        return 0
+    return int(np.minimum(space.counts, most)[space.coupling.edges].prod(1).sum())
+
+
+def _refined(space: SearchSpace, table: np.ndarray) -> Solution:
+    """The optimum among some levels of every layer, evenly chosen; then among as many that lie
+    around it, until that is no better."""
+    most = int(space.counts.max())
+    while most > 4 and _columns(space, most) > _SOME:
+        most = most * 3 // 4
+    best: Solution | None = None
+    about = space.cheapest()
+    for _ in range(_ROUNDS):
+        choices = []
+        for layer, (order, level) in enumerate(zip(space.order, about, strict=True)):
+            if best is None:
+                chosen = np.linspace(0, len(order) - 1, min(most, len(order))).astype(int)
+            else:
+                first = int(space.position[layer, level]) - most // 2
+                first = max(0, min(first, len(order) - most))
+                chosen = np.arange(first, min(first + most, len(order)))
+            choices.append(sorted({level, *order[chosen].tolist()}))
+        decisions = Decisions(
+            tuple((layer,) for layer in range(len(choices))),
+            tuple(tuple((level,) for level in own) for own in choices),
+        )
+        small = decisions.reduce(space)
+        own_errors = small.pad([table[layer, own] for layer, own in enumerate(choices)])
+        found = _solve(small, own_errors)
+        if best is not None and found.error >= best.error:
+            break
+        about = decisions.expand(found.candidate)
+        best = Solution(about, found.error)
+    assert best is not None
+    return best
+
+
 def solved(space: SearchSpace) -> Candidate:
     """`milp` for the space's own errors; it keeps the answer."""
     if "milp" not in space.solved:
@@ -81,8 +133,12 @@ def solved(space: SearchSpace) -> Candidate:
 def least_stretch(space: SearchSpace) -> float:
     """The least factor by which all budgets' room must grow so that they can be met together; at
     most 1 when they can."""
-    result = Polytope(space).stretched(space.limits)
-    return float(result.fun) if result.x is not None else np.inf
+    program = Polytope(space)
+    result = program.stretched(space.limits, node_limit=_nodes(space, program))
+    if result.x is None:
+        return np.inf
+    # Nodes that did not suffice: what is proven, so that no budget is refused that can be met.
+    return float(result.fun if result.status == 0 else result.mip_dual_bound)
 
 
 def least_profile(space: SearchSpace, budget: int) -> Candidate:

@@ -83,7 +83,7 @@ class Polytope:
             options=options,
         )
 
-    def stretched(self, limits: np.ndarray) -> Any:
+    def stretched(self, limits: np.ndarray, **options: Any) -> Any:
         """HiGHS's result for the least number by which `limits` must be multiplied."""
         rows = sparse.hstack([self._rows, sparse.csr_array((len(self._sums), 1))])
         return _quietly(
@@ -94,6 +94,7 @@ class Polytope:
                 LinearConstraint(sparse.csr_array(rows), self._sums, self._sums),
                 LinearConstraint(np.hstack([self.loads, -limits[:, None]]), -np.inf, 0),
             ],
+            options=options,
         )
 
     def chosen(self, x: np.ndarray) -> Candidate:

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from apportion.compressors.levels import parse_level
 from apportion.search.space.milp import solved
 from apportion.search.space.space import Candidate, SearchSpace
 
 
 def uniform(space: SearchSpace) -> Candidate:
-    """The same level in every layer (a layer without it: its least compressed one): among the
-    levels with which all budgets hold, the one with the least additive error. Where none does,
-    the most compressed such profile, repaired."""
+    """The same level in every layer (a layer without it: its least compressed one; of channels,
+    which come in multiples, that with as many): among the levels with which all budgets hold, the
+    one with the least additive error. Where none does, the most compressed such profile,
+    repaired."""
     names = dict.fromkeys(name for levels in space.levels for name in levels)
     profiles = {}
     for name in names:
         profiles[name] = tuple(
-            levels.index(name) if name in levels else int(order[0])
+            levels.index(name) if name in levels else _alike(name, levels, int(order[0]))
             for levels, order in zip(space.levels, space.order, strict=True)
         )
     if holding := [profile for profile in profiles.values() if space.feasible(profile)]:
@@ -26,6 +28,22 @@ def uniform(space: SearchSpace) -> Candidate:
     return repair(
         space, min(profiles.values(), key=lambda profile: float(space.excess(space.loads(profile))))
     )
+
+
+def _alike(name: str, levels: Sequence[str], otherwise: int) -> int:
+    """Of a group's levels, which are one for each number of channels that stay, the one that stands
+    for `name`."""
+    if not name.startswith(("channels-", "heads-")):
+        return otherwise
+    wanted = parse_level(name)
+    found = [
+        (own.channels, i)
+        for i, own in enumerate(map(parse_level, levels))
+        if own.channels <= wanted.channels
+        and (own.sparsity, own.quantization) == (wanted.sparsity, wanted.quantization)
+        and (not own.channels or own.unit == wanted.unit)
+    ]
+    return max(found)[1] if found else otherwise
 
 
 def repair(

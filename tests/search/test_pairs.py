@@ -234,6 +234,24 @@ def test_budgets_of_pairs_that_only_fail_together() -> None:
         check_budgets(space)
 
 
+def test_very_many_levels_are_refined(monkeypatch: pytest.MonkeyPatch) -> None:
+    gaps = []
+    for seed in range(4):
+        space = coupled_space(seed, layers=6, levels=14, metrics=1 + seed % 2)
+        proven = milp(space)
+        assert proven.gap == 0
+        with monkeypatch.context() as patch:
+            patch.setattr("apportion.search.space.milp._COLUMNS", 400)
+            patch.setattr("apportion.search.space.milp._SOME", 400)
+            found = milp(space)
+        assert meets(space, found.candidate)
+        assert found.error == pytest.approx(space.error(found.candidate))
+        assert found.gap == np.inf
+        gaps.append(found.error / proven.error - 1)
+    assert min(gaps) >= -1e-9
+    assert max(gaps) < 0.1
+
+
 def test_budgets_are_hard() -> None:
     """Beyond what the solver takes for equal."""
     table = np.array([[1e8, 1e8 - 20], [1e8 - 500, 1e8 - 600]])

@@ -70,6 +70,28 @@ def test_uniform_with_layers_that_lack_the_level() -> None:
     assert uniform(space) == (1, 0)
 
 
+def test_uniform_channels_are_as_many_as_multiples_allow() -> None:
+    """Of a group of 16, in multiples of 8, half of the channels is what half and more leave."""
+    names = [
+        ("dense", "channels-0.25", "channels-0.50", "channels-0.75"),
+        ("dense", "channels-0.50"),
+        ("dense", "w8"),
+        ("dense", "heads-0.25"),
+    ]
+    costs = [[1.0, 0.75, 0.5, 0.25], [1.0, 0.5], [1.0, 1.0], [1.0, 0.75]]
+    errors = tuple(np.array([0.0, *range(1, len(own))]) for own in names)
+    space = SearchSpace(
+        layers=("a", "b", "c", "d"),
+        levels=tuple(names),
+        costs={"flops": tuple(map(np.array, costs))},
+        base={"flops": 0.0},
+        dense={"flops": 4.0},
+        budgets={"flops": 2.8},
+        errors=errors,
+    )
+    assert uniform(space) == (3, 1, 0, 0)  # three quarters
+
+
 def test_uniform_is_repaired_where_no_level_alone_meets_the_budgets() -> None:
     space = DEGENERATE["two budgets at odds"]
     assert space.feasible(uniform(space))
