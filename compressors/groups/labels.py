@@ -103,7 +103,8 @@ class Book:
 
     def of_parameter(self, labels: Tensor) -> bool:
         """Whether all numbers were given to one parameter's elements."""
-        own = labels[labels > 0]
+        (own,) = collapsed(labels)
+        own = own[own > 0]
         if not len(own):
             return False
         low, high = int(own.min()), int(own.max())
@@ -126,11 +127,13 @@ class Book:
 
     def heads(self, labels: Tensor) -> None:
         """These are heads: what a product of activations takes apart, position by position."""
-        self._heads.append(torch.unique(labels[labels > 0]).numpy())
+        (own,) = collapsed(labels)
+        self._heads.append(torch.unique(own[own > 0]).numpy())
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """These channels stay."""
-        found = labels[labels > 0].unique()
+        (own,) = collapsed(labels)
+        found = own[own > 0].unique()
         if len(found):
             self._fixed.append(_Fixed(found, None, found, reason))
 
