@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ class ChannelGroup:
     unit: "channels", or "heads" of an attention: then one of the group's channels is a head (with
         grouped queries: a key/value head and all query heads that share it), of several rows of
         each maker and columns of each reader.
+    share: of the multiply-accumulates of activations with each other, what goes with each head.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ChannelGroup:
     readers: Mapping[str, np.ndarray]
     slices: tuple[Slice, ...]
     unit: str = CHANNELS
+    share: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,10 @@ class _Sorting:
         slices = {(n, d): channel[own] for n, d, own in self._slices}
         parts = tuple(Slice(n, d, own) for (n, d), own in slices.items() if (own >= 0).any())
         unit = HEADS if classes[0] in self._heads else CHANNELS
-        return ChannelGroup(next(iter(makers)), len(classes), makers, within(read), parts, unit)
+        macs = min(self._heads.get(each, 0) for each in classes)
+        share = Fraction(macs, max(1, self._flow.activations))
+        name = next(iter(makers))
+        return ChannelGroup(name, len(classes), makers, within(read), parts, unit, share)
 
     def _named(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
         """With a number behind names that several have."""

@@ -53,7 +53,8 @@ class _Output:
 class Flow(Watch):
     """Follows channels through one pass; `uses` and `cuts` are those of its products with weights.
     `norms` and `biases`: place of a weight -> running mean of the batch-norm that takes its
-    product, and the bias that is added to it."""
+    product, and the bias that is added to it; `activations`: multiply-accumulates of activations
+    with each other."""
 
     def __init__(self, model: nn.Module, batch: Any) -> None:
         super().__init__(model, batch)
@@ -65,6 +66,7 @@ class Flow(Watch):
         self._outputs: dict[int, _Output] = {}
         self._model = model
         self._taken: Product | None = None
+        self._macs = self.activations = 0
         self._owned: dict[int, tuple[str, Tensor]] = {}
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if value.is_floating_point() and value.dim():
@@ -80,13 +82,19 @@ class Flow(Watch):
     def used(self, product: Product, live: bool) -> None:  # noqa: ARG002
         self._taken = product
 
+    def multiplied(self, what: str, macs: int) -> None:
+        if what == "activations":
+            self._macs = macs
+            self.activations += macs
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, torch._ops.HigherOrderOperator) or composite(func):
             return super().__torch_dispatch__(func, types, args, kwargs)
-        self._taken = None
+        self._taken, self._macs = None, 0
         before = [key(t) for t in rules.tensors((args, kwargs))]
         out = super().__torch_dispatch__(func, types, args, kwargs)
         step = rules.Step(self.labels, self.book, func, args, kwargs or {}, out)
+        step.macs = self._macs
         if self._taken is not None:
             self._made(step, self._taken)
         elif step.results:

@@ -31,6 +31,7 @@ def attention(step: Step) -> None:
         step.book.heads(each)
         step.book.join(each, head.expand_as(each))
         step.book.lock(head.expand_as(each)[each == NONE], "attention with what is in no channel")
+    step.book.count(head, step.macs)
     bias = next((t for t in step.inputs[3:] if t.dim() == out.dim()), None)
     if bias is not None:  # added to the scores
         _added(step, head, bias)
@@ -81,13 +82,16 @@ def products(step: Step) -> None:
             for each in (one, other):
                 step.book.heads(each)
                 step.book.join(each, head.expand_as(each))
+            step.book.count(head, step.macs)
             step.labels.set(out, head.expand(out.shape))
         return
     if a.dim() - 2 in varying(rows) and b.dim() - 1 in varying(columns):
         step.lock("an outer product")
         return
     step.book.join(rows.expand(out.shape), columns.expand(out.shape))
-    step.labels.set(out, torch.where(columns > 0, columns, rows).expand(out.shape))
+    made = torch.where(columns > 0, columns, rows)
+    step.book.count(made[..., :1, :1], step.macs)
+    step.labels.set(out, made.expand(out.shape))
 
 
 def _over_batch(labels: Tensor) -> bool:

@@ -6,6 +6,7 @@ are kept for each storage, so that views have them for nothing."""
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -56,11 +57,12 @@ class Labels:
 @dataclass(frozen=True)
 class Classes:
     """of: number -> its class, int64 [numbers]; locked: class -> why it stays; heads: classes that
-    are heads of an attention."""
+    are heads of an attention -> multiply-accumulates of activations with each other that go with
+    one, over the pass."""
 
     of: np.ndarray
     locked: dict[int, str]
-    heads: frozenset[int]
+    heads: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Book:
         self._loose: list[_Loose] = []
         self._fixed: list[_Fixed] = []
         self._heads: list[np.ndarray] = []
+        self._macs = Counter[int]()
         self._parameters: list[tuple[int, int]] = []
 
     def fresh(self, count: int, parameter: bool = False) -> Tensor:
@@ -103,7 +106,8 @@ class Book:
 
     def of_parameter(self, labels: Tensor) -> bool:
         """Whether all numbers were given to one parameter's elements."""
-        own = labels[labels > 0]
+        (own,) = collapsed(labels)
+        own = own[own > 0]
         if not len(own):
             return False
         low, high = int(own.min()), int(own.max())
@@ -126,11 +130,19 @@ class Book:
 
     def heads(self, labels: Tensor) -> None:
         """These are heads: what a product of activations takes apart, position by position."""
-        self._heads.append(torch.unique(labels[labels > 0]).numpy())
+        (own,) = collapsed(labels)
+        self._heads.append(torch.unique(own[own > 0]).numpy())
+
+    def count(self, labels: Tensor, macs: int) -> None:
+        """What one product for each of these numbers takes, of `macs` for all."""
+        numbers, counts = np.unique(labels.numpy(), return_counts=True)
+        for number, times in zip(numbers.tolist(), counts.tolist(), strict=True):
+            self._macs[number] += times * macs // labels.numel()
 
     def lock(self, labels: Tensor, reason: str) -> None:
         """These channels stay."""
-        found = labels[labels > 0].unique()
+        (own,) = collapsed(labels)
+        found = own[own > 0].unique()
         if len(found):
             self._fixed.append(_Fixed(found, None, found, reason))
 
@@ -164,7 +176,11 @@ class Book:
             numbers = each.chosen[each.chosen > 0].numpy()
             for one in np.unique(classes[numbers]).tolist():
                 locked.setdefault(one, each.reason)
-        return Classes(classes, locked, frozenset(np.unique(classes[marked]).tolist()))
+        macs: dict[int, int] = dict.fromkeys(np.unique(classes[marked]).tolist(), 0)
+        for number, count in self._macs.items():
+            if (head := int(classes[number])) in macs:
+                macs[head] += count
+        return Classes(classes, locked, macs)
 
     def _components(self, pairs: Sequence[np.ndarray]) -> np.ndarray:
         all_pairs = np.concatenate([*pairs, np.zeros((0, 2), np.int64)])

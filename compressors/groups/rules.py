@@ -99,6 +99,8 @@ class Step:
         self.name = func._schema.name.split("::")[1]
         self.inputs = tensors((args, kwargs))
         self.results = tensors(out)
+        self.macs = 0
+        """Multiply-accumulates of activations with each other."""
 
     @property
     def numbered(self) -> bool:

@@ -29,12 +29,14 @@ _NO_PRODUCT = frozenset({"add", "add_", "sub", "rsub"})
 class Found:
     """layers: in the order of the model's parameters. dense: parameter -> why it stays as it is, or
     a part of it. macs: layer -> multiply-accumulates per sample. base: those per sample that no
-    level reduces: activations by each other, and weights that stay dense."""
+    level reduces: activations by each other (of which there are `activations`), and weights that
+    stay dense."""
 
     layers: tuple[LayerSpec, ...]
     dense: Mapping[str, str]
     macs: Mapping[str, int]
     base: int
+    activations: int = 0
 
 
 @dataclass
@@ -120,7 +122,8 @@ class Seen:
         scaling += sum(u.macs for u in left if u.live)
         macs = {s.name: self._per_sample(u.macs) for s, u in zip(layers, kept, strict=True)}
         base = self._per_sample(scaling) + round(constant / max(1, self.batches))
-        return Found(tuple(layers), dense, macs, base)
+        activations = self._per_sample(self.macs["activations"])
+        return Found(tuple(layers), dense, macs, base, activations)
 
     def _refused(self) -> dict[str, str]:
         """Parameters that cannot be compressed although products use them."""

@@ -57,7 +57,10 @@ def channel_costs(model: nn.Module, found: Found, groups: Sequence[ChannelGroup]
 
 
 def _products(found: Found, groups: Sequence[ChannelGroup]) -> list[Term]:
-    terms = [Term(found.base, Side(1), Side(1))]
+    heads = {group.name: int(found.activations * group.share) for group in groups}
+    rest = found.base - sum(heads[group.name] * group.size for group in groups)
+    terms = [Term(rest, Side(1), Side(1))]
+    terms += [Term(macs, Side(0, {name: 1}), Side(1)) for name, macs in heads.items() if macs]
     for layer in found.layers:
         rows, columns = layer_sides(layer, groups)
         times, rest = divmod(found.macs[layer.name], layer.rows * layer.columns)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from apportion.compressors.calibration import Batch, Calibration
-from apportion.compressors.groups.find import ChannelGroup, Grouped
+from apportion.compressors.groups.find import HEADS, ChannelGroup, Grouped
 from apportion.compressors.groups.readers import Kept
 from apportion.compressors.groups.rules import output_tensors
 from apportion.compressors.layers import LayerSpec, from_matrix, hooked, to_matrix
@@ -49,7 +49,8 @@ def working(
     batch: Batch,
 ) -> Grouped:
     """The groups without which `model` runs and computes the same: a model's code may name sizes of
-    its own. Channels of all groups are taken, and of halves of the groups where that fails.
+    its own. Channels of all groups are taken; where that fails, of those that are no heads and of
+    those that are, and then of halves.
 
     Args:
         model: in eval mode.
@@ -82,10 +83,15 @@ def working(
         if len(groups) == 1:
             kept.update(dict.fromkeys(groups[0].makers, reason))
             return []
+        heads = [group for group in groups if group.unit == HEADS]
+        if 0 < len(heads) < len(groups):  # a model's code names their number, or it does not
+            return those([group for group in groups if group.unit != HEADS]) + those(heads)
         middle = len(groups) // 2
         return those(groups[:middle]) + those(groups[middle:])
 
     found = those(grouped.groups)
+    order = {group.name: i for i, group in enumerate(grouped.groups)}
+    found.sort(key=lambda group: order[group.name])
     while reason := fault(found) if found else "":  # each half works, and not both together
         kept.update(dict.fromkeys(found.pop().makers, reason))
     return replace(grouped, groups=tuple(found), kept=kept)
@@ -121,7 +127,8 @@ def _fault(
         small = _Run(narrowed(model, groups, stays), layers, groups)
         got = small.outputs(calibration, batch)
     except Exception as error:  # whatever the model's own code raises at other sizes
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        text = (str(error).splitlines() or [""])[0]
+        return f"without some the model's code raises {type(error).__name__}: {text}"
     whole = _Run(masked(model, layers, groups, stays), layers, groups)
     expected = whole.outputs(calibration, batch)
     if not expected:

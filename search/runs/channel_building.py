@@ -8,9 +8,8 @@ import numpy as np
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import ModelError
-from apportion.compressors.groups.find import HEADS, Grouped, find_groups
+from apportion.compressors.groups.find import Grouped, find_groups
 from apportion.compressors.groups.ladder import Reader
-from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.levels import DROP
 from apportion.compressors.progress import Progress, silent
@@ -20,7 +19,6 @@ from apportion.db.channels.plan import ChannelPlan
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.rewriting.masked import vanishing, working
-from apportion.evaluators.rewriting.narrow import narrowed
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
@@ -75,7 +73,7 @@ def channel_database(
         plan,
         orders,
         vanishing=vanishing(workload.model, grouped, found.layers, data, first) if drops else (),
-        products=_products(workload, found, grouped),
+        products={g.name: float(int(found.activations * g.share)) for g in grouped.groups},
         progress=progress,
         executor=workers.executor,
         device=workers.device,
@@ -95,18 +93,6 @@ def _grouped(
                       found.layers, data, first)  # fmt: skip
     _check_any(grouped)
     return grouped
-
-
-def _products(workload: Workload, found: Found, grouped: Grouped) -> dict[str, float]:
-    """Multiply-accumulates of activations with each other that go with each head."""
-    made = {}
-    for group in grouped.groups:
-        if group.unit == HEADS and group.size > 1:
-            stays = np.arange(group.size) < group.size - 1
-            small = narrowed(workload.model, [group], {group.name: stays})
-            left = find_layers(small, workload.traced_pass()).base
-            made[group.name] = float(found.base - left)
-    return made
 
 
 def _check_any(grouped: Grouped) -> None:

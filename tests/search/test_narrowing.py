@@ -118,6 +118,19 @@ def test_fitted_layers_are_nearer_to_the_dense_model() -> None:
     assert errors[1] < errors[0]
 
 
+def test_heads_go_within_budgets() -> None:
+    torch.manual_seed(0)
+    model, x = Graph(["heads", "heads"], 0).eval(), torch.randn(24, 3, 6, 6)
+    made = apportion.narrow(
+        model, task=TASK, calibration=[x], budgets={"flops": 0.5, "params": 0.6}, multiple=1
+    )
+    heads = {name: size for name, size in made.sizes.items() if name.startswith("parts")}
+    assert all(made.channels[name] == 4 for name in heads)
+    assert min(heads.values()) < 4
+    assert made.costs["flops"][0] == counted(made.model, x[:1])
+    assert made.costs["flops"][0] <= 0.5 * made.costs["flops"][1]
+
+
 def test_padding_changes_nothing() -> None:
     """The same texts, padded to another length."""
     task, model, data = language_cases.classification()

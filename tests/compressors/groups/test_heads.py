@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import HEADS, Grouped
+from apportion.compressors.kinds.find import find_layers
+from apportion.evaluators.costs.channels import channel_costs
 from apportion.evaluators.rewriting.masked import masked, working
 from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed, resize
 from tests.compressors.groups.masking import grouped, outputs, some_of
@@ -85,6 +87,11 @@ def test_heads_go_from_models_of_transformers(name: str) -> None:
     small = narrowed(model, made.groups, kept)
     expected = outputs(masked(model, found.layers, made.groups, kept), batch)
     torch.testing.assert_close(outputs(small, batch), expected, rtol=1e-4, atol=1e-5)
+    costs = channel_costs(model, found, made.groups)
+    counts = {group.name: int(kept[group.name].sum()) for group in made.groups}
+    assert costs.total("params", counts) == sum(p.numel() for p in small.parameters())
+    left = find_layers(small, over(batch))
+    assert costs.total("flops", counts) == sum(left.macs.values()) + left.base
     again = built(name)
     resize(again, changed_shapes(model, small))
     again.load_state_dict(small.state_dict())
