@@ -34,7 +34,7 @@ from apportion.compressors.groups.ladder import Ladder, Reader, channel_ladder
 from apportion.compressors.groups.readers import first_of, readers_of
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
-from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
+from apportion.evaluators.costs.channels.counts import ChannelCosts, channel_costs
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.reconstruct import reconstruct

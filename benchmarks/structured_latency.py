@@ -33,7 +33,7 @@ import apportion
 from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import ChannelGroup, find_groups
 from apportion.compressors.kinds.find import find_layers
-from apportion.evaluators.costs.channel_measure import measure_channels
+from apportion.evaluators.costs.channels.measure import measure_channels
 from apportion.evaluators.costs.runtimes import OnnxRuntime
 from apportion.evaluators.models.build import build_model
 from apportion.evaluators.rewriting.narrow import narrowed

@@ -15,7 +15,7 @@ _BLOCKS = {"onnxruntime": {"AVX-512": 16, "AVX2": 8}}
 
 def measured(workload: Any, channels: Any, runtime: Any, example: Any, progress: Any) -> Any:
     """The times of layers over the channels on both sides."""
-    from apportion.evaluators.costs.channel_measure import measure_channels
+    from apportion.evaluators.costs.channels.measure import measure_channels
     from apportion.evaluators.rewriting.processor import instructions
 
     blocks = _BLOCKS.get(runtime.name, {})
@@ -32,7 +32,7 @@ def measured(workload: Any, channels: Any, runtime: Any, example: Any, progress:
 
 
 def write_measured(options: argparse.Namespace, latency: Any, levels: int) -> None:
-    from apportion.evaluators.costs.channel_files import channels_csv
+    from apportion.evaluators.costs.channels.files import channels_csv
 
     text = channels_csv(latency)
     write_atomically(options.out, lambda path: write_text(path, text))
@@ -65,7 +65,7 @@ def check(
 
     from apportion.compressors.levels import parse_level
     from apportion.db.channels.database import of_layers
-    from apportion.evaluators.costs.channel_files import read_channels
+    from apportion.evaluators.costs.channels.files import read_channels
     from apportion.evaluators.costs.runtimes import time_run
     from apportion.evaluators.rewriting.smaller import Smaller
 

@@ -17,7 +17,7 @@ from apportion.compressors.grids import Grid
 from apportion.compressors.kinds.find import find_layers
 from apportion.db.channels.database import ChannelDatabase
 from apportion.db.files import write_json
-from apportion.evaluators.costs.channel_tables import counts
+from apportion.evaluators.costs.channels.tables import counts
 from apportion.evaluators.models.resizing import resize
 from apportion.evaluators.rewriting.narrow import changed_shapes
 from apportion.evaluators.rewriting.onnx_model import Quantized

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from apportion.evaluators.costs.channel_latency import ChannelLatency
-from apportion.evaluators.costs.channels import ChannelCosts, Side
+from apportion.evaluators.costs.channels.counts import ChannelCosts, Side
+from apportion.evaluators.costs.channels.latency import ChannelLatency
 from apportion.search.space.space import SearchSpace
 
 

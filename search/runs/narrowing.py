@@ -21,7 +21,7 @@ from apportion.compressors.kinds.uses import Found
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import full_precision
 from apportion.evaluators.costs import budgets as given
-from apportion.evaluators.costs.channels import ChannelCosts, channel_costs
+from apportion.evaluators.costs.channels.counts import ChannelCosts, channel_costs
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.loaders import as_dataset
 from apportion.evaluators.models.build import checked

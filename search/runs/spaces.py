@@ -13,9 +13,9 @@ from apportion.compressors.levels import DENSE, parse_level
 from apportion.db.channels.database import ChannelDatabase, of_layers
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.costs.budgets import Budget
-from apportion.evaluators.costs.channel_files import read_channels
-from apportion.evaluators.costs.channel_latency import ChannelLatency
-from apportion.evaluators.costs.channel_tables import channel_tables
+from apportion.evaluators.costs.channels.files import read_channels
+from apportion.evaluators.costs.channels.latency import ChannelLatency
+from apportion.evaluators.costs.channels.tables import channel_tables
 from apportion.evaluators.costs.latency import LatencyTable, ask_latency, is_function
 from apportion.evaluators.costs.latency_files import read_latency
 from apportion.evaluators.costs.model import cost_tables

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from apportion.compressors.errors import DataError
 from apportion.compressors.groups.find import Grouped
 from apportion.compressors.kinds.uses import Found
-from apportion.evaluators.costs.channel_files import channels_csv, read_channels
-from apportion.evaluators.costs.channel_grid import ChannelTables, Grid, add_layer
-from apportion.evaluators.costs.channel_latency import ChannelLatency, channels_of
-from apportion.evaluators.costs.channel_measure import measure_channels, stairs
-from apportion.evaluators.costs.channels import Side, channel_costs
+from apportion.evaluators.costs.channels.counts import Side, channel_costs
+from apportion.evaluators.costs.channels.files import channels_csv, read_channels
+from apportion.evaluators.costs.channels.grid import ChannelTables, Grid, add_layer
+from apportion.evaluators.costs.channels.latency import ChannelLatency, channels_of
+from apportion.evaluators.costs.channels.measure import measure_channels, stairs
 from apportion.evaluators.costs.runtimes import Runtime, open_runtime
 from apportion.evaluators.models.build import build_model
 from apportion.search.runs.coupling import channel_space

@@ -14,7 +14,7 @@ from apportion.compressors.groups.readers import readers_of
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import DENSE, parse_level
 from apportion.db.channels.plan import DAMPING
-from apportion.evaluators.costs.channel_tables import channel_tables, counts
+from apportion.evaluators.costs.channels.tables import channel_tables, counts
 from apportion.evaluators.rewriting.compensate import without
 from apportion.evaluators.rewriting.smaller import Smaller
 from apportion.evaluators.scoring.channels import ChannelScorer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apportion.evaluators.costs.channels import ChannelCosts, Side, Term
+from apportion.evaluators.costs.channels.counts import ChannelCosts, Side, Term
 from apportion.search.runs.coupling import channel_space, multiples
 from apportion.search.space.milp import milp
 from tests.search.spaces import brute_force

@@ -15,7 +15,7 @@ import apportion
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import DENSE, DROP, parse_level
 from apportion.db.runs.store import RunStore
-from apportion.evaluators.costs.channel_tables import counts
+from apportion.evaluators.costs.channels.tables import counts
 from apportion.evaluators.rewriting.smaller import Smaller
 from apportion.search.export.exporting import export
 from apportion.search.runs.pipeline import ModelProblem, run_search

@@ -13,7 +13,7 @@ from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import ChannelGroup, Grouped, find_groups
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.kinds.uses import Found
-from apportion.evaluators.costs.channels import channel_costs
+from apportion.evaluators.costs.channels.counts import channel_costs
 from apportion.evaluators.rewriting.masked import masked, working
 from apportion.evaluators.rewriting.narrow import narrowed
 from tests.compressors.kinds.test_torchvision import counted

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from apportion.compressors.calibration import over
 from apportion.compressors.groups.find import HEADS, Grouped
 from apportion.compressors.kinds.find import find_layers
-from apportion.evaluators.costs.channels import channel_costs
+from apportion.evaluators.costs.channels.counts import channel_costs
 from apportion.evaluators.rewriting.masked import masked, working
 from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed, resize
 from tests.compressors.groups.masking import grouped, outputs, some_of

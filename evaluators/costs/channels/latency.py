@@ -11,8 +11,8 @@ import numpy as np
 
 from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.kinds.uses import Found
-from apportion.evaluators.costs.channel_grid import ChannelTables, Grid, add_layer
-from apportion.evaluators.costs.channels import Side, layer_sides
+from apportion.evaluators.costs.channels.counts import Side, layer_sides
+from apportion.evaluators.costs.channels.grid import ChannelTables, Grid, add_layer
 
 
 @dataclass(frozen=True)

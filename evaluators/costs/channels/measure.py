@@ -21,9 +21,9 @@ from apportion.compressors.kinds.feeding import first_tensor
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec, hooked
 from apportion.compressors.progress import Progress, silent
-from apportion.evaluators.costs.channel_grid import Grid
-from apportion.evaluators.costs.channel_latency import ChannelLatency, channels_of
-from apportion.evaluators.costs.channels import Side
+from apportion.evaluators.costs.channels.counts import Side
+from apportion.evaluators.costs.channels.grid import Grid
+from apportion.evaluators.costs.channels.latency import ChannelLatency, channels_of
 from apportion.evaluators.costs.runtimes import Runtime, time_run
 from apportion.evaluators.rewriting.narrow import narrowed, resize
 from apportion.evaluators.tasks.task import Inputs

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from apportion.evaluators.costs.channels import Side
+from apportion.evaluators.costs.channels.counts import Side
 
 Sizes = Mapping[str, np.ndarray]
 """Group -> the channels that it may keep."""

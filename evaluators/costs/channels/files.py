@@ -18,8 +18,8 @@ from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.kinds.uses import Found
 from apportion.db.documents.csv_reader import csv_rows
 from apportion.db.documents.text import number, read_text
-from apportion.evaluators.costs.channel_grid import Grid
-from apportion.evaluators.costs.channel_latency import ChannelLatency, channels_of
+from apportion.evaluators.costs.channels.grid import Grid
+from apportion.evaluators.costs.channels.latency import ChannelLatency, channels_of
 from apportion.evaluators.costs.latency import WHOLE
 
 

@@ -14,7 +14,7 @@ from apportion.compressors.groups.find import ChannelGroup
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level, Quantization, parse_level
 from apportion.db.channels.database import ChannelDatabase, of_layers, stored_name
-from apportion.evaluators.costs.channel_latency import ChannelLatency
+from apportion.evaluators.costs.channels.latency import ChannelLatency
 
 _FLOAT_BITS = 32
 
