@@ -50,7 +50,6 @@ def build_channels(
     orders: Orders,
     *,
     vanishing: Collection[str] = (),
-    products: Mapping[str, float] | None = None,
     progress: Progress = silent,
     executor: Callable[[], Executor] = LocalExecutor,
     device: str = "cpu",
@@ -68,8 +67,6 @@ def build_channels(
         plan: what decides the database.
         orders: gives them.
         vanishing: groups of which all channels can go.
-        products: group -> multiply-accumulates of activations with each other that go with each of
-            its channels.
         progress: is told what is done.
         executor: makes what does the work.
         device: where the model runs over the calibration data.
@@ -82,7 +79,7 @@ def build_channels(
         if not (path / format.MANIFEST).is_file():
             key = format.digest(claimed_plan)
             build = _Build(
-                path, plan, key, model, found, grouped, vanishing, products or {}, calibration,
+                path, plan, key, model, found, grouped, vanishing, calibration,
                 progress, device,
             )  # fmt: skip
             content = build.run(orders, executor)
@@ -109,7 +106,6 @@ class _Build:
     found: Found
     grouped: Grouped
     vanishing: Collection[str]
-    products: Mapping[str, float]
     calibration: Calibration
     progress: Progress
     device: str
@@ -147,7 +143,7 @@ class _Build:
             layers,
             self.found.macs,
             self.found.base,
-            self.products,
+            self.found.activations,
             {name: own.mean for name, own in moments.items()},
             {name: own.hinv for name, own in readers.items() if name in parts.shared},
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,10 @@ class Decision:
 @dataclass(frozen=True)
 class Content:
     """grouped: the channel groups; orders: group -> [channels], which goes first; layers: the
-    model's, by name; macs: their multiply-accumulates for a sample; base: those of no layer;
-    products: group -> those of activations with each other that go with each of its channels;
-    means: layer -> mean of what it reads [groups, columns]; hinv: of layers that read several
-    groups, H^-1 [groups, columns, columns]; float64."""
+    model's, by name; macs: their multiply-accumulates for a sample; base: those of no layer, of
+    which `activations` are products of activations with each other; means: layer -> mean of what it
+    reads [groups, columns]; hinv: of layers that read several groups, H^-1 [groups, columns,
+    columns]; float64."""
 
     grouped: Grouped
     orders: Mapping[str, np.ndarray]
@@ -53,14 +54,14 @@ class Content:
     layers: Mapping[str, LayerSpec]
     macs: Mapping[str, int]
     base: int
-    products: Mapping[str, float]
+    activations: int
     means: Mapping[str, Tensor]
     hinv: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def found(self) -> Found:
         """The model's layers, as `find_layers` gave them."""
-        return Found(tuple(self.layers.values()), {}, self.macs, self.base)
+        return Found(tuple(self.layers.values()), {}, self.macs, self.base, self.activations)
 
     def shared(self, layer: str) -> bool:
         """Whether the layer reads several groups."""
@@ -74,6 +75,7 @@ class Content:
                     "name": group.name,
                     "size": group.size,
                     "unit": group.unit,
+                    "share": [group.share.numerator, group.share.denominator],
                     "makers": list(group.makers),
                     "readers": list(group.readers),
                     "slices": [[part.name, part.dim] for part in group.slices],
@@ -89,7 +91,7 @@ class Content:
             ],
             "by_module": [spec.by_module for spec in self.layers.values()],
             "base": self.base,
-            "products": dict(self.products),
+            "activations": self.activations,
             "means": list(self.means),
             "hinv": list(self.hinv),
             "decisions": [asdict(decision) for decision in self.decisions],
@@ -125,7 +127,12 @@ class Content:
             read = dict(zip(own["readers"], arrays("reader", len(own["readers"])), strict=True))
             cut = zip(own["slices"], arrays("slice", len(own["slices"])), strict=True)
             slices = tuple(Slice(name, dim, channel) for (name, dim), channel in cut)
-            groups.append(ChannelGroup(own["name"], own["size"], made, read, slices, own["unit"]))
+            groups.append(
+                ChannelGroup(
+                    own["name"], own["size"], made, read, slices, own["unit"],
+                    Fraction(*own["share"]),
+                )
+            )  # fmt: skip
             orders[own["name"]] = tensors[f"order.{i}"].numpy()
         return cls(
             Grouped(tuple(groups), content["kept"], content["norms"], content["biases"]),
@@ -134,7 +141,7 @@ class Content:
             {spec.name: spec for spec in map(_spec, content["layers"], content["by_module"])},
             {own["name"]: own["macs"] for own in content["layers"]},
             content["base"],
-            content["products"],
+            content["activations"],
             {name: tensors[f"mean.{i}"] for i, name in enumerate(content["means"])},
             {name: tensors[f"hinv.{i}"] for i, name in enumerate(content["hinv"])},
         )

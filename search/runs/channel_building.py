@@ -73,7 +73,6 @@ def channel_database(
         plan,
         orders,
         vanishing=vanishing(workload.model, grouped, found.layers, data, first) if drops else (),
-        products={g.name: float(int(found.activations * g.share)) for g in grouped.groups},
         progress=progress,
         executor=workers.executor,
         device=workers.device,
