@@ -197,8 +197,12 @@ class Test:
             ]
 
     def measure(self, profile: Profile) -> Measured:
-        task, model = self._problem.workload.task, copy.deepcopy(self._problem.workload.model)
+        model = copy.deepcopy(self._problem.workload.model)
         self._problem.database.stitch(model, profile)
+        return self.of(model)
+
+    def of(self, model: torch.nn.Module) -> Measured:
+        task = self._problem.workload.task
         divergences, rows = [], []
         with torch.inference_mode():
             for batch, dense in zip(self._batches, self._dense, strict=True):
