@@ -4,7 +4,7 @@ nobody reads the channels that are gone."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -76,25 +76,38 @@ def working(
                 return reason
         return ""
 
-    def those(groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
-        reason = fault(groups) if groups else ""
-        if not reason:
-            return list(groups)
-        if len(groups) == 1:
-            kept.update(dict.fromkeys(groups[0].makers, reason))
-            return []
-        heads = [group for group in groups if group.unit == HEADS]
-        if 0 < len(heads) < len(groups):  # a model's code names their number, or it does not
-            return those([group for group in groups if group.unit != HEADS]) + those(heads)
-        middle = len(groups) // 2
-        return those(groups[:middle]) + those(groups[middle:])
-
-    found = those(grouped.groups)
-    order = {group.name: i for i, group in enumerate(grouped.groups)}
-    found.sort(key=lambda group: order[group.name])
-    while reason := fault(found) if found else "":  # each half works, and not both together
-        kept.update(dict.fromkeys(found.pop().makers, reason))
+    found, failed = _passing(grouped.groups, fault)
+    for group, reason in failed:
+        kept.update(dict.fromkeys(group.makers, reason))
     return replace(grouped, groups=tuple(found), kept=kept)
+
+
+def _passing(
+    groups: Sequence[ChannelGroup], fault: Callable[[Sequence[ChannelGroup]], str]
+) -> tuple[list[ChannelGroup], list[tuple[ChannelGroup, str]]]:
+    """Those of the groups with which there is no fault, all together, and the others with their
+    faults. Tried by halves, as a try takes passes of the model."""
+    failed: list[tuple[ChannelGroup, str]] = []
+
+    def those(some: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+        reason = fault(some) if some else ""
+        if not reason:
+            return list(some)
+        if len(some) == 1:
+            failed.append((some[0], reason))
+            return []
+        heads = [group for group in some if group.unit == HEADS]
+        if 0 < len(heads) < len(some):  # a model's code names their number, or it does not
+            return those([group for group in some if group.unit != HEADS]) + those(heads)
+        middle = len(some) // 2
+        return those(some[:middle]) + those(some[middle:])
+
+    found = those(groups)
+    order = {group.name: i for i, group in enumerate(groups)}
+    found.sort(key=lambda group: order[group.name])
+    while reason := fault(found) if failed and found else "":  # halves work, and not together
+        failed.append((found.pop(), reason))
+    return found, failed
 
 
 def vanishing(
@@ -106,12 +119,12 @@ def vanishing(
 ) -> list[str]:
     """The groups of which all channels can go: the model runs and computes the same without any.
     Arguments as for `working`, whose groups are taken."""
-    found = []
-    for group in grouped.groups:
-        none = {group.name: np.zeros(group.size, bool)}
-        if not _fault(model, [group], none, layers, calibration, batch):
-            found.append(group.name)
-    return found
+
+    def fault(groups: Sequence[ChannelGroup]) -> str:
+        none = {group.name: np.zeros(group.size, bool) for group in groups}
+        return _fault(model, groups, none, layers, calibration, batch)
+
+    return [group.name for group in _passing(grouped.groups, fault)[0]]
 
 
 def _fault(

@@ -53,8 +53,12 @@ def channel_database(
     config = job.database.channels or ChannelsConfig.model_validate({})
     first = trees.cut(next(workload.calibration.batches(workload.batch_size)), slice(0, 2))
     data = workload.full_pass(lambda: workload.calibration.batches(workload.batch_size))
+    progress("try channel groups", 0, 2)
     grouped = _grouped(workload, found, plan, data, first)
+    progress("try channel groups", 1, 2)
     drops = DROP in plan.levels
+    none = vanishing(workload.model, grouped, found.layers, data, first) if drops else []
+    progress("try channel groups", 2, 2)
 
     def orders(grouped: Grouped, readers: Mapping[str, Reader]) -> dict[str, np.ndarray]:
         batches = list(workload.calibration.batches(workload.batch_size))
@@ -72,7 +76,7 @@ def channel_database(
         calibration,
         plan,
         orders,
-        vanishing=vanishing(workload.model, grouped, found.layers, data, first) if drops else (),
+        vanishing=none,
         progress=progress,
         executor=workers.executor,
         device=workers.device,
