@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
+from torch import nn
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
@@ -46,6 +47,8 @@ class ModelProblem(Problem):
     channels: ChannelDatabase | None = None
     """The database by its decisions, where it has channel levels."""
     workers: Workers
+    teacher: nn.Module | None = None
+    """What training of an exported model has as its teacher; None: the workload's model."""
 
     def close(self) -> None:
         super().close()
@@ -165,6 +168,10 @@ def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -
     point, the same call goes on where it stopped and ends with the same results. Raises StoreError
     while another process works on the job."""
     job = problem.job
+    if isinstance(job, Job) and job.schedule is not None and job.schedule.kind != "one-shot":
+        raise ConfigurationError(
+            f"schedule: {job.schedule.kind} is no single search; `apportion prune` runs it"
+        )
     # Names, parameters and budgets are checked for all runs before the first one spends an
     # evaluation.
     for name, parameters in job.search.with_parameters():
