@@ -35,7 +35,7 @@ class Course:
     Args:
         workload: `train`, for training; `test`, for judging. Its model is the teacher.
         config: of the training; None: none.
-        retune: whether batch-norm's statistics are taken anew, on `train`, before.
+        retune: whether batch-norm's statistics are taken anew before, on the calibration data.
         seed: of the training.
         threads: that torch computes on.
         gpus: of a worker.
@@ -56,7 +56,9 @@ class Course:
         device = device_for(self.gpus)
         with torch_threads(self.threads):
             if self.retune:
-                data = workload.correction_pass(lambda: workload.train.batches(workload.batch_size))
+                data = workload.correction_pass(
+                    lambda: workload.calibration.batches(workload.batch_size)
+                )
                 for name in possible(["batchnorm"], made):
                     correct(name, made, data, {})
             if self.config is not None:

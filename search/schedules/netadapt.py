@@ -11,8 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import save_model
 from torch import nn
 
@@ -22,26 +20,21 @@ from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
 from apportion.db.files import write_atomically, write_json
 from apportion.db.layers import format
-from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.data.files import local_file
 from apportion.evaluators.models.build import build_model, read_shapes
 from apportion.evaluators.rewriting.narrow import changed_shapes
-from apportion.evaluators.training.checkpoints import read_state
-from apportion.evaluators.training.config import FinetuneConfig
-from apportion.evaluators.training.proposals import Course, Judged
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 from apportion.search.export.compressed_model import SHAPES
 from apportion.search.jobs.job import Job
 from apportion.search.runs.workers import Workers
-from apportion.search.schedules.candidates import Candidates, Proposal, costs_of
+from apportion.search.schedules.candidates import Candidates, costs_of
+from apportion.search.schedules.judging import Judging
 from apportion.search.schedules.record import Record, made
 from apportion.search.schedules.training import forget, train
 
 WEIGHTS = "model.safetensors"
 _KEPT = "proposals"
-_JUDGED = 1024
-"""Samples at most that proposals are compared on."""
 
 
 class NetAdapt:
@@ -54,13 +47,7 @@ class NetAdapt:
         self._dense: nn.Module = workload.model
         self._costs = costs_of(self._dense, find_layers(self._dense, workload.traced_pass()))
         self._final = {own.metric: own.bound(self._costs[own.metric]) for own in job.bounds()}
-        selection = workload.selection
-        self._judged_on = "calibration" if selection is None else "selection"
-        self._judging: TensorDataset = (
-            workload.calibration
-            if selection is None
-            else replace(selection, indices=selection.indices[:_JUDGED]).load(progress)
-        )
+        self._judging = Judging(job, workload, progress)
 
     def run(self) -> list[str]:
         """Gives the names of the final model's files. Raises BudgetError where the budgets cannot
@@ -111,7 +98,10 @@ class NetAdapt:
                 f"{self._final[metric]:g} is asked, and {costs[metric]:g} is what netadapt comes "
                 "to: every channel group has its least size (database.channels)",
             )
-        judged = self._judged(step, model, candidates, proposals, workers)
+        key = format.digest({"key": self._record.content["key"], "model": model_fingerprint(model)})
+        judged = self._judging.judged(
+            step, self._record.folder(step) / _KEPT, key, candidates, proposals, workers
+        )
         metric_of = self._workload.task.metric
         sign = -1 if metric_of.higher_is_better else 1
         best = min(
@@ -129,7 +119,7 @@ class NetAdapt:
             "group": proposals[best].group,
             "size": proposals[best].size,
             "metric": metric_of.to_json(),
-            "measured_on": self._judged_on,
+            "measured_on": self._judging.source,
             metric_of.name: {"proposal": judged[best].metric},
             "proposals": [
                 {**asdict(p), metric_of.name: j.metric, "loss": j.loss}
@@ -141,63 +131,6 @@ class NetAdapt:
     def _costed(self, costs: Mapping[str, float]) -> dict[str, Any]:
         shares = {metric: costs[metric] / self._costs[metric] for metric in self._final}
         return {"costs": {metric: costs[metric] for metric in self._final}, "of_dense": shares}
-
-    def _judged(
-        self,
-        step: int,
-        model: nn.Module,
-        candidates: Candidates,
-        proposals: list[Proposal],
-        workers: Workers,
-    ) -> list[Judged]:
-        """All proposals after their training; each is kept on disk as soon as it is there."""
-        folder = self._record.folder(step) / _KEPT
-        made(folder)
-        key = format.digest({"key": self._record.content["key"], "model": model_fingerprint(model)})
-        found: dict[int, Judged] = {}
-        files = [folder / f"{number}.pt" for number in range(len(proposals))]
-        keys = [format.digest({"key": key, **asdict(proposal)}) for proposal in proposals]
-        for number, path in enumerate(files):
-            if path.exists() and (kept := read_state(path)).pop("key", None) == keys[number]:
-                found[number] = Judged(**kept)
-        missing = [number for number in range(len(proposals)) if number not in found]
-        what = f"netadapt {step}, proposals"
-        self._progress(what, len(found), len(proposals))
-        if missing:
-            course = self._course(step)
-            smaller = [candidates.model(proposals[number]) for number in missing]
-            for at, judged in workers.apply(Course.judged, course, smaller):
-                number = missing[at]
-                content = {**_fields(judged), "key": keys[number]}
-                write_atomically(
-                    files[number],
-                    lambda path, content=content: torch.save(content, path),  # type: ignore[misc]
-                )
-                found[number] = judged
-                self._progress(what, len(found), len(proposals))
-        return [found[number] for number in range(len(proposals))]
-
-    def _course(self, step: int) -> Course:
-        """The training of an iteration's proposals: the same samples for all, others in each
-        iteration."""
-        workload, short = self._workload, self._schedule.short
-        count = min(len(workload.train), max(1, short) * workload.batch_size)
-        rng = np.random.default_rng([self._job.workload.seed, step])
-        chosen = workload.train.subset(rng.permutation(len(workload.train))[:count].tolist())
-        config = None
-        if short:
-            given = self._job.recovery.finetune or FinetuneConfig()
-            each = max(1, count // workload.batch_size)
-            config = given.model_copy(update={"epochs": max(1, short // each), "workers": 0})
-        own = self._job.workers
-        return Course(
-            replace(workload, train=chosen, test=self._judging, selection=None),
-            config,
-            "batchnorm" in self._job.corrections.export,
-            self._job.workload.seed,
-            own.cpus,
-            own.gpus,
-        )
 
     def _finished(self, model: nn.Module, step: int) -> list[str]:
         """The long training, and the final files."""
@@ -245,7 +178,3 @@ class NetAdapt:
         write_json(folder / SHAPES, {**shapes, **changed_shapes(self._dense, model)})
         marks = {"format": "pt"}
         write_atomically(folder / WEIGHTS, lambda path: save_model(model, str(path), marks))
-
-
-def _fields(judged: Judged) -> dict[str, Any]:
-    return {"metric": judged.metric, "loss": judged.loss, "state": judged.state}

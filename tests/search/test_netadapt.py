@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from apportion.evaluators.workloads.workload import load_workload, model_fingerp
 from apportion.search.jobs.job import Job
 from apportion.search.schedules.candidates import Candidates, costs_of
 from apportion.search.schedules.prune import prune
-from tests.search.test_schedules import CHANNELS, job, loaded
+from tests.search.test_schedules import CHANNELS, Stopped, job, loaded, stopping
 
 CONTENT = {
     **CHANNELS,
@@ -75,23 +74,6 @@ def test_proposals_are_the_largest_sizes_that_meet_the_bounds(tmp_path: Path) ->
             assert candidates._proposal(group, larger[-1]).costs["flops"] > bounds["flops"]
     least = candidates.proposals({"flops": 1.0})  # no group alone can
     assert all(proposal.costs["flops"] > 1 for proposal in least)
-
-
-class Stopped(Exception):
-    pass
-
-
-def stopping(count: int, what: str) -> Callable[[str, int, int], None]:
-    """A progress that stops at the `count`-th call of `what`."""
-    seen = 0
-
-    def progress(text: str, _done: int, _total: int) -> None:
-        nonlocal seen
-        seen += text.startswith(what)
-        if seen == count:
-            raise Stopped
-
-    return progress
 
 
 def test_stopped_anywhere_it_goes_on_to_the_same_model(tmp_path: Path) -> None:

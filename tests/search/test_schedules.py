@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,36 @@ def test_a_finished_schedule_is_not_done_again_and_a_lost_step_is(tmp_path: Path
     assert model_fingerprint(loaded(out)) == before
     with pytest.raises(ApportionError, match="steps of another job"):
         prune(job(tmp_path, CHANNELS, budgets={"flops": "3x"}), out)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopping(count: int, what: str) -> Callable[[str, int, int], None]:
+    """A progress that stops at the `count`-th call of `what`."""
+    seen = 0
+
+    def progress(text: str, _done: int, _total: int) -> None:
+        nonlocal seen
+        seen += text.startswith(what)
+        if seen == count:
+            raise Stopped
+
+    return progress
+
+
+def test_stopped_anywhere_steps_go_on_to_the_same_model(tmp_path: Path) -> None:
+    own = job(tmp_path, CHANNELS)
+    made = prune(own, tmp_path / "whole")
+    shutil.rmtree(tmp_path / "channels")
+    (tmp_path / "apportion.sqlite").unlink()
+    for count, what in ((2, "compress groups"), (1, "milp"), (3, "finetune"), (8, "test")):
+        with pytest.raises(Stopped):
+            prune(own, tmp_path / "parts", stopping(count, what))
+    assert prune(own, tmp_path / "parts").content == made.content
+    found = {model_fingerprint(loaded(tmp_path / name)) for name in ("whole", "parts")}
+    assert len(found) == 1
 
 
 def zeros(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
