@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.errors import ConfigurationError, InfeasibleBudgetError
 from apportion.compressors.progress import Progress, silent
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import RunStore
@@ -147,7 +147,7 @@ class _Steps:
         dense = record.content["dense"]
         bounds = amounts(self._schedule.kind, self._job.bounds(), dense, step, self._schedule.steps)
         job = self._job_of(step, bounds)
-        with prepare_model(job, self._progress, self._workload if step == 1 else None) as problem:
+        with self._prepared(step, job, bounds) as problem:
             problem.teacher = self._dense
             check_formats(self._formats if last else [WRITTEN], problem)
             results = run_search(problem, self._store, self._progress)
@@ -169,6 +169,25 @@ class _Steps:
             metric.name: made.content[metric.name],
             "files": list(made.files),
         }
+
+    def _prepared(self, step: int, job: Job, bounds: dict[str, float]) -> ModelProblem:
+        """Raises InfeasibleBudgetError, in shares of the dense model, which names the step."""
+        steps, dense = self._schedule.steps, self._record.content["dense"]
+        try:
+            return prepare_model(job, self._progress, self._workload if step == 1 else None)
+        except InfeasibleBudgetError as error:
+            if error.layer is None or steps == 1:
+                raise
+            share = bounds[error.metric] / dense[error.metric]
+            least = error.least * share / error.bound
+            raise InfeasibleBudgetError(
+                error.metric,
+                share,
+                least,
+                error.layer,
+                f"step {step} of {steps} asks {share:.3f} of the dense model, and its levels reach "
+                f"{least:.3f} at the least; more iterations go further, or levels that remove more",
+            ) from error
 
     def _exported(self, best: Chosen, problem: ModelProblem, step: int) -> Exported:
         folder, last = self._folder(step), step == self._schedule.steps

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_model
 
-from apportion.compressors.errors import ApportionError, JobError
+from apportion.compressors.errors import ApportionError, InfeasibleBudgetError, JobError
 from apportion.evaluators.models.build import build_model, load_weights
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import load_workload, model_fingerprint
@@ -284,6 +284,17 @@ def test_early_weights_must_fit_the_dense_model(tmp_path: Path) -> None:
         prune(job(tmp_path, content), tmp_path / "out")
     with pytest.raises(ApportionError, match=r"none\.pt: no such file"):
         prune(job(tmp_path, lottery(CHANNELS, tmp_path / "none.pt")), tmp_path / "out")
+
+
+def test_a_step_that_asks_too_much_is_named_in_shares_of_the_dense_model(tmp_path: Path) -> None:
+    content = {**CHANNELS, "budgets": {"flops": "10x"}}
+    content["schedule"] = {"kind": "linear", "iterations": 2}
+    content["database"] = {**CHANNELS["database"], "levels": ["dense", "channels-0.50"]}  # type: ignore[dict-item]
+    with pytest.raises(ApportionError, match=r"step 2 of 2 asks 0\.100 of the dense") as caught:
+        prune(job(tmp_path, content), tmp_path / "out")
+    step = json.loads((tmp_path / "out" / "step-1" / "step.json").read_text())
+    assert isinstance(caught.value, InfeasibleBudgetError)
+    assert 0.1 < caught.value.least < step["of_dense"]["flops"]
 
 
 def test_a_search_alone_does_not_pass_for_a_schedule(tmp_path: Path) -> None:
