@@ -110,7 +110,7 @@ def sentences(criterion: str, speedup: float, options: argparse.Namespace) -> st
             "levels": ["dense", "channels-0.10..0.90*0.85", "heads-0.08..0.92*0.85"],
             "channels": {"multiple": 16, "criterion": criterion},
         },
-        "budgets": {"params": f"{speedup}x"},
+        "budgets": {"flops": f"{speedup}x"},
         "batchnorm": "running",
     }
     with (

@@ -62,6 +62,16 @@ class RayExecutor:
     def close(self) -> None:
         pass
 
+    def apply(
+        self, function: Callable[..., Any], shared: Any, calls: Sequence[Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """function(shared, call) for each of `calls`, as they are finished: its number and result.
+        `shared` is sent once. Tensors may come in memory that cannot be written to."""
+        sent = self._ray.put(shared)
+        yield from self._as_finished(
+            [(_call, (function, sent, call)) for call in calls], [_LONGEST] * len(calls)
+        )
+
     def _map(self, function: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """Tasks of one layer; results in order. What several tasks share (H^-1) is sent once."""
         sent: dict[int, Any] = {}
@@ -188,6 +198,10 @@ def _whole(_state: dict[str, Any], task: LayerTask, gpus: float) -> Encoded:
     return replace(task, weight=task.weight.clone(), hessian=task.hessian.clone()).run(
         device=device_for(gpus)
     )
+
+
+def _call(_state: dict[str, Any], function: Callable[..., Any], shared: Any, call: Any) -> Any:
+    return function(shared, call)
 
 
 def _part(

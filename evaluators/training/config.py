@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -92,6 +93,11 @@ class FinetuneConfig(_Config):
 class RecoveryConfig(_Config):
     """Training of the exported model, in this order; null: none."""
 
+    rewind: Path | None = Field(
+        None,
+        description="A file of the dense model's early weights (.safetensors, .pt): what is left "
+        "is set back to them before it is trained.",
+    )
     lintune: LintuneConfig | None = None
     adaprune: AdaPruneConfig | None = None
     finetune: FinetuneConfig | None = None

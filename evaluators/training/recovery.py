@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.models.build import load_weights
 from apportion.evaluators.tasks.task import Task
 from apportion.evaluators.training.checkpoints import Checkpoints, TrainingState
 from apportion.evaluators.training.config import (
@@ -49,7 +51,10 @@ log = logging.getLogger(__name__)
 
 def check_recovery(workload: Workload, config: RecoveryConfig) -> None:
     """Whether the workload's task has what the training asks of it, tried on two samples: a search
-    comes first. Raises ConfigurationError."""
+    comes first. Raises ConfigurationError; WeightsError and ModelError for early weights that are
+    not the model's."""
+    if config.rewind is not None:
+        early_weights(workload.model, config.rewind)
     if config.finetune is None:
         return
     task, finetune = workload.task, config.finetune
@@ -58,6 +63,13 @@ def check_recovery(workload: Workload, config: RecoveryConfig) -> None:
         task.augment(batch, finetune.augment, torch.Generator().manual_seed(0))
     with torch.no_grad():
         task.supervise(task.forward(workload.model, batch), batch, finetune.smoothing)
+
+
+def early_weights(model: nn.Module, path: Path) -> nn.Module:
+    """A copy of `model` with the weights of a file. Raises WeightsError, ModelError."""
+    early = copy.deepcopy(model)
+    load_weights(early, path)
+    return early
 
 
 def check_held(model: nn.Module, database: LayerDatabase, config: RecoveryConfig) -> None:

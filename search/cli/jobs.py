@@ -48,10 +48,11 @@ def search_command(options: argparse.Namespace) -> None:
     from apportion.search.jobs.job import Job
     from apportion.search.jobs.job_file import load_job
     from apportion.search.report.league import comparison, league, starting_points, table_agrees
-    from apportion.search.runs.pipeline import ModelProblem, prepare, run_search
+    from apportion.search.runs.pipeline import ModelProblem, check_single, prepare, run_search
     from apportion.search.runs.precision import precision_agrees
 
     job = load_job(options.job)
+    check_single(job)
     assert job.store is not None  # load_job sets it
     store = RunStore(job.store)
     shown = masked(job.store)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from apportion.search.cli import evaluators, export, recipe, service, web
+from apportion.search.cli import evaluators, export, prune, recipe, service, web
 from apportion.search.cli.failures import debug_option, tell
 from apportion.search.cli.jobs import build_command, schema_command, search_command
 from apportion.search.cli.runs import (
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
             help="URL of the run store; default: APPORTION_STORE, or apportion.sqlite in the "
             "current folder",
         )
+    prune.add_command(command)
     recipe.add_command(command)
     evaluators.add_commands(command, commands)
     service.add_commands(command)

@@ -13,15 +13,21 @@ from torch import nn
 
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.grids import Grid
+from apportion.db.files import write_json
 from apportion.db.layers.profile import Profile
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
+from apportion.evaluators.data.files import local_file
+from apportion.evaluators.models.build import read_shapes
 from apportion.evaluators.rewriting.onnx_codes import stretched
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.reduced import reducible_layers
 from apportion.evaluators.tasks.task import Inputs
 from apportion.evaluators.training.held import Hold
 from apportion.search.runs.pipeline import ModelProblem
+
+SHAPES = "shapes.json"
+"""Parameter or buffer -> its shape, where that is another than the model's class has."""
 
 
 @dataclass
@@ -37,6 +43,29 @@ class CompressedModel:
     def stitch(self) -> None:
         """Bring the dense model to the profile's levels."""
         self.problem.database.stitch(self.model, self.profile)
+
+    def rewind(self, early: nn.Module) -> None:
+        """Set what is left of the model back to the weights of `early`, which is as the dense
+        one."""
+        layers, masks = self.problem.database.layers, {}
+        for name, level in self.profile.items():
+            if level.sparsity is not None:
+                masks[name] = layers[name].where.read(self.model) != 0
+        self.model.load_state_dict(early.state_dict())
+        for name, mask in masks.items():
+            where = layers[name].where
+            where.write(self.model, where.read(self.model).detach() * mask)
+
+    def write_shapes(self, folder: Path) -> None:
+        """The shapes of a model that is smaller than its class. Raises OutputError."""
+        if shapes := self.shapes():
+            write_json(folder / SHAPES, shapes)
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Parameter or buffer -> its shape, where that is another than the class's; empty: none
+        is."""
+        before = self.problem.job.workload.shapes
+        return {} if before is None else read_shapes(local_file(before))
 
     def fresh(self, folder: Path) -> nn.Module:  # noqa: ARG002 - for models of other shapes
         """The model that what was written to `folder` is loaded into; its weights are to be

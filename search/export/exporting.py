@@ -4,8 +4,9 @@ kept.
 profile.json        layer -> level, costs, fitness, values of the metric, files, provenance
 model_card.md       the same for readers, with the front matter that model hubs read
 model.safetensors   the stitched model's state dict, corrected as the job asks
-shapes.json         of a model with channel levels, what `apportion.resize` gives the dense model's
-                    class before that is loaded
+shapes.json         of a smaller model, what `apportion.resize` gives the model's class before
+                    that is loaded
+rewind.safetensors  of a smaller model, the early weights that `recovery.rewind` set it back to
 huggingface/        the same as transformers' from_pretrained takes it, with its tokenizer
 model.packed        the same, packed: db/layers/packed.py
 model.pt2           the model as a program of torch.export
@@ -39,7 +40,7 @@ from apportion.db.layers.profile_files import to_csv, to_yaml
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.training.config import RecoveryConfig
-from apportion.evaluators.training.recovery import check_held, check_recovery
+from apportion.evaluators.training.recovery import check_held, check_recovery, early_weights
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import TUNING, Workload
 from apportion.search.export.card import model_card
@@ -66,6 +67,7 @@ _AFTER = {
     "batchnorm": "retuned",
     "statistics": "statistics corrected",
     "bias": "bias corrected",
+    "rewind": "rewound",
     "lintune": "lintuned",
     "adaprune": "adapruned",
     "finetune": "fine-tuned",
@@ -153,8 +155,7 @@ def export(
     with staging(out) as folder:
         values = _compress(subject, recovery, training, progress)
         exports = {}
-        if isinstance(subject, SmallerModel):
-            subject.write_shapes(folder)
+        subject.write_shapes(folder)
         for form in forms:
             path = folder / form.file
             notes = form.write(subject, path)
@@ -253,6 +254,9 @@ def _compress(
         recorded = record(subject.model, calibration) if needs_dense(corrections) else {}
     subject.stitch()
     values["stitched"] = measured("stitched")
+    if recovery.rewind is not None:
+        subject.rewind(early_weights(workload.model, recovery.rewind))
+        note("rewind")
     for name in corrections:
         with running(subject.model, device):
             correct(name, subject.model, calibration, recorded)

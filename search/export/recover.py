@@ -56,7 +56,7 @@ def recover(
         training = Recovery(
             task=workload.task,
             model=subject.model,
-            dense=teacher_of(workload.model),
+            dense=teacher_of(problem.teacher or workload.model),
             what={},
             batch_size=workload.batch_size,
             seed=job.workload.seed,

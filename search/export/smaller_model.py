@@ -7,8 +7,10 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 
 from apportion.compressors.activations import ActivationGrid, quantize_input
@@ -16,22 +18,24 @@ from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
 from apportion.compressors.kinds.find import find_layers
 from apportion.db.channels.database import ChannelDatabase
-from apportion.db.files import write_json
+from apportion.db.files import write_atomically, write_json
 from apportion.evaluators.costs.channels.tables import counts
 from apportion.evaluators.models.resizing import resize
-from apportion.evaluators.rewriting.narrow import changed_shapes
+from apportion.evaluators.rewriting.narrow import changed_shapes, narrowed
 from apportion.evaluators.rewriting.onnx_model import Quantized
 from apportion.evaluators.rewriting.smaller import Smaller
 from apportion.evaluators.training.held import Hold
-from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.export.compressed_model import SHAPES, CompressedModel
 
-SHAPES = "shapes.json"
-"""Parameter or buffer -> its shape, where that is another than the dense model's."""
+EARLY = "rewind.safetensors"
+"""The weights that the model was set back to, for a next job."""
 
 
 @dataclass
 class SmallerModel(CompressedModel):
-    """`model`: dense until it is stitched, then smaller."""
+    """`model`: dense until it is stitched, then smaller. `early`: what it was set back to."""
+
+    early: nn.Module | None = None
 
     @cached_property
     def _channels(self) -> ChannelDatabase:
@@ -59,12 +63,25 @@ class SmallerModel(CompressedModel):
                 f"{elements:.0f} and {products:.0f} were counted: please report it"
             )
 
+    def rewind(self, early: nn.Module) -> None:
+        database = self._channels
+        kept = database.kept(self.profile)
+        self.early = narrowed(early, database.content.grouped.groups, kept)
+        masks = {name: hold.mask for name, hold in self.holds().items()}
+        self.model.load_state_dict(self.early.state_dict())
+        for name, mask in masks.items():
+            if mask is not None:
+                weight: Any = self.model.get_submodule(name).weight
+                weight.detach().mul_(mask)
+
     def shapes(self) -> dict[str, list[int]]:
-        return changed_shapes(self.problem.workload.model, self.model)
+        return {**super().shapes(), **changed_shapes(self.problem.workload.model, self.model)}
 
     def write_shapes(self, folder: Path) -> None:
-        """What makes another instance of the class as small. Raises OutputError."""
         write_json(folder / SHAPES, self.shapes())
+        if self.early is not None:
+            early, marks = self.early, {"format": "pt"}
+            write_atomically(folder / EARLY, lambda path: save_model(early, str(path), marks))
 
     def fresh(self, folder: Path) -> nn.Module:
         model = copy.deepcopy(self.problem.workload.model)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from apportion.compressors.errors import ConfigurationError
 from apportion.db.documents.section import Section
 from apportion.db.runs.url import reference
 from apportion.evaluators.costs.budgets import Budget, parse_budget
@@ -16,6 +17,7 @@ from apportion.evaluators.training.config import RecoveryConfig
 from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.search.jobs.channel_checks import check_channels
 from apportion.search.jobs.layers import LayersConfig
+from apportion.search.jobs.schedule import ScheduleConfig
 from apportion.search.jobs.sections import (
     CorrectionsConfig,
     DatabaseConfig,
@@ -127,6 +129,9 @@ class Job(_Search):
         default_factory=lambda: CorrectionsConfig.model_validate({})
     )
     recovery: RecoveryConfig = Field(default_factory=lambda: RecoveryConfig.model_validate({}))
+    schedule: ScheduleConfig | None = Field(
+        None, description="Steps in which `apportion prune` reaches the budgets; default: one."
+    )
     layers: LayersConfig = Field(default_factory=lambda: LayersConfig.model_validate({}))
     workers: WorkersConfig = Field(default_factory=lambda: WorkersConfig.model_validate({}))
 
@@ -140,6 +145,20 @@ class Job(_Search):
     def _channels(self) -> Job:
         with explained():
             check_channels(self.database, self.layers, self.corrections, self.recovery)
+        return self
+
+    @model_validator(mode="after")
+    def _schedule(self) -> Job:
+        levels = self.database.expanded()
+        with explained():
+            if self.recovery.rewind is not None and any(own.quantization for own in levels):
+                raise ConfigurationError(
+                    "recovery.rewind: early weights lie on no grid, and database.levels has "
+                    "quantized levels; quantize the final model in a job of its own"
+                )
+            if self.schedule is not None:
+                metrics = {budget.metric for budget in self.bounds()}
+                self.schedule.check(levels, metrics, self.recovery, self.workload)
         return self
 
     @field_validator("fitness")

@@ -36,6 +36,7 @@ _PATHS = (
     ("workload", "error"),
     ("database", "path"),
     ("latency", "table"),
+    ("recovery", "rewind"),
 )
 _TEXTS = (("layers", "skip", "*"), ("layers", "tie", "*", "*"))
 """Where layers are named, which may be called 0 or 1.10."""

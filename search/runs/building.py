@@ -55,7 +55,7 @@ def build(
     found = find_layers(workload.model, workload.traced_pass())
     if config.has_channels:
         plan = _channel_plan(job, workload, default)
-        data = _calibration(job, workload)
+        data = calibration_pass(job, workload)
         made = channel_database(job, workload, found, plan, data, workers, progress)
         return workload, made.database
     built = job.layers.built(found.layers, default, _names(workload.model, found.dense))
@@ -63,7 +63,7 @@ def build(
         config.path,
         workload.model,
         found,
-        _calibration(job, workload),
+        calibration_pass(job, workload),
         default,
         model_fingerprint=model_fingerprint(workload.model),
         model_outputs=model_outputs(workload.model, first_inputs(workload, _OUTPUTS)),
@@ -112,7 +112,7 @@ def _check_batches(job: Job, workload: Workload) -> None:
         check_single(workload.model, first_inputs(workload, 1), count, workload.batch_size)
 
 
-def _calibration(job: Job, workload: Workload) -> FullPass:
+def calibration_pass(job: Job, workload: Workload) -> FullPass:
     """What the database is built from."""
     data, size, augment = workload.calibration, workload.batch_size, job.database.augment
     count = -(-len(data) // size)

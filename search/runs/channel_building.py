@@ -16,6 +16,7 @@ from apportion.compressors.progress import Progress, silent
 from apportion.db.channels.build import build_channels
 from apportion.db.channels.database import ChannelDatabase
 from apportion.db.channels.plan import ChannelPlan
+from apportion.db.channels.sizes import SizeRules
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.rewriting.masked import vanishing, working
@@ -54,7 +55,7 @@ def channel_database(
     first = trees.cut(next(workload.calibration.batches(workload.batch_size)), slice(0, 2))
     data = workload.full_pass(lambda: workload.calibration.batches(workload.batch_size))
     progress("try channel groups", 0, 2)
-    grouped = _grouped(workload, found, plan, data, first)
+    grouped = usable_groups(workload, found, plan.rules, data, first)
     progress("try channel groups", 1, 2)
     drops = DROP in plan.levels
     none = vanishing(workload.model, grouped, found.layers, data, first) if drops else []
@@ -83,15 +84,15 @@ def channel_database(
     )
 
 
-def _grouped(
-    workload: Workload, found: Found, plan: ChannelPlan, data: FullPass, first: Batch
+def usable_groups(
+    workload: Workload, found: Found, rules: SizeRules, data: FullPass, first: Batch
 ) -> Grouped:
     """The groups whose channels can go, and may."""
     model = workload.model
     grouped = find_groups(model, found.layers, data, first)
     _check_any(grouped)
-    plan.rules.check(grouped.groups)
-    may = tuple(group for group in grouped.groups if not plan.rules.skips(group))
+    rules.check(grouped.groups)
+    may = tuple(group for group in grouped.groups if not rules.skips(group))
     grouped = working(model, Grouped(may, grouped.kept, grouped.norms, grouped.biases),
                       found.layers, data, first)  # fmt: skip
     _check_any(grouped)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +43,17 @@ class Workers(AbstractContextManager["Workers"]):
             if self._config.count
             else LocalExecutor(self._config.gpus)
         )
+
+    def apply(
+        self, function: Callable[[Any, Any], Any], shared: Any, calls: Sequence[Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """function(shared, call) for each of `calls`, as they are finished: its number and
+        result."""
+        executor = self.executor()
+        if isinstance(executor, RayExecutor):
+            yield from executor.apply(function, shared, calls)
+        else:
+            yield from ((number, function(shared, call)) for number, call in enumerate(calls))
 
     @property
     def device(self) -> str:

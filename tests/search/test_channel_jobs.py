@@ -107,6 +107,8 @@ def test_a_smaller_model_is_the_next_jobs_workload(tmp_path: Path) -> None:
     second, found = searched(chained, tmp_path)
     with second:
         made = export(found, second, tmp_path / "both", formats=["compressed"])
+    shapes = [json.loads((tmp_path / name / "shapes.json").read_text()) for name in ("out", "both")]
+    assert shapes[0] == shapes[1]  # the class is as small as before
     first = json.loads((tmp_path / "out" / "profile.json").read_text())["accuracy"]
     assert made.content["accuracy"]["dense"] == pytest.approx(first["retuned"])
     missing = {**chained["workload"], "shapes": str(tmp_path / "none.json")}

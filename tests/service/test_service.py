@@ -15,8 +15,9 @@ import pytest
 
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import RunStore
-from apportion.search.jobs.job_file import load_job
+from apportion.search.jobs.job_file import load_job, load_model_job
 from apportion.search.runs.pipeline import prepare, run_search
+from apportion.search.schedules.prune import prune
 from apportion.search.service.folder import JobFolder
 from tests import postgres
 from tests.service.conftest import ServiceCluster, write_job
@@ -84,6 +85,27 @@ def test_a_job_from_submit_to_fetch(cluster: ServiceCluster, tmp_path: Path) -> 
     assert {
         row["algorithm"] for row in json.loads((tmp_path / "out/league.json").read_text())["league"]
     } == {"spdy", "local"}
+
+
+@pytest.mark.slow
+def test_a_job_in_steps_ends_in_results_as_on_one_machine(
+    cluster: ServiceCluster, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "budgets": {"params": 0.4},
+        "schedule": {"kind": "agp", "iterations": 2},
+        "search": {"algorithms": ["milp"], "evaluations": 1, "picks": 1},
+    }
+    job = cluster.submit(write_job(tmp_path, "steps.yaml", **changes))
+    followed = cluster.apportion("logs", job, "-f").stdout
+    assert cluster.state(job)["state"] == "finished", followed
+    cluster.apportion("fetch", job, "-o", tmp_path / "out")
+    own = load_model_job(write_job(tmp_path, workers={"count": 0, "cpus": 1}, **changes))
+    here = prune(own, tmp_path / "here").content["steps"]
+    there = json.loads((tmp_path / "out/best/schedule.json").read_text())["steps"]
+    assert [step["costs"] for step in there] == [step["costs"] for step in here]
+    assert [step["accuracy"] for step in there] == [step["accuracy"] for step in here]
+    assert (tmp_path / "out/best/model.safetensors").is_file()
 
 
 def test_cancelled_killed_and_resumed_a_job_ends_as_if_nothing_had_happened(

@@ -187,11 +187,22 @@ def _work(
     from apportion.search.jobs.job import Job
     from apportion.search.report.league import comparison, describe_pick, league
     from apportion.search.runs.pipeline import ModelProblem, job_runs, prepare, run_search
+    from apportion.search.schedules import record
+    from apportion.search.schedules.prune import prune
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
     reporter.state.store = masked(job.store)
     store = RunStore(job.store)
+    if isinstance(job, Job) and job.schedule is not None and job.schedule.kind != "one-shot":
+        place, out = f"jobs/{folder.job}/results", folder.results / "best"
+        mirror.pull(place, f"best/{record.FILE}")
+        reporter.enter("searching")
+        try:
+            _patiently(lambda: prune(job, out, reporter, options.formats), reporter)
+        finally:  # finished steps outlive this head
+            mirror.push(place)
+        return
     reporter.enter("building")
     database = f"databases/{job.database.path.name}" if isinstance(job, Job) else None
     if database is not None:
