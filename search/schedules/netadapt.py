@@ -5,6 +5,7 @@ until the budgets hold."""
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -23,6 +24,8 @@ from apportion.db.layers import format
 from apportion.evaluators.data.files import local_file
 from apportion.evaluators.models.build import build_model, read_shapes
 from apportion.evaluators.rewriting.narrow import changed_shapes
+from apportion.evaluators.tasks.metric import Metric
+from apportion.evaluators.training.proposals import Judged
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.evaluators.workloads.workload import Workload, model_fingerprint
 from apportion.search.export.compressed_model import SHAPES
@@ -103,11 +106,7 @@ class NetAdapt:
             step, self._record.folder(step) / _KEPT, key, candidates, proposals, workers
         )
         metric_of = self._workload.task.metric
-        sign = -1 if metric_of.higher_is_better else 1
-        best = min(
-            range(len(proposals)),
-            key=lambda i: (sign * judged[i].metric, judged[i].loss, i),
-        )
+        best = min(range(len(judged)), key=lambda i: _rank(judged[i], metric_of))
         made_ = candidates.model(proposals[best])
         made_.load_state_dict(judged[best].state)
         self._write(made_, self._record.folder(step))
@@ -178,3 +177,12 @@ class NetAdapt:
         write_json(folder / SHAPES, {**shapes, **changed_shapes(self._dense, model)})
         marks = {"format": "pt"}
         write_atomically(folder / WEIGHTS, lambda path: save_model(model, str(path), marks))
+
+
+def _rank(judged: Judged, metric: Metric) -> tuple[float, float]:
+    """The best first; of equal metrics the lower loss. What is no number comes last."""
+    value = -judged.metric if metric.higher_is_better else judged.metric
+    return (
+        value if math.isfinite(value) else math.inf,
+        judged.loss if math.isfinite(judged.loss) else math.inf,
+    )

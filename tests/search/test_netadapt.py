@@ -4,6 +4,7 @@ whoever trained the proposals."""
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import torch
 
 from apportion.compressors.errors import ApportionError
 from apportion.compressors.kinds.find import find_layers
+from apportion.evaluators.tasks.metric import Metric
+from apportion.evaluators.training.proposals import Judged
 from apportion.evaluators.workloads.workload import load_workload, model_fingerprint
 from apportion.search.jobs.job import Job
 from apportion.search.schedules.candidates import Candidates, costs_of
+from apportion.search.schedules.netadapt import _rank
 from apportion.search.schedules.prune import prune
 from tests.search.test_schedules import CHANNELS, Stopped, job, loaded, stopping
 
@@ -94,7 +98,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_model(tmp_path: Path) -> None:
 def test_kept_proposals_are_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apportion.evaluators.training.proposals import Course, Judged
+    from apportion.evaluators.training.proposals import Course
 
     trained = 0
     whole = Course.judged
@@ -111,6 +115,14 @@ def test_kept_proposals_are_not_trained_again(
     assert trained == 2  # the first call tells of none
     made = prune(own, tmp_path / "out")
     assert trained == sum(len(step.get("proposals", ())) for step in made.content["steps"])
+
+
+def test_the_best_proposal_by_the_metrics_direction() -> None:
+    higher, lower = (Metric("gain", "", up, 0.1) for up in (True, False))
+    values = [(0.5, 2.0), (math.nan, 0.0), (0.7, 2.0), (0.7, 1.0), (0.2, math.nan)]
+    judged = [Judged(metric, loss, {}) for metric, loss in values]
+    assert min(judged, key=lambda own: _rank(own, higher)) is judged[3]
+    assert min(judged, key=lambda own: _rank(own, lower)) is judged[4]
 
 
 def test_budgets_out_of_reach_are_told(tmp_path: Path) -> None:
