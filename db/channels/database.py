@@ -15,8 +15,9 @@ from apportion.compressors.errors import DatabaseCorruptError, first_line
 from apportion.compressors.grids import Grid
 from apportion.compressors.groups.ladder import Reader
 from apportion.compressors.groups.readers import first_of, gone_from
-from apportion.compressors.levels import Level
+from apportion.compressors.levels import DENSE, DROP, Level, parse_level
 from apportion.db.channels.content import Content, Decision
+from apportion.db.channels.sizes import SizeRules
 from apportion.db.layers import codec, format
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.tables import AnyDatabase
@@ -59,6 +60,26 @@ class ChannelDatabase:
     def levels(self) -> dict[str, list[str]]:
         """Decision -> the names of its levels."""
         return {name: list(decision.levels) for name, decision in self.decisions.items()}
+
+    def uniform(self, level: Level, rules: SizeRules) -> dict[str, Level]:
+        """Every decision at the level. A group is at its level with as many channels, whatever
+        that is called there (two levels that leave as many are one), in floats where its layers
+        cannot have the rest of it; what has neither stays dense. `rules`: the database's."""
+        own = of_layers(level)
+        groups = {group.name: group for group in self.content.grouped.groups}
+        made = {}
+        for name, decision in self.decisions.items():
+            levels = [parse_level(text) for text in decision.levels]
+            if decision.group is None:
+                made[name] = own if own in levels else DENSE
+                continue
+            group = groups[decision.group]
+            fits = level.unit == group.unit or not level.channels or level == DROP
+            kept = rules.kept(group, level) if fits else group.size
+            there = dict(zip(zip(decision.kept, map(of_layers, levels), strict=True), levels,
+                             strict=True))  # fmt: skip
+            made[name] = there.get((kept, own)) or there.get((kept, DENSE)) or DENSE
+        return made
 
     def sizes(self, profile: Mapping[str, Level]) -> dict[str, int]:
         """Group -> how many of its channels stay."""

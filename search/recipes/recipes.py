@@ -28,6 +28,7 @@ from apportion.search.export.exporting import (
     exported_before,
     score_profile,
 )
+from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
 from apportion.search.jobs.job_file import explain, parse_model_job, read_content, resolve_paths
 from apportion.search.runs.pipeline import ModelProblem, prepare, run_search
@@ -38,8 +39,8 @@ class _Section(BaseModel):
 
 
 class Row(_Section):
-    """One row of the table: every layer at `level` that can be at it, or the best profile within
-    `budgets`."""
+    """One row of the table: every layer (or channel group) at `level` that can be at it, or the
+    best profile within `budgets`."""
 
     name: str = Field(pattern=r"^[\w.+:-]+$")
     level: str | None = None
@@ -71,6 +72,10 @@ class Recipe(_Section):
     title: str
     source: str = Field(description="The paper and the table.")
     job: dict[str, Any]
+    needs_weights: bool = Field(
+        False,
+        description="Whether the user must name weights, as none are to be had for its model.",
+    )
     rows: tuple[Row, ...] = Field(min_length=1)
     _file: Path = PrivateAttr(Path("recipe"))
 
@@ -131,8 +136,13 @@ def job_of(
         The job.
 
     Raises:
-        JobError, ConfigurationError: data are missing, or do not fit.
+        JobError, ConfigurationError: data or weights are missing, or do not fit.
     """
+    if recipe.needs_weights and weights is None:
+        model = recipe.job["workload"].get("model")
+        raise ConfigurationError(
+            f"--weights is missing: a .safetensors or .pt file of trained weights for {model}"
+        )
     if recipe.needs_data and data is None:
         raise ConfigurationError(f"--data is missing: a folder with {', '.join(_wanted(recipe))}")
     if not recipe.needs_data and data is not None:
@@ -188,10 +198,14 @@ def _searched(problem: ModelProblem, progress: Progress) -> Chosen:
 def _uniform(row: Row, problem: ModelProblem) -> Chosen:
     assert row.level is not None
     level = parse_level(row.level)
-    profile: Profile = {
-        layer: level if str(level) in levels else DENSE
-        for layer, levels in problem.database.levels().items()
-    }
+    if problem.channels is None:
+        profile: Profile = {
+            layer: level if str(level) in levels else DENSE
+            for layer, levels in problem.database.levels().items()
+        }
+    else:
+        rules = (problem.job.database.channels or ChannelsConfig()).rules()
+        profile = problem.channels.uniform(level, rules)
     if all(level.is_dense for level in profile.values()):
         raise ConfigurationError(
             f"row {row.name!r}: no layer of the database has the level {row.level}"

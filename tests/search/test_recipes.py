@@ -52,7 +52,8 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
             *("wiki.valid.txt", "wiki.test.txt", "SmolLM2-135M-Instruct"),
         ):
             (data / wanted).mkdir(parents=True)
-    job = job_of(recipe, tmp_path / "out", data, None)
+    weights = "weights.safetensors" if recipe.needs_weights else None
+    job = job_of(recipe, tmp_path / "out", data, weights)
     assert job.database.path == tmp_path / "out" / "database"
     levels = set(map(str, job.database.expanded()))
     for row in recipe.rows:
@@ -60,8 +61,9 @@ def test_a_recipe_that_comes_along_is_a_valid_job(name: str, tmp_path: Path) -> 
             assert {str(level) for level in expand_levels([row.level])} <= levels
         else:
             assert row.budgets
+            solver = "milp" if job.database.has_channels else "dp"
             assert job.search.with_parameters() == [
-                ("dp", {"cold": True})
+                (solver, {"cold": True})
             ]  # and not the uniform profile, its first trial
             assert all(parse_budget(name, value) for name, value in row.budgets.items())
 
@@ -148,6 +150,48 @@ def test_the_page_of_recipes_says_what_their_files_say() -> None:
             for row in load_recipe(name).rows
             if row.published is not None
         )
+
+
+def test_weights_that_are_missing_are_named(tmp_path: Path) -> None:
+    """And no random network is pruned for days."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "val").mkdir()
+    with pytest.raises(ApportionError, match=r"--weights is missing: .* for darknet53"):
+        job_of(load_recipe("darknet53-channels"), tmp_path / "out", tmp_path, None)
+
+
+def test_rows_of_channel_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row's level is that of every group, also where another level that leaves as many channels
+    gave it its name."""
+    job = {
+        "workload": {"data": {"kind": "digits"}, "calibration_samples": 64},
+        "database": {
+            "levels": ["dense", "channels-0.60", "channels-0.70", "w8a8", "channels-0.60+w8a8"],
+            "channels": {"multiple": 4},
+        },
+        "recovery": {"finetune": {"epochs": 1}},
+    }
+    rows = [
+        {"name": "most", "level": "channels-0.70"},
+        {"name": "joint", "level": "channels-0.60+w8a8"},
+    ]
+    recipe = str(write(tmp_path, job=job, rows=rows))
+    command = ["recipe", recipe, "-o", str(tmp_path / "out"), "--json"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert all("fine-tuned" in row["accuracy"] for row in json.loads(first)["rows"])
+    # 8 channels: 4 are left at either level, which is called by the first.
+    profile = json.loads((tmp_path / "out" / "most" / "profile.json").read_text())["profile"]
+    assert profile["layer1.0.conv1.channels"] == "channels-0.60"
+    assert profile["layer3.0.conv1.channels"] == "channels-0.70"
+    assert profile["conv1"] == "dense"
+    profile = json.loads((tmp_path / "out" / "joint" / "profile.json").read_text())["profile"]
+    assert profile["layer3.0.conv1.channels"] == "channels-0.60+w8a8"
+    assert profile["conv1"] == "w8a8"  # which reads no group
+    written = (tmp_path / "out" / "most" / "model.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "out" / "most" / "model.safetensors").stat().st_mtime_ns == written
 
 
 @pytest.mark.slow
