@@ -223,7 +223,11 @@ class Flow(Watch):
         if bool(((found != columns[:, None]) & (found != NONE)).any()):
             self.book.lock(self.labels.of(product.input), "they are read in several places at once")
             columns = torch.zeros_like(columns)
-        return columns.long().reshape(groups, -1)
+        columns = columns.long().reshape(groups, -1)
+        width = product.view(product.weight)[0].shape[2]
+        places = columns.reshape(groups, -1, width)
+        # Where a kernel's place meets padding alone, its weights still go with their channels.
+        return torch.where(places == NONE, places.amax(1, keepdim=True), places).flatten(1)
 
     def _results(self, step: rules.Step, product: Product, numbers: Tensor) -> Tensor:
         """The row of the weight that each output came from. Where the operation does not say so:

@@ -48,7 +48,7 @@ def fold_batchnorm(model: nn.Module, inputs: Any) -> nn.Module:
         layer, norm = pair
         before = node.all_input_nodes[0]
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        made = fuse(layer, norm)  # type: ignore[type-var, arg-type]
+        made = fuse(layer, _affine(norm))  # type: ignore[type-var, arg-type]
         traced.set_submodule(str(before.target), made)
         uses.update(tensor.data_ptr() for tensor in made.parameters())
         node.replace_all_uses_with(before)
@@ -116,6 +116,18 @@ def _pair(
     if any(uses[tensor.data_ptr()] != 1 for tensor in layer.parameters()):
         return None
     return layer, norm
+
+
+def _affine(norm: nn.Module) -> nn.Module:
+    """The batch-norm with a weight and a bias, which torch's folding into linear layers needs."""
+    if norm.weight is not None:
+        return norm
+    made: Any = copy.copy(norm)
+    made._parameters = {
+        "weight": nn.Parameter(torch.ones_like(made.running_var)),
+        "bias": nn.Parameter(torch.zeros_like(made.running_mean)),
+    }
+    return made
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -54,9 +54,10 @@ class SmallerModel(CompressedModel):
     def _check(self) -> None:
         workload = self.problem.workload
         elements, products = counts(workload.model, self._channels, self.profile)
-        found = find_layers(self.model, workload.traced_pass())
-        there = sum(p.numel() for p in self.model.parameters())
-        macs = sum(found.macs.values()) + found.base
+        there, macs = sum(p.numel() for p in self.model.parameters()), 0
+        if products:  # none: nothing is left that could be found
+            found = find_layers(self.model, workload.traced_pass())
+            macs = sum(found.macs.values()) + found.base
         if (there, macs) != (elements, products):
             raise ModelError(
                 f"the smaller model has {there} parameters and {macs} multiply-accumulates, "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
+from torch import nn
 
 from apportion.compressors.calibration import FullPass
 from apportion.compressors.errors import ModelError
@@ -89,7 +91,7 @@ def usable_groups(
 ) -> Grouped:
     """The groups whose channels can go, and may."""
     model = workload.model
-    grouped = find_groups(model, found.layers, data, first)
+    grouped = _stored(model, find_groups(model, found.layers, data, first))
     _check_any(grouped)
     rules.check(grouped.groups)
     may = tuple(group for group in grouped.groups if not rules.skips(group))
@@ -97,6 +99,20 @@ def usable_groups(
                       found.layers, data, first)  # fmt: skip
     _check_any(grouped)
     return grouped
+
+
+def _stored(model: nn.Module, grouped: Grouped) -> Grouped:
+    """Without groups of which something lies in a buffer outside the model's state dict: no file
+    would say which of its values stay."""
+    state, groups, kept = model.state_dict(), [], dict(grouped.kept)
+    for group in grouped.groups:
+        hidden = [own.name for own in group.slices if own.name not in state]
+        if hidden:
+            reason = f"the buffer {hidden[0]!r} is not in the state dict (persistent=False)"
+            kept.update(dict.fromkeys(group.makers, reason))
+        else:
+            groups.append(group)
+    return replace(grouped, groups=tuple(groups), kept=kept)
 
 
 def _check_any(grouped: Grouped) -> None:
