@@ -50,6 +50,7 @@ from apportion.search.export.registry import PROFILE, resolve
 from apportion.search.export.smaller_model import SmallerModel
 from apportion.search.export.staging import SUMMARY, staging, summary
 from apportion.search.export.verify import running, verify
+from apportion.search.jobs.channel_checks import check_smaller_recovery
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.pipeline import ModelProblem
 from apportion.search.space.space import Candidate
@@ -131,7 +132,7 @@ def export(
 
     Raises:
         UnknownNameError: a format that is not known.
-        ConfigurationError: two formats of one file.
+        ConfigurationError: two formats of one file, or a step of recovery that is not for channels.
         ModelError: a format cannot hold the model.
         OutputError: a file cannot be written, or is another model; then nothing is left in `out`.
     """
@@ -143,6 +144,8 @@ def export(
     metric = problem.workload.task.metric
     if problem.channels is None:
         check_held(problem.workload.model, problem.database, recovery)
+    else:
+        check_smaller_recovery(recovery)
     check_formats(formats, problem)
     kind = CompressedModel if problem.channels is None else SmallerModel
     subject = kind(

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._pytree import tree_structure, tree_unflatten
 
 from apportion.compressors.calibration import call
+from apportion.compressors.errors import ModelError
 from apportion.evaluators.rewriting import onnx_files, onnx_model
-from apportion.evaluators.rewriting.shapes import by_size, widest
+from apportion.evaluators.rewriting.onnx_files import import_package
+from apportion.evaluators.rewriting.shapes import by_size, reason, widest
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner
 from apportion.search.export.program import check_outputs
@@ -40,7 +43,11 @@ class Onnx(Format):
             return onnx_model.to_onnx(subject.model, inputs, quantized, reduced, axes=axes)
 
         proto, notes = widest(subject.axes(), exported)
-        onnx_files.save(proto, path)
+        onnx = import_package("onnx")
+        try:
+            onnx_files.save(proto, path)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ModelError(_unfit(subject.model, error)) from error
         layers = subject.problem.database.layers
         linear = {name for name, layer in layers.items() if layer.kind == "linear"}
         quantized = subject.quantized()
@@ -59,6 +66,22 @@ class Onnx(Format):
         rows = opened.get_inputs()[0].shape[0]
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            return tree_unflatten(onnx_model.outputs(opened, kwargs or args), structure)
+            try:
+                found = onnx_model.outputs(opened, kwargs or args)
+            except Exception as error:  # ONNX Runtime's own have no common class
+                raise ModelError(_unfit(subject.model, error)) from error
+            return tree_unflatten(found, structure)
 
         return by_size(run, rows if isinstance(rows, int) else None)
+
+
+def _unfit(model: nn.Module, error: Exception) -> str:
+    """Why what was written is no ONNX file, or does not run."""
+    text = f"the ONNX file does not hold the model: {reason(error)}"
+    empty = next((name for name, p in model.named_parameters() if not p.numel()), None)
+    if empty is None:
+        return text
+    return (
+        f"ONNX cannot hold what is left where all went (drop): {empty} is empty; formats "
+        f"safetensors and torch can ({text})"
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.levels import Level, Sparsity
 from apportion.evaluators.scoring.channels import check_corrections
@@ -28,17 +30,31 @@ def check_channels(
         _check_level(level)
     for names in (corrections.score, corrections.export):
         check_corrections(names)
+    check_smaller_recovery(recovery)
     refused = {
         "database.sequential": database.sequential,
         "layers.skip (database.channels.skip names layers whose channels stay)": layers.skip,
         "layers.levels": layers.levels,
         "layers.first": layers.first,
         "layers.last": layers.last,
-        "recovery.lintune (finetune trains the smaller model)": recovery.lintune,
-        "recovery.adaprune (finetune trains the smaller model)": recovery.adaprune,
         "database.grid.per: tensor": database.grid.per == "tensor"
         and any(level.quantization for level in levels),
     }
+    _refuse(refused)
+
+
+def check_smaller_recovery(recovery: RecoveryConfig) -> None:
+    """Raises ConfigurationError for steps that compare layers with the dense model's, which have
+    other shapes."""
+    _refuse(
+        {
+            f"recovery.{step} (finetune trains the smaller model)": getattr(recovery, step)
+            for step in ("lintune", "adaprune")
+        }
+    )
+
+
+def _refuse(refused: Mapping[str, object]) -> None:
     for what, there in refused.items():
         if there:
             raise ConfigurationError(f"{what}: not for a job with channel levels")

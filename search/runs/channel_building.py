@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
 from apportion.compressors.calibration import FullPass
-from apportion.compressors.errors import ModelError
+from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.groups.find import Grouped, find_groups
 from apportion.compressors.groups.ladder import Reader
 from apportion.compressors.kinds.uses import Found
-from apportion.compressors.levels import DROP
+from apportion.compressors.levels import DROP, Level
 from apportion.compressors.progress import Progress, silent
 from apportion.db.channels.build import build_channels
 from apportion.db.channels.database import ChannelDatabase
@@ -27,6 +28,8 @@ from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
 from apportion.search.runs.ordering import channel_orders
 from apportion.search.runs.workers import Workers
+
+log = logging.getLogger(__name__)
 
 
 def channel_database(
@@ -51,6 +54,7 @@ def channel_database(
 
     Raises:
         ModelError: no channels of the model can go.
+        ConfigurationError: no level takes any.
         ApportionError: whatever `build_channels` raises.
     """
     config = job.database.channels or ChannelsConfig.model_validate({})
@@ -62,6 +66,7 @@ def channel_database(
     drops = DROP in plan.levels
     none = vanishing(workload.model, grouped, found.layers, data, first) if drops else []
     progress("try channel groups", 2, 2)
+    _check_levels(plan, grouped, none)
 
     def orders(grouped: Grouped, readers: Mapping[str, Reader]) -> dict[str, np.ndarray]:
         batches = list(workload.calibration.batches(workload.batch_size))
@@ -99,6 +104,32 @@ def usable_groups(
                       found.layers, data, first)  # fmt: skip
     _check_any(grouped)
     return grouped
+
+
+def _check_levels(plan: ChannelPlan, grouped: Grouped, none: Collection[str]) -> None:
+    """Raises ConfigurationError where no level takes channels from any group, and warns of levels
+    that take none. `none`: groups that can be dropped."""
+
+    def takes(level: Level) -> bool:
+        if level == DROP:
+            return bool(none)
+        return any(
+            group.unit == level.unit and plan.rules.kept(group, level) < group.size
+            for group in grouped.groups
+        )
+
+    wanted = [level for level in plan.levels if level.channels]
+    idle = [str(level) for level in wanted if not takes(level)]
+    if not idle:
+        return
+    sizes = sorted({f"{group.size} {group.unit}" for group in grouped.groups})
+    text = (
+        f"database.levels: {', '.join(idle)} would leave every group whole, by "
+        f"database.channels.multiple and least; the groups have {', '.join(sizes)}"
+    )
+    if len(idle) == len(wanted):
+        raise ConfigurationError(text)
+    log.warning("%s", text)
 
 
 def _stored(model: nn.Module, grouped: Grouped) -> Grouped:

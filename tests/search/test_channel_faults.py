@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import apportion
+from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import parse_level
 from apportion.evaluators.costs.channels.tables import counts
 from apportion.evaluators.rewriting.smaller import Smaller
+from apportion.evaluators.training.config import RecoveryConfig
 from apportion.search.export.exporting import export, score_profile
 from tests.channel_jobs import channel_problem, outputs
 
@@ -99,3 +101,38 @@ def test_batchnorm_without_weights_is_folded_for_onnx(tmp_path: Path) -> None:
             score_profile(profile, problem, "here"), problem, tmp_path / "out", formats=["onnx"]
         )
         assert "model.onnx" in made.files
+
+
+@pytest.mark.parametrize("step", ["lintune", "adaprune"])
+def test_steps_of_recovery_that_a_job_refuses_are_refused_at_export(
+    tmp_path: Path, step: str
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    with channel_problem(model, torch.randn(32, 6), tmp_path / "d") as problem:
+        profile = {n: parse_level(own[-1]) for n, own in problem.levels().items()}
+        chosen = score_profile(profile, problem, "here")
+        recovery = RecoveryConfig.model_validate({step: {}})
+        with pytest.raises(ConfigurationError, match=f"recovery.{step}"):
+            export(chosen, problem, tmp_path / "out", recovery=recovery)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("levels", "multiple"), [(("dense", "w8", "heads-0.50"), 2), (("dense", "channels-0.50"), 64)]
+)
+def test_levels_that_take_nothing_from_any_group_are_refused(
+    tmp_path: Path, levels: tuple[str, ...], multiple: int
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    options = {"channels": {"multiple": multiple}}
+    with pytest.raises(ConfigurationError, match=rf"{levels[-1]} would leave .* have 8 channels"):
+        channel_problem(model, torch.randn(32, 6), tmp_path / "d", levels, database_options=options)
+
+
+def test_levels_that_take_nothing_beside_others_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    levels = ("dense", "channels-0.50", "heads-0.50")
+    with channel_problem(model, torch.randn(32, 6), tmp_path / "d", levels):
+        assert "heads-0.50 would leave every group whole" in caplog.text

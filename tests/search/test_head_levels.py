@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 import apportion
+from apportion.compressors.errors import ModelError
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.levels import DENSE, DROP, parse_level
 from apportion.db.runs.store import RunStore
 from apportion.evaluators.costs.channels.tables import counts
 from apportion.evaluators.rewriting.smaller import Smaller
-from apportion.search.export.exporting import export
+from apportion.search.export.exporting import export, score_profile
 from apportion.search.runs.pipeline import ModelProblem, run_search
 
 transformers = pytest.importorskip("transformers")
@@ -132,3 +133,16 @@ def test_a_dropped_branch_puts_out_its_mean(tmp_path: Path) -> None:
         torch.testing.assert_close(
             constant, whole.mean((0, 1)).expand_as(constant), rtol=1e-3, atol=1e-4
         )
+
+
+def test_an_attention_without_heads_is_no_onnx_file(tmp_path: Path) -> None:
+    """Its shapes have zeros, which torch.onnx cannot write."""
+    with problem(bert, tmp_path) as own:
+        name = next(n for n in own.levels() if n.endswith(".heads"))
+        profile = {**dict.fromkeys(own.levels(), DENSE), name: DROP}
+        chosen = score_profile(profile, own, "here")
+        with pytest.raises(ModelError, match=r"all went \(drop\): bert.encoder.layer.0.*is empty"):
+            export(chosen, own, tmp_path / "out", formats=["onnx"])
+        assert not (tmp_path / "out").exists()
+        made = export(chosen, own, tmp_path / "out", formats=["safetensors", "torch"])
+        assert made.content["exports"]["model.pt2"]["largest_difference"] < 1e-4
