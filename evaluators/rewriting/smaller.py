@@ -73,13 +73,15 @@ class Smaller:
         return made
 
     def grids(self, profile: Mapping[str, Level]) -> dict[str, Grid]:
-        """Layer -> grid of its quantized weight, for the rows that stay."""
+        """Layer -> grid of its quantized weight, for the rows that stay, where any do."""
         database = self._database
         kept, made = database.kept(profile), {}
         for name in database.decided:
             if (grid := database.grid(name, profile)) is None:
                 continue
             stays = torch.from_numpy(self._rows(name, kept))
+            if not stays.any():
+                continue
             own = [x[stays] if len(x) == len(stays) else x for x in (grid.scale, grid.zero)]
             made[name] = Grid(own[0], own[1], grid.bits)
         return made

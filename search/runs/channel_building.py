@@ -122,10 +122,11 @@ def _check_levels(plan: ChannelPlan, grouped: Grouped, none: Collection[str]) ->
     idle = [str(level) for level in wanted if not takes(level)]
     if not idle:
         return
-    sizes = sorted({f"{group.size} {group.unit}" for group in grouped.groups})
+    largest = max(grouped.groups, key=lambda group: group.size)
     text = (
-        f"database.levels: {', '.join(idle)} would leave every group whole, by "
-        f"database.channels.multiple and least; the groups have {', '.join(sizes)}"
+        f"database.levels: {', '.join(idle)} would leave every group whole, by what they are, what "
+        "the model runs without, and database.channels; the largest group, of "
+        f"{largest.name!r}, has {largest.size} {largest.unit}"
     )
     if len(idle) == len(wanted):
         raise ConfigurationError(text)
