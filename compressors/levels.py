@@ -3,16 +3,18 @@
 
     level    := "dense" | "drop" | one or more of channels, sparse, quant, in this order, by "+"
     channels := ("channels-" | "heads-") S       of a channel group, of an attention's heads
-    sparse   := ["mag:"] pattern                 mag: by magnitude instead of ExactOBS
-    pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S
-    quant    := ["rtn:"] ("w" bits ["a" bits] | "a" bits)
-                                                 rtn: round to nearest instead of ExactOBS
+    sparse   := ["mag:" | "sparsegpt:"] pattern  by magnitude, or in the order of the columns,
+    pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S     instead of ExactOBS
+    quant    := [how] (weights ["a" bits] | format) | "a" bits
+    how      := "rtn:" | "gptq:" | "gptq-desc:"  instead of ExactOBS: to nearest; in the order of
+    weights  := "w" bits ["g" G]                 the columns; from the greatest inputs down
+    format   := "fp8" | "mxfp4" | "mxfp6" | "mxfp8" | "nvfp4" | one of a user's own (formats.py)
 
 S is the fraction of weights (or filters, or channels) that is removed, 0 < S < 1, kept to six
 decimals; `N:M` keeps N weights of every M consecutive ones, 0 < N <= M; B is a block length >= 1;
-weight bits are 1..8, activation bits 2..16. `expand_levels` also takes ladders, `unstr-0.10..0.99`
-or `unstr-0.10..0.99*0.95`: every step keeps 90 % (95 %) of the weights that are left, and the last
-step is the upper end itself."""
+G is how many consecutive columns of a row share a scale; weight bits are 1..8, activation bits
+2..16. `expand_levels` also takes ladders, `unstr-0.10..0.99` or `unstr-0.10..0.99*0.95`: every step
+keeps 90 % (95 %) of the weights that are left, and the last step is the upper end itself."""
 
 from __future__ import annotations
 
@@ -21,24 +23,28 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from apportion.compressors import formats
 from apportion.compressors.errors import LevelError
 
 _DECIMALS = 6
 _FRACTION = r"(0?\.\d+)"
 _PATTERN = re.compile(
-    rf"(?P<mag>mag:)?(?:unstr-(?P<unstr>{_FRACTION})|block(?P<block>\d+)-(?P<blockfrac>{_FRACTION})"
+    rf"(?P<how>mag:|sparsegpt:)?(?:unstr-(?P<unstr>{_FRACTION})|block(?P<block>\d+)-(?P<blockfrac>{_FRACTION})"
     rf"|(?P<n>\d+):(?P<m>\d+)|filter-(?P<filter>{_FRACTION}))"
 )
 _CHANNELS = re.compile(rf"(channels|heads)-{_FRACTION}")
-_QUANT = re.compile(r"(?P<rtn>rtn:)?(?:w(?P<w>\d+)(?:a(?P<a>\d+))?|a(?P<only>\d+))")
+_QUANT = re.compile(
+    r"(?P<how>rtn:|gptq:|gptq-desc:)?(?:w(?P<w>\d+)(?:g(?P<g>\d+))?(?:a(?P<a>\d+))?|a(?P<only>\d+)"
+    r"|(?P<format>[a-z][a-z0-9_]*))"
+)
 Candidate = tuple[int, ...]
 """A profile as level indices, one per layer."""
 _LADDER = re.compile(
-    rf"(?P<head>(?:(?:mag:)?(?:unstr|block\d+|filter)|channels|heads)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
+    rf"(?P<head>(?:(?:mag:|sparsegpt:)?(?:unstr|block\d+|filter)|channels|heads)-){_FRACTION}\.\.{_FRACTION}(?:\*{_FRACTION})?"
 )
 _SHAPE = (
-    "expected dense, drop, unstr-S, blockB-S, N:M, filter-S, channels-S, heads-S, wB, wBaA or a "
-    "sparse one + a quantized one, such as 2:4+w4a4"
+    "expected dense, drop, unstr-S, blockB-S, N:M, filter-S, channels-S, heads-S, wB, wBgG, wBaA, "
+    "{formats} or a sparse one + a quantized one, such as 2:4+w4a4"
 )
 
 
@@ -46,7 +52,7 @@ _SHAPE = (
 class Sparsity:
     """Which weights go. `kind` is unstr, block, nm or filter; `fraction` is the share removed (in
     [0, 1)); `block` the block length; `n` of `m` weights are kept by an N:M pattern; `magnitude`
-    marks the data-free baseline."""
+    marks the data-free baseline, `fixed` an elimination in the order of the columns (SparseGPT)."""
 
     kind: str
     fraction: float
@@ -54,9 +60,10 @@ class Sparsity:
     n: int = 0
     m: int = 0
     magnitude: bool = False
+    fixed: bool = False
 
     def __str__(self) -> str:
-        head = "mag:" if self.magnitude else ""
+        head = "mag:" if self.magnitude else "sparsegpt:" if self.fixed else ""
         if self.kind == "nm":
             return f"{head}{self.n}:{self.m}"
         name = f"block{self.block}" if self.kind == "block" else self.kind
@@ -71,16 +78,32 @@ class Sparsity:
 @dataclass(frozen=True, slots=True)
 class Quantization:
     """Bits of weights and of activations (None: left in floating point); `nearest` marks round to
-    nearest."""
+    nearest, `fixed` an elimination in one order for all rows (GPTQ), that of the columns or from
+    the greatest diagonal of H down (`descending`). `format`: the weights' where that is another
+    than a grid per row or tensor, such as w4g128 or mxfp4."""
 
     weight_bits: int | None
     activation_bits: int | None = None
     nearest: bool = False
+    fixed: bool = False
+    format: str = ""
+    descending: bool = False
+
+    @property
+    def how(self) -> str:
+        """The prefix of its level; empty for ExactOBS."""
+        if self.fixed:
+            return "gptq-desc:" if self.descending else "gptq:"
+        return "rtn:" if self.nearest else ""
+
+    @property
+    def weights(self) -> str:
+        """How levels write what becomes of the weights; empty where they stay as they are."""
+        return self.format or (f"w{self.weight_bits}" if self.weight_bits is not None else "")
 
     def __str__(self) -> str:
-        weight = f"w{self.weight_bits}" if self.weight_bits is not None else ""
         activation = f"a{self.activation_bits}" if self.activation_bits is not None else ""
-        return f"{'rtn:' if self.nearest else ''}{weight}{activation}"
+        return f"{self.how}{self.weights}{activation}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +171,14 @@ def parse_level(text: str) -> Level:
             if sparsity or quantization:
                 raise LevelError(text, "a sparse part comes first, and only once")
             sparsity = _sparsity(text, match)
-        elif match := _QUANT.fullmatch(part):
+        elif (match := _QUANT.fullmatch(part)) and (
+            not match["format"] or formats.find(match["format"])
+        ):
             if quantization:
                 raise LevelError(text, "only one quantized part")
             quantization = _quantization(text, match)
         else:
-            raise LevelError(text, _SHAPE)
+            raise LevelError(text, _SHAPE.format(formats=", ".join(formats.names())))
     return Level(sparsity, quantization, channels, unit)
 
 
@@ -196,18 +221,21 @@ def _ladder(text: str, head: str) -> list[str]:
 
 
 def _sparsity(text: str, match: re.Match[str]) -> Sparsity:
-    magnitude = match["mag"] is not None
+    magnitude, fixed = match["how"] == "mag:", match["how"] == "sparsegpt:"
     if match["n"]:
         n, m = int(match["n"]), int(match["m"])
         if not 0 < n <= m:
             raise LevelError(text, f"an N:M pattern keeps N of M weights, 0 < N <= M; got {n}:{m}")
-        return Sparsity("nm", round(1 - n / m, _DECIMALS), n=n, m=m, magnitude=magnitude)
+        share = round(1 - n / m, _DECIMALS)
+        return Sparsity("nm", share, n=n, m=m, magnitude=magnitude, fixed=fixed)
     kind = "unstr" if match["unstr"] else "block" if match["block"] else "filter"
     fraction = _removed(text, match["unstr"] or match["blockfrac"] or match["filter"])
     block = int(match["block"] or 0)
     if kind == "block" and block < 1:
         raise LevelError(text, "a block holds at least one weight")
-    return Sparsity(kind, fraction, block=block, magnitude=magnitude)
+    if fixed and kind != "unstr":
+        raise LevelError(text, "sparsegpt: prunes by unstr-S or N:M")
+    return Sparsity(kind, fraction, block=block, magnitude=magnitude, fixed=fixed)
 
 
 def _removed(text: str, digits: str) -> float:
@@ -227,6 +255,17 @@ def _quantization(text: str, match: re.Match[str]) -> Quantization:
         raise LevelError(text, f"weight bits must be 1 to 8, got {weight}")
     if bits is not None and not 2 <= bits <= 16:
         raise LevelError(text, f"activation bits must be 2 to 16, got {bits}")
-    if match["rtn"] and weight is None:
-        raise LevelError(text, "rtn: rounds weights, and this level has no weight bits")
-    return Quantization(weight, bits, nearest=match["rtn"] is not None)
+    name = match["format"] or ""
+    if weight is not None and match["g"]:
+        if int(match["g"]) < 1:
+            raise LevelError(text, "a group holds at least one column")
+        name = f"w{weight}g{int(match['g'])}"
+    if found := formats.find(name):
+        weight = found.bits
+    if match["how"] and weight is None:
+        doing = "rounds" if match["how"] == "rtn:" else "quantizes"
+        raise LevelError(text, f"{match['how']} {doing} weights, and this level has no weight bits")
+    how = match["how"] or ""
+    return Quantization(
+        weight, bits, how == "rtn:", how.startswith("gptq"), name, how == "gptq-desc:"
+    )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors import magnitude
-from apportion.compressors.grids import Grid, GridOptions, fit_grid
+from apportion.compressors.grids import Grid, GridOptions, fit_weights
 from apportion.compressors.levels import Level, Sparsity
 
 
@@ -25,10 +25,10 @@ class TableProblem:
     def weights(self, level: Level) -> tuple[Tensor, Grid | None]:
         """What is stored, float32 [rows, d], and its grid."""
         kept = self.matrix if level.sparsity is None else self.matrix * self._mask(level.sparsity)
-        bits = level.quantization.weight_bits if level.quantization else None
-        if bits is None:
+        quantization = level.quantization
+        if quantization is None or quantization.weight_bits is None:
             return kept.float(), None
-        grid = fit_grid(kept, bits, self._grid)
+        grid = fit_weights(kept, quantization, self._grid)
         there = torch.ones_like(kept, dtype=torch.bool) if level.sparsity is None else kept != 0
         return grid.values(grid.codes(kept)) * there, grid
 

@@ -1,4 +1,5 @@
-"""ExactOBS: one layer at all its levels (Frantar & Alistarh 2022, "Optimal Brain Compression")."""
+"""One layer at all its levels: by ExactOBS (Frantar & Alistarh 2022, "Optimal Brain Compression"),
+by magnitude or to nearest, or in the order of the columns."""
 
 from __future__ import annotations
 
@@ -10,15 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apportion.compressors import magnitude
+from apportion.compressors import formats, magnitude
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.elimination import dispatch
 from apportion.compressors.elimination.dispatch import Limits
 from apportion.compressors.elimination.ladder import Ladder
 from apportion.compressors.elimination.work import Group, Mapper, Work, default_memory, precision
 from apportion.compressors.errors import LayerError, LevelError
-from apportion.compressors.grids import Grid, fit_grid
+from apportion.compressors.grids import Grid, fit_weights
 from apportion.compressors.hessian import inverse
+from apportion.compressors.in_order import InOrder, Order
 from apportion.compressors.layers import LayerSpec, from_matrix, to_matrix
 from apportion.compressors.levels import Level, Quantization, Sparsity
 from apportion.compressors.lookup import TableProblem
@@ -47,7 +49,8 @@ class CompressedLayer:
 
 
 def fits(spec: LayerSpec, level: Level) -> bool:
-    """Whether the layer can have the level: blocks and N:M patterns need rows that they divide.
+    """Whether the layer can have the level: blocks, N:M patterns and groups of columns that share
+    a scale need rows that they divide.
     Inputs can be quantized where they are a module's. A filter level leaves at least one filter,
     and a module that can be run as such: among grouped convolutions that is true of depthwise ones
     alone."""
@@ -55,6 +58,9 @@ def fits(spec: LayerSpec, level: Level) -> bool:
     if level.channels:  # of a group, not of a layer
         return False
     if level.activation_bits and not spec.by_module:
+        return False
+    form = formats.find(level.quantization.format) if level.quantization else None
+    if form is not None and form.block and spec.columns % form.block:
         return False
     if sparsity is not None and sparsity.kind == "filter":
         shaped = spec.is_module_weight and spec.groups in (1, spec.rows)
@@ -167,7 +173,9 @@ class _Problem:
         self._ladders: dict[int, Ladder] = {}
         self._groups: list[Group] = []
         sparsities = [
-            level.sparsity for level in levels if level.sparsity and not level.sparsity.magnitude
+            level.sparsity
+            for level in levels
+            if level.sparsity and not level.sparsity.magnitude and not level.sparsity.fixed
         ]
         self._counts: dict[int, list[int]] = {}
         for sparsity in sparsities:
@@ -177,6 +185,7 @@ class _Problem:
         self._shared: dict[tuple[object, ...], tuple[Tensor, Grid | None]] = {}
         self._patterned = Counter(key[0] for key in self._wanted)
         self._patterns: dict[Sparsity, Tensor] = {}
+        self._fixed: dict[Order, InOrder] = {}
 
     def weights(self, level: Level) -> tuple[Tensor, Grid | None]:
         """What is stored, float32 [rows, d], and its grid. Levels that differ in their inputs' bits
@@ -198,8 +207,18 @@ class _Problem:
             if level.sparsity is None
             else compressed == 0
         )
-        grid = fit_grid(compressed, quantization.weight_bits, self._options.grid)
-        if not quantization.nearest:
+        grid = fit_weights(compressed, quantization, self._options.grid)
+        if quantization.fixed:
+            order: Order = "descending" if quantization.descending else "columns"
+            compressed, grid = self._in_order(order).quantize(
+                compressed,
+                grid,
+                fixed,
+                None
+                if quantization.descending
+                else lambda own, like: fit_weights(own, quantization, self._options.grid, like),
+            )
+        elif not quantization.nearest:
             compressed = self._quantize(compressed, grid, fixed)
         return grid.values(grid.codes(compressed)) * ~fixed, grid
 
@@ -208,6 +227,8 @@ class _Problem:
 
     def _sparse(self, sparsity: Sparsity) -> Tensor:
         """The weights [rows, d] with the pattern of `sparsity`."""
+        if sparsity.fixed:
+            return self._in_order("columns").prune(self.matrix, sparsity)
         if sparsity.kind == "nm":
             if sparsity.magnitude:
                 return magnitude.prune_n_of_m(self.matrix, sparsity.n, sparsity.m)
@@ -228,6 +249,13 @@ class _Problem:
         if size not in self._ladders:
             self._ladders[size] = Ladder(self._inverted(), size, self._counts[size], self._work)
         return self._ladders[size].without(self._count(sparsity))
+
+    def _in_order(self, order: Order) -> InOrder:
+        """What eliminates in one order for all rows."""
+        if order not in self._fixed:
+            damping, name = self._options.damping, self._spec.name
+            self._fixed[order] = InOrder(self.hessian, order, damping, name)
+        return self._fixed[order]
 
     def _filters(self, sparsity: Sparsity) -> Tensor:
         """Without the rows whose errors w H w^T / 2 are least. Rows do not act on each other's
@@ -281,7 +309,7 @@ class _Problem:
 
 def _same_weights(level: Level) -> tuple[object, ...]:
     quantization = level.quantization or Quantization(None)
-    return level.sparsity, quantization.weight_bits, quantization.nearest
+    return level.sparsity, quantization.weights, quantization.how
 
 
 def _prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int, limits: Limits) -> Tensor:

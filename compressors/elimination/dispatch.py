@@ -77,14 +77,14 @@ def quantize(
     Args:
         weight: [rows, d].
         hinv: H^-1, [d, d].
-        grid: of each row, or of all.
+        grid: of each row, of all, or of groups of columns; with a codebook or not.
         fixed: bool [rows, d], weights that are zero and stay it.
         limits: of memory and threads.
 
     Returns:
         Weights, [rows, d], all on the grid, on the device of `weight`.
     """
-    if kernel := _kernel("quantize", weight):
+    if grid.plain and (kernel := _kernel("quantize", weight)):
         scale, zero = (
             t.to(weight.dtype).expand(len(weight), 1).squeeze(1).contiguous().numpy()
             for t in (grid.scale, grid.zero)
@@ -95,12 +95,41 @@ def quantize(
             return torch.from_numpy(
                 kernel(w, fixed.contiguous().numpy(), h, scale, zero, highest, threads)
             )
+    if kernel := _kernel("grouped", weight):
+        return _by_groups(kernel, weight, hinv, grid, fixed, limits)
     parts, start = [], 0
     for w in _chunks(weight, limits):
         rows = slice(start, start + len(w))
         parts.append(_form(w).quantize(w, hinv, grid.rows(rows), fixed[rows]))
         start += len(w)
     return torch.cat(parts)
+
+
+def _by_groups(
+    kernel: Callable[..., Any],
+    weight: Tensor,
+    hinv: Tensor,
+    grid: Grid,
+    fixed: Tensor,
+    limits: Limits,
+) -> Tensor:
+    """`quantize` by `grouped.quantize`; the arguments are those of both."""
+    scale, zero = (
+        t.to(weight.dtype).expand(len(weight), -1).contiguous().numpy()
+        for t in (grid.scale, grid.zero)
+    )
+    kind = scale.dtype.type
+    empty = weight.new_empty(0)
+    book = (empty, empty)
+    if grid.book is not None:
+        book = (grid.book.bounds(weight.dtype), grid.book.values.to(weight.dtype))
+    with _threads(hinv, limits) as threads:
+        w, h = _arrays(weight, hinv)
+        made = kernel(
+            w, fixed.contiguous().numpy(), h, scale, zero, grid.group or weight.shape[1],
+            kind(2**grid.bits - 1), _arrays(*book), kind(grid.spacing), threads,
+        )  # fmt: skip
+    return torch.from_numpy(made)
 
 
 def reconstruct(
@@ -146,7 +175,7 @@ def _kernel(name: str, weight: Tensor) -> Callable[..., Any] | None:
 def _kernels() -> dict[str, Callable[..., Any]]:
     """The compiled kernels by name; none without numba."""
     try:
-        from apportion.compressors.elimination import kernels, reconstruction
+        from apportion.compressors.elimination import grouped, kernels, reconstruction
     except ImportError:
         log.warning(
             "numba is not installed (apportion[fast]): layers are compressed several times slower"
@@ -157,6 +186,7 @@ def _kernels() -> dict[str, Callable[..., Any]]:
         "blocks": kernels.blocks,
         "n_of_m": kernels.n_of_m,
         "quantize": kernels.quantize,
+        "grouped": grouped.quantize,
         "reconstruct": reconstruction.reconstruct,
     }
 

@@ -254,7 +254,6 @@ def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
 
 
 def _quantize(rows: Rows, grid: Grid, fixed: Tensor, result: Tensor) -> None:
-    scale = grid.scale.to(rows.w.dtype)
     still = fixed.sum(1)
     for turn in range(
         int(still.max())
@@ -264,14 +263,16 @@ def _quantize(rows: Rows, grid: Grid, fixed: Tensor, result: Tensor) -> None:
         if rows.step == rows.period:
             rows.refresh()
     active = fixed.shape[1] - still
+    own = grid.at(rows.column)
     for turn in range(int(active.max())):
-        near = grid.nearest(rows.w)
+        near = own.nearest(rows.w)
         error = (near - rows.w).square_()
+        far = (error - rows.penalty).where(error > own.steps(rows.w) ** 2 / 4, -torch.inf)
         farthest, within = (
-            (error - rows.penalty).argmax(1),
+            far.argmax(1),
             torch.addcdiv(rows.penalty, error, rows.diagonal).argmin(1),
         )
-        outlier = rows.values(error, farthest) > scale.squeeze(1) ** 2 / 4
+        outlier = rows.values(far, farthest) > 0
         p = torch.where(outlier, farthest, within)
         acting = turn < active
         to = rows.values(near, p)
@@ -279,3 +280,4 @@ def _quantize(rows: Rows, grid: Grid, fixed: Tensor, result: Tensor) -> None:
         rows.remove(p, rows.values(rows.w, p) - to, acting)
         if rows.step == rows.period:
             rows.refresh()
+            own = grid.at(rows.column)

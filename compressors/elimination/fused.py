@@ -40,13 +40,15 @@ def _round(x):  # type: ignore[no-untyped-def]
 def _steps(  # type: ignore[no-untyped-def]
     W, D, ALIVE, COLUMN, U, B, OUT_COLUMN, OUT_VALUE, LEFT, FIXED, SCALE, ZERO, DUE,
     b_stride, b_width, u_rows, m, first, count, groups, width, n, highest,
+    scales, share,
     RULE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`count` removals from row r = program_id, after `first` others since the last refresh. W, D,
     COLUMN [rows, m] are as in factored.Rows, ALIVE is what is not gone there, U its factor; B [d,
     d] of all rows or [rows, m, m]. Writes the column that each step removed (-1: none) and its loss
     (quantize: the value it was set to). DUE [rows]: steps that the row still takes; LEFT [rows,
-    groups]: weights left in each group of `width`."""
+    groups]: weights left in each group of `width`; SCALE, ZERO [rows, scales]: of each group of
+    `share` columns."""
     r = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     inside = i < m
@@ -62,8 +64,9 @@ def _steps(  # type: ignore[no-untyped-def]
     if RULE == _ZEROS:
         fixed = tl.load(FIXED + r * m + i, mask=inside, other=0).to(tl.int32)
     if RULE == _QUANTIZE:
-        scale = tl.load(SCALE + r)
-        zero = tl.load(ZERO + r)
+        of = r * scales + column // share
+        scale = tl.load(SCALE + of, mask=inside, other=1.0)
+        zero = tl.load(ZERO + of, mask=inside, other=0.0)
     for t in range(count):
         score = w * w / d
         open = alive
@@ -79,11 +82,10 @@ def _steps(  # type: ignore[no-untyped-def]
             near = scale * (tl.minimum(tl.maximum(code, 0.0), highest) - zero)
             error = (near - w) * (near - w)
             score = error / d
-            farthest = tl.where(alive, error, -1.0)
-            outlier = (tl.max(farthest, axis=0) > scale * scale / 4).to(tl.int32)
-            score = tl.where(
-                outlier != 0, -error, score
-            )  # the largest error where there is an outlier
+            far = error > scale * scale / 4
+            outlier = (tl.max(tl.where(alive & far, error, -1.0), axis=0) > 0).to(tl.int32)
+            # the largest error of an outlier where there is one
+            score = tl.where(outlier != 0, tl.where(far, -error, float("inf")), score)
         p = tl.argmin(tl.where(open, score, float("inf")), axis=0, tie_break_left=True)
         hit = i == p
         acting = (t < due).to(tl.int32)
@@ -158,7 +160,7 @@ class _Fused(factored.Rows):
             given.get("scale", self.w), given.get("zero", self.w), due,
             0 if base.dim() == 2 else base.stride(0), base.shape[-1], self.u.shape[1], m,
             self.step, count, left.shape[-1], given.get("width", 1), given.get("n", 0),
-            given.get("highest", 0.0),
+            given.get("highest", 0.0), given.get("scales", 1), given.get("share", 1),
             RULE=rule, BLOCK=triton.next_power_of_2(max(m, 16)), num_warps=8 if m > 1024 else 4,
         )  # fmt: skip
         self.penalty.masked_fill_(alive == 0, torch.inf)
@@ -180,16 +182,25 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
 
 
 def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
-    """As `textbook.quantize`."""
+    """As `textbook.quantize`; on a codebook, which the kernel has no look-up for, by `factored`."""
+    if grid.book is not None:
+        return factored.quantize(weight, hinv, grid, fixed)
     rows = _Fused(weight, hinv)
     still = fixed.sum(1)
     if most := int(still.max()):  # the columns that stay zero leave H^-1 first, and move nothing
         rows.steps(_ZEROS, most, still, fixed=fixed)
+    groups = max(1, grid.scale.shape[1])
     scale, zero = (
-        t.to(weight.dtype).expand(len(weight), 1).contiguous() for t in (grid.scale, grid.zero)
+        t.to(weight.dtype).expand(len(weight), groups).contiguous() for t in (grid.scale, grid.zero)
     )
     active = weight.shape[1] - still
-    given = {"scale": scale, "zero": zero, "highest": float(2**grid.bits - 1)}
+    given = {
+        "scale": scale,
+        "zero": zero,
+        "scales": groups,
+        "share": grid.group or weight.shape[1],
+        "highest": float(2**grid.bits - 1),
+    }
     columns, values = rows.steps(_QUANTIZE, int(active.max()), active, **given)
     result = torch.zeros(len(weight), weight.shape[1] + 1, dtype=weight.dtype, device=weight.device)
     return result.scatter_(1, columns + 1, values)[:, 1:]  # a row that stood still wrote column -1

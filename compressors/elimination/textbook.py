@@ -105,20 +105,22 @@ def prune_n_of_m(weight: Tensor, hinv: Tensor, n: int, m: int) -> Tensor:
 
 def quantize(weight: Tensor, hinv: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
     """Algorithm 3 (OBQ), with the outlier rule: where an active weight is more than half a step
-    from the grid, the one that is farthest goes first. The columns that are `fixed` [rows, d] are
+    from the grid, the farthest of these goes first. A step is the widest one of the weight's own
+    grid. The columns that are `fixed` [rows, d] are
     zero, stay zero, and compensate for nothing. Returns the weights, all on the grid."""
     rows = _Rows(weight, hinv)
     for r, column in fixed.nonzero():
         rows.drop(int(r), int(column))
-    scale = grid.scale.to(weight.dtype)
+    step = grid.steps(weight)
     left = ~fixed
     while left.any():
         acting = left.any(1)
         near = grid.nearest(rows.w)
         error = ((near - rows.w) ** 2).masked_fill(rows.gone, -torch.inf)
-        outlier = error.amax(1) > (scale**2 / 4).squeeze(1)
+        far = error.where(error > step**2 / 4, -torch.inf)
+        outlier = far.amax(1) > 0
         score = (error / rows.diagonal).masked_fill(rows.gone, torch.inf)
-        p = torch.where(outlier, error.argmax(1), score.argmin(1))
+        p = torch.where(outlier, far.argmax(1), score.argmin(1))
         rows.remove(p, near[rows.every, p], acting)
         left[rows.every, p] = False
     return rows.w

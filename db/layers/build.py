@@ -268,7 +268,5 @@ def _read_entry(
         found = next((entry for entry in record.entries if entry.level == str(level)), None)
         if found is None:
             return None
-        keys = {part: format.part_key(found.level, part) for part in codec.PARTS}
-        there = set(opened.keys())
-        parts = {part: opened.get_tensor(key) for part, key in keys.items() if key in there}
+        parts = format.read_parts(opened, found.level)
     return codec.decode(found.encoding, parts, layer.shape), found.activation

@@ -6,8 +6,12 @@
                     zeros
     packedB         codes of B bits per weight on the grid of its row, or of all rows:
                     scale (q - zero)
-    bitmask+packedB one bit per weight, and the codes of those that are not zero
-    rowmask+packedB likewise
+    FORMAT          codes of a weight format (w4g128, mxfp4, ...), with the scales that it keeps
+    bitmask+packedB, bitmask+FORMAT    one bit per weight, and the codes of those that are not zero
+    rowmask+packedB, rowmask+FORMAT    likewise
+
+Masks and codes of a FORMAT run through the weight as its matrix [rows, columns] does, channel last
+(a block of columns shares a scale); all others through the weight as it stands.
 
 An encoding never changes a value: `decode(encode(w)) == w` to the bit (negative zeros excepted,
 which come back positive)."""
@@ -21,43 +25,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apportion.compressors import formats
 from apportion.compressors.grids import Grid
+from apportion.compressors.grids.packing import pack, unpack
 
-PARTS = ("codes", "mask", "scale", "values", "zero")
+_OWN = ("codes", "mask", "values")
+"""Parts that are no format's."""
 
 
 def encode(weight: Tensor, grid: Grid | None = None) -> tuple[str, dict[str, Tensor]]:
     """The smallest encoding of `weight` [rows, ...] (floating point; on `grid` [rows, 1] where one
     is given): its name and its parts, CPU tensors. Raises ValueError for a weight that is not on
     its grid."""
-    flat = weight.detach().to("cpu").contiguous().reshape(-1)
-    mask = flat != 0
-    masks = {"bitmask": (mask, _packed_mask(mask))}
-    if weight.dim() > 1 and flat.numel():
-        rows = mask.reshape(len(weight), -1).any(1)
-        masks["rowmask"] = (rows.repeat_interleave(flat.numel() // len(weight)), _packed_mask(rows))
-    options: dict[str, dict[str, Tensor]] = {"dense": {"values": flat.clone()}}
-    options |= {name: {"mask": packed, "values": flat[of]} for name, (of, packed) in masks.items()}
+    there = weight.detach().to("cpu")
+    options = _by_values(there)
     if grid is not None:
-        codes = (
-            grid.codes(weight.detach().to("cpu").reshape(len(weight), -1))
-            .reshape(-1)
-            .to(torch.uint8)
-        )
-        parts = {
-            "scale": grid.scale.reshape(-1).clone(),
-            "zero": grid.zero.reshape(-1).to(torch.uint8),
-        }
-        options[f"packed{grid.bits}"] = {**parts, "codes": _pack(codes, grid.bits)}
-        for masked, (of, packed) in masks.items():
-            options[f"{masked}+packed{grid.bits}"] = {
-                **parts,
-                "mask": packed,
-                "codes": _pack(codes[of], grid.bits),
-            }
+        options |= _by_codes(there, grid)
     name = min(options, key=lambda option: stored_bits(options[option]))
     if grid is not None and not torch.equal(
-        decode(name, options[name], tuple(weight.shape)), weight.detach().cpu() + 0.0
+        decode(name, options[name], tuple(weight.shape)), there + 0.0
     ):
         raise ValueError("the weights are not on their grid")
     return name, options[name]
@@ -75,11 +61,8 @@ def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -
         bits = count if masked == "bitmask" else shape[0]
         there = np.unpackbits(parts["mask"].numpy(), count=bits).astype(bool)
         mask = torch.from_numpy(there).repeat_interleave(count // max(1, bits))
-    if packing.startswith("packed"):
-        codes = _unpack(parts["codes"], int(packing.removeprefix("packed")), int(mask.sum()))
-        rows = torch.arange(shape[0]).repeat_interleave(count // shape[0])[mask]
-        scale, zero = (parts[name].float().expand(shape[0])[rows] for name in ("scale", "zero"))
-        values = scale * (codes.float() - zero)
+    if grid := read_grid(packing, parts, shape[0]):
+        values = _values(unpack(parts["codes"], grid.bits, int(mask.sum())), grid, mask, shape[0])
     elif packing in ("bitmask", "rowmask"):
         values = parts["values"]
     else:
@@ -88,28 +71,75 @@ def decode(encoding: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -
         raise ValueError(f"{values.numel()} values for a mask of {int(mask.sum())}")
     weight = torch.zeros(count, dtype=values.dtype)
     weight[mask] = values
-    return weight.reshape(shape)
+    if grid is None or not grid.format:
+        return weight.reshape(shape)
+    return weight.reshape(shape[0], *shape[2:], *shape[1:2]).movedim(-1, 1).contiguous()
+
+
+def read_grid(encoding: str, parts: Mapping[str, Tensor], rows: int) -> Grid | None:
+    """The grid of a weight whose encoding keeps codes; None for others. Raises ValueError when
+    the parts do not fit the rows."""
+    packing = encoding.rpartition("+")[2]
+    if packing.startswith("packed"):
+        scale, zero = (parts[name].float().reshape(-1, 1) for name in ("scale", "zero"))
+        return Grid(scale, zero, int(packing.removeprefix("packed")))
+    if (own := formats.find(packing)) is None:
+        return None
+    kept = {name: part for name, part in parts.items() if name not in _OWN}
+    grid: Grid = own.module.read(own, kept, rows)
+    return grid
+
+
+def _by_values(weight: Tensor) -> dict[str, dict[str, Tensor]]:
+    flat = weight.contiguous().reshape(-1)
+    masked = {name: {"mask": packed, "values": flat[of]} for name, of, packed in _masks(weight)}
+    return {"dense": {"values": flat.clone()}, **masked}
+
+
+def _by_codes(weight: Tensor, grid: Grid) -> dict[str, dict[str, Tensor]]:
+    if own := formats.find(grid.format):
+        name, parts = own.name, own.module.store(own, grid)
+        matrix = weight.movedim(1, -1)
+    elif not grid.plain:
+        raise ValueError(f"weight format {grid.format!r} is not registered here")
+    else:
+        name, matrix = f"packed{grid.bits}", weight
+        parts = {
+            "scale": grid.scale.reshape(-1).clone(),
+            "zero": grid.zero.reshape(-1).to(torch.uint8),
+        }
+    codes = grid.codes(matrix.reshape(len(weight), -1)).reshape(-1).to(torch.uint8)
+    found = {name: {**parts, "codes": pack(codes, grid.bits)}}
+    for masked, of, packed in _masks(matrix):
+        found[f"{masked}+{name}"] = {**parts, "mask": packed, "codes": pack(codes[of], grid.bits)}
+    return found
+
+
+def _masks(weight: Tensor) -> list[tuple[str, Tensor, Tensor]]:
+    """By name: which weights are there, flattened; and as it is stored."""
+    flat = weight.reshape(-1)
+    mask = flat != 0
+    found = [("bitmask", mask, _packed_mask(mask))]
+    if weight.dim() > 1 and flat.numel():
+        rows = mask.reshape(len(weight), -1).any(1)
+        every = rows.repeat_interleave(flat.numel() // len(weight))
+        found.append(("rowmask", every, _packed_mask(rows)))
+    return found
+
+
+def _values(codes: Tensor, grid: Grid, mask: Tensor, rows: int) -> Tensor:
+    """Codes of the weights that are there -> their values, float32."""
+    if grid.plain:  # of those alone
+        which = torch.arange(rows).repeat_interleave(len(mask) // rows)[mask]
+        scale, zero = (t.reshape(-1).expand(rows)[which] for t in (grid.scale, grid.zero))
+        return scale * (codes.float() - zero)
+    every = torch.zeros(len(mask), dtype=torch.uint8)
+    every[mask] = codes
+    return grid.values(every.reshape(rows, -1)).reshape(-1)[mask]
 
 
 def _packed_mask(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.numpy()))
-
-
-def _pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes below 2^bits, uint8 [n], as a stream of bits, the highest first; zero-padded to whole
-    bytes."""
-    stream = np.unpackbits(codes.numpy()[:, None], axis=1)[:, 8 - bits :]
-    return torch.from_numpy(np.packbits(stream.reshape(-1)))
-
-
-def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `_pack`. Raises ValueError when there are too few bits."""
-    if packed.numel() != -(-count * bits // 8):
-        raise ValueError(f"{packed.numel()} bytes for {count} codes of {bits} bits")
-    stream = np.unpackbits(packed.numpy(), count=count * bits).reshape(count, bits)
-    whole = np.zeros((count, 8), dtype=np.uint8)
-    whole[:, 8 - bits :] = stream
-    return torch.from_numpy(np.packbits(whole, axis=1)[:, 0])
 
 
 def stored_bits(parts: Mapping[str, Tensor]) -> int:

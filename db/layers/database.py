@@ -123,12 +123,10 @@ class LayerDatabase:
         """The grid of a quantized weight; None for other levels, and where storing values took less
         than storing codes. Raises DatabaseError."""
         entry = self.entry(layer, level)
-        packing = entry.encoding.rpartition("+")[2]
-        if not packing.startswith("packed"):
+        if entry.encoding in ("dense", "bitmask", "rowmask"):
             return None
         parts = self._parts(layer, entry)
-        scale, zero = (parts[name].float()[:, None] for name in ("scale", "zero"))
-        return Grid(scale, zero, int(packing.removeprefix("packed")))
+        return codec.read_grid(entry.encoding, parts, self.layers[layer].shape[0])
 
     def verify(self, progress: Progress = silent) -> None:
         """Read every entry and check it. Raises DatabaseCorruptError for the first one that is not
@@ -152,10 +150,7 @@ class LayerDatabase:
         try:
             if layer not in self._open:
                 self._open[layer] = safe_open(self.path / file, framework="pt")
-            opened = self._open[layer]
-            keys = {name: format.part_key(entry.level, name) for name in codec.PARTS}
-            there = set(opened.keys())
-            return {name: opened.get_tensor(key) for name, key in keys.items() if key in there}
+            return format.read_parts(self._open[layer], entry.level)
         except (SafetensorError, OSError) as error:
             raise DatabaseCorruptError(self.path, f"{file}: {error}") from error
 

@@ -18,6 +18,8 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.place import Place, module_weight
@@ -118,6 +120,13 @@ def layer_file(index: int, name: str) -> str:
 def part_key(level: str, part: str) -> str:
     """Name of one part of a level's encoding inside the layer's file."""
     return f"{level}/{part}"
+
+
+def read_parts(opened: Any, level: str) -> dict[str, Tensor]:
+    """The parts of a level's encoding in a layer's opened file (safetensors' safe_open)."""
+    head = part_key(level, "")
+    names = [key for key in opened.keys() if key.startswith(head)]  # noqa: SIM118
+    return {key.removeprefix(head): opened.get_tensor(key) for key in names}
 
 
 def digest(content: Any) -> str:

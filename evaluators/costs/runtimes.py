@@ -94,7 +94,7 @@ class TorchRuntime(Runtime):
         self.name = f"torch {torch.__version__} ({what})"
 
     def has_fast_kernel(self, module: nn.Module, level: Level) -> bool:
-        sparse = str(level).removeprefix("mag:") == "2:4"
+        sparse = str(level).removeprefix("mag:").removeprefix("sparsegpt:") == "2:4"
         shape = module.weight.shape if isinstance(module, nn.Linear) else (1, 1)
         return sparse and self._device.type == "cuda" and shape[0] % 64 == 0 and shape[1] % 64 == 0
 
@@ -140,6 +140,8 @@ class OnnxRuntime(Runtime):
     def has_fast_kernel(self, module: nn.Module, level: Level) -> bool:  # noqa: ARG002
         quantization = level.quantization
         bits = (quantization.weight_bits, level.activation_bits) if quantization else (None, None)
+        if quantization and quantization.format:  # runs in floats
+            return False
         return all(b is not None and b <= 8 for b in bits)
 
     def prepare(

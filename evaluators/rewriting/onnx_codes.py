@@ -3,6 +3,7 @@ DequantizeLinear."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ def stretched(grid: Grid, old: Tensor, new: Tensor) -> Grid:
     old, new = old.flatten(1), new.flatten(1)
     factor = (old * new).sum(1, keepdim=True) / (old**2).sum(1, keepdim=True).clamp(min=1e-30)
     factor = torch.where(factor == 0, 1.0, factor)
+    if grid.book is not None:  # a row that is turned over has scales below zero
+        return replace(grid, scale=grid.scale * factor)
     zero = torch.where(factor < 0, 2**grid.bits - 1 - grid.zero, grid.zero)
-    return Grid(grid.scale * factor.abs(), zero, grid.bits)
+    return replace(grid, scale=grid.scale * factor.abs(), zero=zero)
 
 
 def weight_of(module: nn.Module) -> Tensor:

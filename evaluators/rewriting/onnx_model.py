@@ -69,7 +69,8 @@ def to_onnx(
     Args:
         model: in eval mode.
         example: what it is called with, for some samples.
-        quantized: layers by module name; their weights must lie on the grids given.
+        quantized: layers by module name; their weights must lie on the grids given. Those on grids
+            of groups, or of a float format, stay in floats.
         reduced: layers, which are not quantized, that come in the shapes that are left of them
             (evaluators/rewriting/reduced.py).
         output: quantizes the outputs too, of which there is one tensor.
@@ -101,7 +102,7 @@ def to_onnx(
         if what.activation is not None:
             pair = InputPair(what.activation)
             modules[name].register_forward_pre_hook(pair, with_kwargs=True)
-        if what.weight is not None:
+        if what.weight is not None and what.weight.plain:
             make_from_codes(
                 name, modules[name], what.weight, may_be_signed(what.weight, what.activation), codes
             )

@@ -82,8 +82,7 @@ class Smaller:
             stays = torch.from_numpy(self._rows(name, kept))
             if not stays.any():
                 continue
-            own = [x[stays] if len(x) == len(stays) else x for x in (grid.scale, grid.zero)]
-            made[name] = Grid(own[0], own[1], grid.bits)
+            made[name] = grid.rows(stays)
         return made
 
     def _rows(self, layer: str, kept: Mapping[str, np.ndarray]) -> np.ndarray:

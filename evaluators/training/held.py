@@ -25,7 +25,8 @@ _LEAST = 1e-8
 @dataclass(frozen=True, slots=True)
 class Hold:
     """What is held of a layer's weight: where it may be other than zero (bool, its shape; None:
-    everywhere), and its grid, whose scales learn or are held too. `place`: where it stands in the
+    everywhere), and its grid, whose scales learn or are held too (those of weight formats, which
+    are rounded themselves, are held). `place`: where it stands in the
     model; None: it is the whole `weight` of the module that has its name. `shape`: of the layer,
     (rows, channels, *kernel), where it has a place."""
 
@@ -110,8 +111,10 @@ class _Held(nn.Module):
         super().__init__()
         self._name = name
         self.register_buffer("mask", None if hold.mask is None else hold.mask.to(weight.device))
-        self._bits = 0
-        if hold.grid is not None:
+        self._bits, self._fixed = 0, None
+        if hold.grid is not None and not hold.grid.plain:
+            self._fixed = hold.grid.to(weight.device)
+        elif hold.grid is not None:
             self._bits = hold.grid.bits
             self.scale = nn.Parameter(hold.grid.scale.to(weight).clone(), requires_grad=hold.learn)
             self.register_buffer("zero", hold.grid.zero.to(weight).clone())
@@ -125,10 +128,19 @@ class _Held(nn.Module):
             )  # its gradient alone is scaled (section 2.2)
             codes = _Codes.apply(weight.flatten(1) / scale, self.zero, 2**self._bits - 1)
             weight = (scale * (codes - self.zero)).reshape(weight.shape)
+        elif self._fixed is not None:
+            matrix = weight.movedim(1, -1)
+            near = _Nearest.apply(matrix.flatten(1), self._fixed).reshape(matrix.shape)
+            weight = near.movedim(-1, 1)
         return weight if self.mask is None else weight * self.mask
 
     def final(self, weight: Tensor, grids: dict[str, Grid]) -> Tensor:
         """The weight as it is stored; its grid goes into `grids`."""
+        if self._fixed is not None:
+            grids[self._name] = grid = self._fixed.cpu()
+            matrix = weight.movedim(1, -1).float().cpu()
+            near = grid.values(grid.codes(matrix.flatten(1))).reshape(matrix.shape)
+            return near.movedim(-1, 1).to(weight)
         if not self._bits:
             return weight
         grid = Grid(self._scale().detach().float().cpu(), self.zero.float().cpu(), self._bits)
@@ -154,6 +166,22 @@ class _Codes(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = context.saved_tensors
         return gradient * inside, None, None
+
+
+class _Nearest(torch.autograd.Function):
+    """Weights [rows, d] -> the nearest on a grid whose scales stay as they are; straight through,
+    half a step beyond its ends too."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, grid: Grid) -> Tensor:
+        near = grid.nearest(weight)
+        context.save_for_backward((near - weight).abs() <= grid.steps(weight).abs() / 2)
+        return near
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (inside,) = context.saved_tensors
+        return gradient * inside, None
 
 
 class _Parts(nn.Module):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from apportion.compressors.elimination import fused, textbook
-from apportion.compressors.grids import fit_grid
+from apportion.compressors.grids import GridOptions, fit_grid, fit_weights
+from apportion.compressors.levels import parse_level
 
 
 def problem(seed: int, rows: int, d: int) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,20 @@ def test_it_quantizes_as_the_textbook_does(bits: int) -> None:
     weight = weight.masked_fill(fixed, 0)
     grid = fit_grid(weight, bits)
     assert torch.equal(
+        fused.quantize(weight, hinv, grid, fixed), textbook.quantize(weight, hinv, grid, fixed)
+    )
+
+
+@pytest.mark.parametrize("level", ["w2g10", "w4g6", "fp8"])
+def test_it_quantizes_in_groups_as_the_textbook_does(level: str) -> None:
+    weight, hinv = problem(7, 4, 60)
+    fixed = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    weight = weight.masked_fill(fixed, 0)
+    weight[:, ::3] *= 9
+    quantization = parse_level(level).quantization
+    assert quantization is not None
+    grid = fit_weights(weight, quantization, GridOptions())
+    torch.testing.assert_close(
         fused.quantize(weight, hinv, grid, fixed), textbook.quantize(weight, hinv, grid, fixed)
     )
 

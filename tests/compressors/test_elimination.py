@@ -1,5 +1,7 @@
 """The fast eliminations are the textbook's."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -7,7 +9,8 @@ from hypothesis import strategies as st
 
 from apportion.compressors.elimination import dispatch, textbook
 from apportion.compressors.elimination.dispatch import Limits
-from apportion.compressors.grids import GridOptions, fit_grid
+from apportion.compressors.grids import GridOptions, fit_grid, fit_weights
+from apportion.compressors.levels import parse_level
 from tests.compressors.problems import problem
 
 LIMITS = Limits(1 << 24, 2)
@@ -82,6 +85,47 @@ def test_fast_quantization_is_the_textbooks(
 
 
 @pytest.mark.usefixtures("each_form")
+@unhurried
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 5),
+    st.integers(1, 4),
+    st.sampled_from(["w2g16", "w4g16", "w3g32", "fp8", "mxfp4", "nvfp4"]),
+    st.sampled_from([0.0, 0.4]),
+    st.booleans(),
+)
+def test_fast_quantization_in_groups_is_the_textbooks(
+    seed: int, rows: int, groups: int, name: str, zeros: float, symmetric: bool
+) -> None:
+    weight, hessian = problem(seed, rows, 32 * groups)
+    hinv = torch.linalg.inv(hessian)
+    fixed = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) < zeros
+    weight = weight.masked_fill(fixed, 0)
+    weight[:, ::5] *= 7  # groups whose scales are far apart
+    quantization = parse_level(name).quantization
+    assert quantization is not None
+    grid = fit_weights(weight, quantization, GridOptions(symmetric=symmetric))
+    near = dispatch.quantize(weight, hinv, grid, fixed, LIMITS)
+    expected = textbook.quantize(weight, hinv, grid, fixed)
+    torch.testing.assert_close(near, expected, rtol=1e-6, atol=1e-9)
+    assert not near[fixed].any()
+    torch.testing.assert_close(grid.nearest(near)[~fixed], near[~fixed])
+
+
+@pytest.mark.usefixtures("each_form")
+def test_groups_as_wide_as_the_row_are_no_groups() -> None:
+    weight, hessian = problem(3, 5, 48)
+    hinv, free = torch.linalg.inv(hessian), torch.zeros(5, 48, dtype=torch.bool)
+    row = fit_grid(weight, 3)
+    one, three = (
+        replace(row, scale=row.scale.repeat(1, n), zero=row.zero.repeat(1, n), group=48 // n)
+        for n in (1, 3)
+    )
+    made = [dispatch.quantize(weight, hinv, grid, free, LIMITS) for grid in (row, one, three)]
+    torch.testing.assert_close(made[0], made[1])
+    torch.testing.assert_close(made[0], made[2])
+
+
 @pytest.mark.usefixtures("each_form")
 def test_weights_that_are_stored_by_columns() -> None:
     """As those of GPT-2's Conv1D are, read as a matrix."""

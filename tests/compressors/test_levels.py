@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apportion.compressors import formats
 from apportion.compressors.errors import LevelError
 from apportion.compressors.levels import (
     DENSE,
@@ -36,6 +37,20 @@ activations = st.none() | st.integers(2, 16)
 quantizations = st.one_of(
     st.builds(Quantization, st.integers(1, 8), activations, st.booleans()),
     st.builds(Quantization, st.none(), st.integers(2, 16)),
+    st.builds(
+        lambda bits, group, a, how: Quantization(
+            bits, a, how == "rtn", how.startswith("gptq"), f"w{bits}g{group}", how == "gptq-desc"
+        ),
+        st.integers(1, 8),
+        st.integers(1, 4096),
+        activations,
+        st.sampled_from(["", "rtn", "gptq", "gptq-desc"]),
+    ),
+    st.builds(
+        lambda name, nearest: Quantization(formats.find(name).bits, None, nearest, format=name),  # type: ignore[union-attr]
+        st.sampled_from(formats.names()),
+        st.booleans(),
+    ),
 )
 
 
@@ -68,6 +83,14 @@ def test_every_level_prints_and_parses_to_itself(
         "a8",
         "rtn:w4",
         "rtn:w4a4",
+        "w4g128",
+        "w4g128a8",
+        "gptq:w4",
+        "gptq-desc:w3g64",
+        "rtn:mxfp4",
+        "2:4+nvfp4",
+        "sparsegpt:2:4+gptq:w4g64",
+        "sparsegpt:unstr-0.70",
         "2:4+w4a4",
         "unstr-0.75+w8",
         "block4-0.50+w4",
