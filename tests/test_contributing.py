@@ -5,10 +5,12 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from apportion.compressors import formats
 from apportion.compressors.kinds import products
 from apportion.evaluators.tasks import registry as tasks
 from apportion.search.export import registry
@@ -64,6 +66,15 @@ def test_a_kind_of_layer_records_the_error_that_is_measured(
         exec(compile(code, "CONTRIBUTING.md", "exec"), scope)
     (test,) = (v for name, v in scope.items() if name.startswith("test_") and callable(v))
     test()
+
+
+def test_a_weight_format_is_a_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_NAMED", dict(formats._NAMED))
+    module = types.ModuleType("nf4")
+    monkeypatch.setitem(sys.modules, "nf4", module)
+    for code in recipe("Add a weight format", "python"):
+        exec(compile(code, "CONTRIBUTING.md", "exec"), module.__dict__)
+    module.test_it_comes_back_to_the_bit()
 
 
 def test_a_task_goes_with_its_model_and_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,8 +51,14 @@ class Onnx(Format):
         layers = subject.problem.database.layers
         linear = {name for name, layer in layers.items() if layer.kind == "linear"}
         quantized = subject.quantized()
-        if any(quantized[name].activation is None for name in linear & quantized.keys()):
+        plain = {name for name, one in quantized.items() if one.weight is None or one.weight.plain}
+        if any(quantized[name].activation is None for name in linear & quantized.keys() & plain):
             notes.append(_FLOATS)
+        if others := sorted(quantized.keys() - plain):
+            notes.append(
+                f"{len(others)} layers, such as {others[0]}, hold floats that lie on grids of "
+                "groups of columns or of a float format: this file does not store their codes."
+            )
         return notes
 
     def size(self, path: Path) -> int:
