@@ -10,6 +10,7 @@ import yaml
 
 from apportion.evaluators.scoring.fitness import MEANINGS
 from apportion.evaluators.tasks.task import Metric
+from apportion.search.export.kernels import AS_OF
 
 
 def model_card(content: Mapping[str, Any], model: str) -> str:
@@ -72,6 +73,7 @@ def model_card(content: Mapping[str, Any], model: str) -> str:
             if files
             else []
         ),
+        *_runtimes(content["exports"]),
         "## Levels",
         _table(("layer", "level"), list(content["profile"].items())),
         "## Where it comes from",
@@ -87,6 +89,17 @@ def _notes(exports: Mapping[str, Any]) -> list[str]:
     """What who runs a file must know, if there is anything."""
     lines = [f"- {name}: {note}" for name, one in exports.items() for note in one.get("notes", ())]
     return ["\n".join(lines)] if lines else []
+
+
+def _runtimes(exports: Mapping[str, Any]) -> list[str]:
+    """What runs which level of a file, where its format knows."""
+    parts = []
+    for name, one in exports.items():
+        if rows := one.get("kernels"):
+            heads = tuple(rows[0])
+            parts.append(f"## What runs {name}\nFrom the runtimes' own sources: {AS_OF}.")
+            parts.append(_table(heads, [tuple(row[head] for head in heads) for row in rows]))
+    return parts
 
 
 def _table(heads: tuple[str, ...], rows: list[Any]) -> str:

@@ -8,6 +8,7 @@ shapes.json         of a smaller model, what `apportion.resize` gives the model'
                     that is loaded
 rewind.safetensors  of a smaller model, the early weights that `recovery.rewind` set it back to
 huggingface/        the same as transformers' from_pretrained takes it, with its tokenizer
+compressed-tensors/ the same with quantized layers in codes, as vLLM and transformers load them
 model.packed        the same, packed: db/layers/packed.py
 model.pt2           the model as a program of torch.export
 model.onnx          the model with its quantized layers in integers
@@ -31,7 +32,8 @@ from typing import Any
 import numpy as np
 
 from apportion.compressors.corrections import correct, needs_dense, possible, record
-from apportion.compressors.errors import ProfileError
+from apportion.compressors.errors import ModelError, ProfileError
+from apportion.compressors.levels import Level, parse_level
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for
 from apportion.db.files import finite, write_atomically, write_json, write_text
@@ -146,11 +148,10 @@ def export(
         check_held(problem.workload.model, problem.database, recovery)
     else:
         check_smaller_recovery(recovery)
-    check_formats(formats, problem)
+    profile = problem.profile(chosen.candidate)
+    check_formats(formats, problem, profile)
     kind = CompressedModel if problem.channels is None else SmallerModel
-    subject = kind(
-        copy.deepcopy(problem.workload.model), problem, problem.profile(chosen.candidate)
-    )
+    subject = kind(copy.deepcopy(problem.workload.model), problem, profile)
     dense = sum(
         tensor.numel() * tensor.element_size() for tensor in subject.model.state_dict().values()
     )
@@ -168,6 +169,8 @@ def export(
             exports[form.file] = checked | {"of_dense": checked["bytes"] / dense}
             if notes:
                 exports[form.file]["notes"] = list(notes)
+            if kernels := form.kernels(subject):
+                exports[form.file]["kernels"] = kernels
         content: dict[str, Any] = {
             "profile": to_json(subject.profile),
             "budgets": problem.bounds(),
@@ -222,12 +225,42 @@ def score_profile(profile: Profile, problem: ModelProblem, source: str) -> Chose
     return Chosen(candidate, score.fitness, {"imported": source})
 
 
-def check_formats(formats: Sequence[str], problem: ModelProblem | None = None) -> None:
-    """Whether the formats are known, and can hold what comes of `problem`. Raises
-    UnknownNameError, ConfigurationError, ModelError."""
+def check_formats(
+    formats: Sequence[str], problem: ModelProblem | None = None, profile: Profile | None = None
+) -> None:
+    """Whether the formats are known, and can hold what comes of `problem`: all that its search may
+    choose, or a `profile`. Raises UnknownNameError, ConfigurationError, ModelError."""
     for form in resolve(formats):
-        if problem is not None:
-            form.check(problem)
+        if problem is None:
+            continue
+        form.check(problem)
+        for layer, levels in _chosen_among(problem, profile):
+            for level in levels:
+                try:
+                    form.check_level(problem, layer, level)
+                except ModelError as error:
+                    raise ModelError(
+                        f"export format {form.file}: layer {layer!r} at level {str(level)!r}: "
+                        f"{error}"
+                    ) from error
+
+
+def _chosen_among(
+    problem: ModelProblem, profile: Profile | None
+) -> Iterator[tuple[str, list[Level]]]:
+    """Each layer with its levels; nothing where groups of channels are decided instead."""
+    if problem.channels is not None:
+        return
+    if profile is not None:
+        yield from ((layer, [level]) for layer, level in profile.items())
+        return
+    space = problem.full_space
+    for members, choices in zip(
+        problem.decisions.members, problem.decisions.choices, strict=True
+    ):
+        for n, layer in enumerate(members):
+            names = [space.levels[layer][choice[n]] for choice in choices]
+            yield space.layers[layer], [parse_level(name) for name in names]
 
 
 def _compress(

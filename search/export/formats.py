@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from safetensors.torch import load_model, save_model
 
+from apportion.compressors.levels import Level
 from apportion.db.files import write_atomically
 from apportion.db.layers.packed import load_packed, save_packed
 from apportion.search.export.compressed_model import CompressedModel
@@ -28,11 +29,17 @@ class Format(ABC):
 
     file: ClassVar[str]
     runtime: ClassVar[str]
-    tolerance: ClassVar[float | None]
+    tolerance: float | None
+    on_device: ClassVar[bool] = False
+    """Whether what runs it may be moved to the job's device to be scored."""
 
     def check(self, problem: ModelProblem) -> None:  # noqa: B027
         """Whether the format can hold what comes of `problem`, as far as that shows before
         anything is computed; by default all is. Raises ModelError."""
+
+    def check_level(self, problem: ModelProblem, layer: str, level: Level) -> None:  # noqa: B027
+        """Whether the format can hold a layer at a level that a search may choose, or has chosen;
+        by default all are. Raises ModelError, which need not name the two."""
 
     @abstractmethod
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str] | None:
@@ -48,11 +55,16 @@ class Format(ABC):
         """Bytes of what was written."""
         return path.stat().st_size
 
+    def kernels(self, subject: CompressedModel) -> list[dict[str, str]]:  # noqa: ARG002
+        """What runs which level on which runtime, a row each for the model card; by default
+        nothing is known."""
+        return []
+
 
 class Safetensors(Format):
     """The state dict, in floats."""
 
-    file, runtime, tolerance = "model.safetensors", "torch", 0.0
+    file, runtime, tolerance, on_device = "model.safetensors", "torch", 0.0, True
 
     def write(self, subject: CompressedModel, path: Path) -> None:
         # Without the mark, other tools (transformers) refuse the file.
@@ -69,7 +81,7 @@ class Safetensors(Format):
 class Packed(Format):
     """The state dict, packed: db/layers/packed.py."""
 
-    file, runtime, tolerance = "model.packed", "torch", 0.0
+    file, runtime, tolerance, on_device = "model.packed", "torch", 0.0, True
 
     def write(self, subject: CompressedModel, path: Path) -> None:
         grids = {

@@ -32,33 +32,37 @@ class HuggingFace(Format):
     """What `save_pretrained` writes, in floats and by the names of the checkpoint, tied weights
     once; with tokenizer and other small files of the dense model."""
 
-    file, runtime, tolerance = "huggingface", "transformers", 0.0
+    name = "huggingface"
+    file, runtime, tolerance, on_device = "huggingface", "transformers", 0.0, True
 
     def check(self, problem: ModelProblem) -> None:
         name = problem.job.workload.name
         if problem.channels is not None:
             raise ModelError(
-                "export format huggingface: a configuration does not say which channels are left; "
+                f"export format {self.name}: a configuration does not say which channels are left; "
                 "safetensors writes shapes.json, which does"
             )
         if not name.startswith(PREFIX):
             raise ModelError(
-                f"export format huggingface: model {name!r} is none of transformers' "
+                f"export format {self.name}: model {name!r} is none of transformers' "
                 f"({PREFIX}NAME); safetensors has its state dict"
             )
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
-        name = subject.problem.job.workload.name
-        source = pretrained(name.removeprefix(PREFIX))
-        folder = path / source.options.get("subfolder", "")
+        source, folder = self.source(subject), self.folder(subject, path)
         folder.mkdir(parents=True)
-        inner: Any = (
-            subject.model.classifier if isinstance(subject.model, Logits) else subject.model
-        )
         with quiet():
-            inner.save_pretrained(folder)
+            inner(subject.model).save_pretrained(folder)
         _restore_cache(folder / _CONFIG, source.read(source.inside(_CONFIG)))
         return _copy_beside(source, folder, path)
+
+    def source(self, subject: CompressedModel) -> Pretrained:
+        """Where the dense model comes from."""
+        return pretrained(subject.problem.job.workload.name.removeprefix(PREFIX))
+
+    def folder(self, subject: CompressedModel, path: Path) -> Path:
+        """Where in `path` the weights are."""
+        return path / self.source(subject).options.get("subfolder", "")
 
     def load(self, subject: CompressedModel, path: Path) -> Runner:
         return load(str(path), subject.problem.workload.task).eval()
@@ -66,6 +70,11 @@ class HuggingFace(Format):
     def size(self, path: Path) -> int:
         """Of the weights."""
         return sum(file.stat().st_size for file in path.rglob("*.safetensors"))
+
+
+def inner(model: Any) -> Any:
+    """The model as transformers made it."""
+    return model.classifier if isinstance(model, Logits) else model
 
 
 def _restore_cache(file: Path, before: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
+from apportion.search.export.compressed_tensors import CompressedTensors
 from apportion.search.export.formats import Format, Packed, Safetensors
 from apportion.search.export.huggingface import HuggingFace
 from apportion.search.export.onnx_file import Onnx
@@ -18,6 +19,7 @@ _FORMATS: dict[str, type[Format]] = {
     "torch": Program,
     "onnx": Onnx,
     "huggingface": HuggingFace,
+    "compressed-tensors": CompressedTensors,
 }
 
 

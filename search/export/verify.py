@@ -17,8 +17,7 @@ from apportion.evaluators.data import trees
 from apportion.evaluators.rewriting.processor import instructions
 from apportion.evaluators.workloads.evaluate import evaluate
 from apportion.search.export.compressed_model import CompressedModel
-from apportion.search.export.formats import Format, Packed, Runner, Safetensors
-from apportion.search.export.huggingface import HuggingFace
+from apportion.search.export.formats import Format, Runner
 
 
 def verify(
@@ -69,11 +68,7 @@ def verify(
             f"{form.runtime} gives outputs that differ by up to {largest:.3g}, of {scale:.3g} "
             f"({there})",
         )
-    device = (
-        device_for(subject.problem.job.workers.gpus)
-        if isinstance(form, (Safetensors, Packed, HuggingFace))
-        else "cpu"
-    )
+    device = device_for(subject.problem.job.workers.gpus) if form.on_device else "cpu"
     with running(run, device):
         measured = evaluate(workload, run, device, progress, f"test {path.name}")
     if not metric.agree(measured, value):

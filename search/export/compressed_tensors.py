@@ -1,0 +1,223 @@
+"""A folder of transformers' whose quantized layers are stored in codes, as the library
+compressed-tensors has them: what vLLM, and transformers with that library, load."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from apportion.compressors.errors import ConfigurationError, ModelError
+from apportion.compressors.grids import GridOptions
+from apportion.compressors.levels import Level
+from apportion.evaluators.data.text.pretrained import quiet
+from apportion.evaluators.models.huggingface import Logits
+from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.export.formats import Runner
+from apportion.search.export.huggingface import HuggingFace, inner
+from apportion.search.export.kernels import differing, kernels
+from apportion.search.export.schemes import HALVES, VALID, Scheme, check_module, scheme_of
+from apportion.search.export.stored_codes import stored, stored_input
+from apportion.search.runs.pipeline import ModelProblem
+
+_INDEX = "model.safetensors.index.json"
+_ROUNDED = 0.02
+"""Of outputs, where weights come back in bfloat16 (nvfp4): eight bits of each are right."""
+
+
+class CompressedTensors(HuggingFace):
+    """Config groups of layers that have the same scheme; dense and sparse layers are ignored by the
+    library, and stored as they are."""
+
+    name = "compressed-tensors"
+    file, on_device = "compressed-tensors", False
+
+    def check(self, problem: ModelProblem) -> None:
+        super().check(problem)
+        _library()
+
+    def check_level(self, problem: ModelProblem, layer: str, level: Level) -> None:
+        try:
+            if scheme_of(level, _options(problem)) is not None:
+                check_module(problem.workload.model, layer, problem.database.layers[layer])
+        except ModelError as error:
+            raise ModelError(f"{error}. Valid are {VALID}") from error
+
+    def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
+        notes = [*super().write(subject, path)]
+        folder, schemes = self.folder(subject, path), _schemes(subject)
+        self.tolerance = 0.0
+        formats = {scheme.quantization.format for scheme in schemes.values()}
+        if "nvfp4" in formats:
+            self.tolerance = _ROUNDED
+        if subject.activations:  # a last bit of a sum may be a step of the next layer's input
+            self.tolerance = None
+        _replace(folder, _tensors(subject, schemes))
+        halves = sorted(formats & HALVES)
+        named = {_own(subject.model, layer): scheme for layer, scheme in schemes.items()}
+        _configure(folder / "config.json", inner(subject.model), named, bool(halves))
+        if halves:
+            notes.append(
+                f"transformers decompresses {', '.join(halves)} to bfloat16, in which config.json "
+                "therefore has it load the model; the outputs were compared in float32."
+            )
+        return [*notes, *differing(subject, schemes), *self._size_notes(subject, path)]
+
+    def load(self, subject: CompressedModel, path: Path) -> Runner:
+        import transformers
+
+        auto = subject.problem.workload.task.auto
+        with quiet(), _silent():
+            made = getattr(transformers, auto).from_pretrained(
+                self.folder(subject, path), dtype=torch.float32, use_safetensors=True
+            )
+            if getattr(made, "hf_quantizer", None) is not None:  # as its first call would
+                made.hf_quantizer.compressor.decompress_model(made)
+        for module in made.modules():
+            if getattr(module, "quantization_scheme", None) is not None:
+                module.weight.data = module.weight.data.float()
+            config = getattr(module, "config", None)
+            if getattr(config, "use_cache", False):
+                config.use_cache = False
+        return Logits(made.eval()) if isinstance(subject.model, Logits) else made.eval()
+
+    def kernels(self, subject: CompressedModel) -> list[dict[str, str]]:
+        return kernels(subject.profile, _schemes(subject), subject.problem.database.layers)
+
+    def _size_notes(self, subject: CompressedModel, path: Path) -> list[str]:
+        """What is stored in another size than it is counted."""
+        zeros = [n for n, level in subject.profile.items() if level.sparsity is not None]
+        if not zeros:
+            return []
+        space = subject.problem.full_space
+        candidate = [
+            names.index(str(subject.profile[layer]))
+            for layer, names in zip(space.layers, space.levels, strict=True)
+        ]
+        counted = space.total("bits", candidate) / 8
+        return [
+            f"{len(zeros)} sparse layers, such as {zeros[0]}, are stored with their zeros, for "
+            f"which no runtime has kernels: {self.size(path):,} bytes, where the metric bits counts "
+            f"{counted:,.0f}."
+        ]
+
+
+def _options(problem: ModelProblem) -> GridOptions:
+    return problem.job.database.options().grid
+
+
+def _schemes(subject: CompressedModel) -> dict[str, Scheme]:
+    """Quantized layer -> its scheme."""
+    options = _options(subject.problem)
+    found = {name: scheme_of(level, options) for name, level in subject.profile.items()}
+    return {name: scheme for name, scheme in found.items() if scheme is not None}
+
+
+def _own(model: nn.Module, layer: str) -> str:
+    """The layer's module as transformers names it."""
+    return layer.removeprefix("classifier.") if isinstance(model, Logits) else layer
+
+
+def _tensors(
+    subject: CompressedModel, schemes: dict[str, Scheme]
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Module -> what stands in place of its weight."""
+    grids = subject.grids()
+    for name, scheme in schemes.items():
+        record = subject.problem.database.layers[name]
+        weight = record.where.read(subject.model).reshape(record.shape)
+        try:
+            made = stored(weight, grids[name], scheme)
+        except ModelError as error:
+            raise ModelError(f"export format compressed-tensors: layer {name!r}: {error}") from error
+        if name in subject.activations:
+            made |= stored_input(subject.activations[name])
+        yield _own(subject.model, name), made
+
+
+def _replace(folder: Path, modules: Iterator[tuple[str, dict[str, Tensor]]]) -> None:
+    """Put the modules' tensors in place of their weights, in the files that these lie in."""
+    index, where = folder / _INDEX, {}
+    if index.exists():
+        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    files: dict[str, dict[str, dict[str, Tensor]]] = {}
+    for name, tensors in modules:
+        file = where.get(f"{name}.weight", "model.safetensors")
+        files.setdefault(file, {})[name] = tensors
+    for file, own in files.items():
+        state = load_file(folder / file)
+        for name, tensors in own.items():
+            if state.pop(f"{name}.weight", None) is None:
+                raise ModelError(
+                    f"export format compressed-tensors: layer {name!r}: transformers saves its "
+                    "weight by another name, which the format's groups could not have"
+                )
+            state |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+            if where:
+                del where[f"{name}.weight"]
+                where |= {f"{name}.{key}": file for key in tensors}
+        save_file(state, folder / file, {"format": "pt"})
+    if where:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        content["weight_map"] = dict(sorted(where.items()))
+        content["metadata"]["total_size"] = sum(
+            tensor.numel() * tensor.element_size()
+            for file in sorted(set(where.values()))
+            for tensor in load_file(folder / file).values()
+        )
+        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _configure(file: Path, model: nn.Module, schemes: dict[str, Scheme], halves: bool) -> None:
+    """Say in config.json how modules are stored."""
+    if not schemes:
+        return
+    groups: dict[str, dict[str, Any]] = {}
+    for name, scheme in schemes.items():
+        config = scheme.config()
+        group = groups.setdefault(json.dumps(config), {"targets": [], **config})
+        group["targets"].append(name)
+    targets = {target for group in groups.values() for target in group["targets"]}
+    encodings = {scheme.encoding for scheme in schemes.values()}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if halves:
+        content["dtype"] = "bfloat16"
+    content["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": encodings.pop() if len(encodings) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups.values())},
+        "ignore": [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and name not in targets
+        ],
+    }
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _library() -> None:
+    """Raises ConfigurationError without the library."""
+    try:
+        import compressed_tensors  # noqa: F401 - whether it is there
+    except ImportError as error:
+        raise ConfigurationError(
+            "export format compressed-tensors needs the package compressed-tensors: install "
+            "apportion[compressed-tensors]"
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without the library's progress bars, which no switch turns off."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
