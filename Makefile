@@ -9,7 +9,7 @@ venv: .venv/.installed
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[ray,fast,onnx,postgres,web,gguf,text,detection,onnx-source,timm,dev]'
+	$(BIN)/pip install --quiet --editable '.[ray,fast,onnx,postgres,web,gguf,compressed-tensors,text,detection,onnx-source,timm,dev]'
 	touch $@
 
 demo: venv

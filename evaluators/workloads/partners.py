@@ -60,7 +60,12 @@ class _Reading:
 
 
 def _note(
-    seen: list[_Reading], keys: dict[str, Any], name: str, _module: nn.Module, args: Any, kwargs: Any
+    seen: list[_Reading],
+    keys: dict[str, Any],
+    name: str,
+    _module: nn.Module,
+    args: Any,
+    kwargs: Any,
 ) -> None:
     tensor, parent = first_tensor(args, kwargs), name.rpartition(".")[0]
     found = next((one for one in reversed(seen) if one.is_of(parent, tensor)), None)

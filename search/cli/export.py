@@ -46,7 +46,8 @@ def add_commands(
             nargs="+",
             default=["safetensors"],
             metavar="FORMAT",
-            help="safetensors (default), compressed, torch, onnx, profile",
+            help="safetensors (default), compressed, torch, onnx, huggingface, compressed-tensors, "
+            "profile",
         )
         sub.add_argument(
             "--recover",

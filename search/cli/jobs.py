@@ -45,6 +45,7 @@ def build_command(options: argparse.Namespace) -> None:
 
 
 def search_command(options: argparse.Namespace) -> None:
+    from apportion.search.export.exporting import check_formats, check_job
     from apportion.search.jobs.job import Job
     from apportion.search.jobs.job_file import load_job
     from apportion.search.report.league import comparison, league, starting_points, table_agrees
@@ -53,6 +54,8 @@ def search_command(options: argparse.Namespace) -> None:
 
     job = load_job(options.job)
     check_single(job)
+    if isinstance(job, Job):
+        check_job(options.format, job)
     assert job.store is not None  # load_job sets it
     store = RunStore(job.store)
     shown = masked(job.store)
@@ -62,6 +65,8 @@ def search_command(options: argparse.Namespace) -> None:
         if isinstance(problem, ModelProblem) and problem.job.workers.precision != "float32":
             rho = precision_agrees(problem, progress)
         with problem:
+            if isinstance(problem, ModelProblem):
+                check_formats(options.format, problem)
             results = run_search(problem, store, progress)
     rows, points = league(results, problem), starting_points(results, problem)
     agreement = table_agrees(results, problem)
@@ -113,7 +118,8 @@ def search_command(options: argparse.Namespace) -> None:
             )
         store_option = "" if job.store == default_store() else f" --store {shlex.quote(shown)}"
         best = min(rows, key=lambda row: row["best"])["run"]
-        verb, rest = ("export", " -o out/") if isinstance(job, Job) else ("show", "")
+        formats = f" --format {shlex.join(options.format)}" if options.format else ""
+        verb, rest = ("export", f" -o out/{formats}") if isinstance(job, Job) else ("show", "")
         print(f"runs are in {shown}; {verb} the best one with")
         print(f"  apportion {verb} {best}{rest}{store_option}")
 

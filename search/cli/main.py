@@ -102,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     for sub in (build, search):
         sub.add_argument("job", type=Path, help="the job file (docs/JOBS.md)")
+    search.add_argument(
+        "--format",
+        nargs="+",
+        default=[],
+        metavar="FORMAT",
+        help="formats that you will export: what one of them cannot hold is refused at the start",
+    )
     runs = command(
         "runs",
         runs_command,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from apportion.compressors.errors import ConfigurationError, ModelError
+from apportion.compressors.errors import ConfigurationError, ModelError, first_line
 from apportion.compressors.grids import GridOptions
 from apportion.compressors.levels import Level
 from apportion.evaluators.data.text.pretrained import quiet
@@ -23,10 +23,12 @@ from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Runner
 from apportion.search.export.huggingface import HuggingFace, inner
 from apportion.search.export.kernels import differing, kernels
-from apportion.search.export.schemes import HALVES, VALID, Scheme, check_module, scheme_of
+from apportion.search.export.schemes import HALVES, Scheme, check_module, scheme_of
 from apportion.search.export.stored_codes import stored, stored_input
+from apportion.search.jobs.job import Job
 from apportion.search.runs.pipeline import ModelProblem
 
+_NAME = "compressed-tensors"
 _INDEX = "model.safetensors.index.json"
 _ROUNDED = 0.02
 """Of outputs, where weights come back in bfloat16 (nvfp4): eight bits of each are right."""
@@ -36,19 +38,29 @@ class CompressedTensors(HuggingFace):
     """Config groups of layers that have the same scheme; dense and sparse layers are ignored by the
     library, and stored as they are."""
 
-    name = "compressed-tensors"
-    file, on_device = "compressed-tensors", False
+    name = file = _NAME
+    on_device = False
+
+    def check_job(self, job: Job) -> None:
+        super().check_job(job)
+        _library()
+        if job.layers.levels or job.layers.bits or job.layers.sparsity:
+            return  # which of the levels a search may choose is known when layers are
+        for level in job.database.expanded():
+            try:
+                scheme_of(level, job.database.options().grid)
+            except ModelError as error:
+                raise ModelError(
+                    f"export format {self.name}: level {str(level)!r}: {error}"
+                ) from error
 
     def check(self, problem: ModelProblem) -> None:
-        super().check(problem)
+        super().check_job(problem.job)
         _library()
 
     def check_level(self, problem: ModelProblem, layer: str, level: Level) -> None:
-        try:
-            if scheme_of(level, _options(problem)) is not None:
-                check_module(problem.workload.model, layer, problem.database.layers[layer])
-        except ModelError as error:
-            raise ModelError(f"{error}. Valid are {VALID}") from error
+        if scheme_of(level, _options(problem)) is not None:
+            check_module(problem.workload.model, problem.database.layers[layer])
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
         notes = [*super().write(subject, path)]
@@ -74,16 +86,22 @@ class CompressedTensors(HuggingFace):
         import transformers
 
         auto = subject.problem.workload.task.auto
-        with quiet(), _silent():
-            made = getattr(transformers, auto).from_pretrained(
-                self.folder(subject, path), dtype=torch.float32, use_safetensors=True
-            )
-            if getattr(made, "hf_quantizer", None) is not None:  # as its first call would
-                made.hf_quantizer.compressor.decompress_model(made)
+        try:
+            with quiet(), _silent():
+                made = getattr(transformers, auto).from_pretrained(
+                    self.folder(subject, path), dtype=torch.float32, use_safetensors=True
+                )
+                if getattr(made, "hf_quantizer", None) is not None:  # as its first call would
+                    made.hf_quantizer.compressor.decompress_model(made)
+        except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            raise ModelError(
+                f"export format {_NAME}: transformers does not load what was written "
+                f"({first_line(error)})"
+            ) from error
         for module in made.modules():
             if getattr(module, "quantization_scheme", None) is not None:
                 module.weight.data = module.weight.data.float()
-            config = getattr(module, "config", None)
+            config: Any = getattr(module, "config", None)
             if getattr(config, "use_cache", False):
                 config.use_cache = False
         return Logits(made.eval()) if isinstance(subject.model, Logits) else made.eval()
@@ -104,7 +122,7 @@ class CompressedTensors(HuggingFace):
         counted = space.total("bits", candidate) / 8
         return [
             f"{len(zeros)} sparse layers, such as {zeros[0]}, are stored with their zeros, for "
-            f"which no runtime has kernels: {self.size(path):,} bytes, where the metric bits counts "
+            f"which no runtime has kernels: {self.size(path):,} bytes, where bits counts "
             f"{counted:,.0f}."
         ]
 
@@ -136,7 +154,9 @@ def _tensors(
         try:
             made = stored(weight, grids[name], scheme)
         except ModelError as error:
-            raise ModelError(f"export format compressed-tensors: layer {name!r}: {error}") from error
+            raise ModelError(
+                f"export format compressed-tensors: layer {name!r}: {error}"
+            ) from error
         if name in subject.activations:
             made |= stored_input(subject.activations[name])
         yield _own(subject.model, name), made
@@ -149,15 +169,15 @@ def _replace(folder: Path, modules: Iterator[tuple[str, dict[str, Tensor]]]) -> 
         where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
     files: dict[str, dict[str, dict[str, Tensor]]] = {}
     for name, tensors in modules:
-        file = where.get(f"{name}.weight", "model.safetensors")
+        file = where.get(f"{name}.weight", "" if where else "model.safetensors")
         files.setdefault(file, {})[name] = tensors
     for file, own in files.items():
-        state = load_file(folder / file)
+        state = load_file(folder / file) if file else {}
         for name, tensors in own.items():
             if state.pop(f"{name}.weight", None) is None:
                 raise ModelError(
-                    f"export format compressed-tensors: layer {name!r}: transformers saves its "
-                    "weight by another name, which the format's groups could not have"
+                    f"export format {_NAME}: layer {name!r}: transformers saves its weight by "
+                    "another name, which the format's groups could not have"
                 )
             state |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
             if where:
@@ -190,7 +210,7 @@ def _configure(file: Path, model: nn.Module, schemes: dict[str, Scheme], halves:
     if halves:
         content["dtype"] = "bfloat16"
     content["quantization_config"] = {
-        "quant_method": "compressed-tensors",
+        "quant_method": _NAME,
         "format": encodings.pop() if len(encodings) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "global_compression_ratio": None,
@@ -211,8 +231,7 @@ def _library() -> None:
         import compressed_tensors  # noqa: F401 - whether it is there
     except ImportError as error:
         raise ConfigurationError(
-            "export format compressed-tensors needs the package compressed-tensors: install "
-            "apportion[compressed-tensors]"
+            f"export format {_NAME} needs the package {_NAME}: install apportion[{_NAME}]"
         ) from error
 
 

@@ -53,6 +53,7 @@ from apportion.search.export.smaller_model import SmallerModel
 from apportion.search.export.staging import SUMMARY, staging, summary
 from apportion.search.export.verify import running, verify
 from apportion.search.jobs.channel_checks import check_smaller_recovery
+from apportion.search.jobs.job import Job
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.pipeline import ModelProblem
 from apportion.search.space.space import Candidate
@@ -61,6 +62,7 @@ __all__ = [
     "Chosen",
     "Exported",
     "check_formats",
+    "check_job",
     "export",
     "exported_before",
     "score_profile",
@@ -245,6 +247,12 @@ def check_formats(
                     ) from error
 
 
+def check_job(formats: Sequence[str], job: Job) -> None:
+    """The same of a job that nothing was built of yet. Raises what `check_formats` raises."""
+    for form in resolve(formats):
+        form.check_job(job)
+
+
 def _chosen_among(
     problem: ModelProblem, profile: Profile | None
 ) -> Iterator[tuple[str, list[Level]]]:
@@ -255,9 +263,7 @@ def _chosen_among(
         yield from ((layer, [level]) for layer, level in profile.items())
         return
     space = problem.full_space
-    for members, choices in zip(
-        problem.decisions.members, problem.decisions.choices, strict=True
-    ):
+    for members, choices in zip(problem.decisions.members, problem.decisions.choices, strict=True):
         for n, layer in enumerate(members):
             names = [space.levels[layer][choice[n]] for choice in choices]
             yield space.layers[layer], [parse_level(name) for name in names]

@@ -14,6 +14,7 @@ from apportion.compressors.levels import Level
 from apportion.db.files import write_atomically
 from apportion.db.layers.packed import load_packed, save_packed
 from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.jobs.job import Job
 from apportion.search.runs.pipeline import ModelProblem
 
 Runner = Callable[..., Any]
@@ -36,6 +37,10 @@ class Format(ABC):
     def check(self, problem: ModelProblem) -> None:  # noqa: B027
         """Whether the format can hold what comes of `problem`, as far as that shows before
         anything is computed; by default all is. Raises ModelError."""
+
+    def check_job(self, job: Job) -> None:  # noqa: B027
+        """The same of what a job file says by itself, before anything is built. Raises
+        ModelError, ConfigurationError."""
 
     def check_level(self, problem: ModelProblem, layer: str, level: Level) -> None:  # noqa: B027
         """Whether the format can hold a layer at a level that a search may choose, or has chosen;

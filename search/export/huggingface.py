@@ -14,6 +14,7 @@ from apportion.evaluators.data.text.pretrained import PREFIX, Pretrained, pretra
 from apportion.evaluators.models.huggingface import Logits, load
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.formats import Format, Runner
+from apportion.search.jobs.job import Job
 from apportion.search.runs.pipeline import ModelProblem
 
 _CONFIG = "config.json"
@@ -33,11 +34,12 @@ class HuggingFace(Format):
     once; with tokenizer and other small files of the dense model."""
 
     name = "huggingface"
-    file, runtime, tolerance, on_device = "huggingface", "transformers", 0.0, True
+    file, runtime, on_device = "huggingface", "transformers", True
+    tolerance: float | None = 0.0
 
-    def check(self, problem: ModelProblem) -> None:
-        name = problem.job.workload.name
-        if problem.channels is not None:
+    def check_job(self, job: Job) -> None:
+        name = job.workload.name
+        if job.database.has_channels:
             raise ModelError(
                 f"export format {self.name}: a configuration does not say which channels are left; "
                 "safetensors writes shapes.json, which does"
@@ -47,6 +49,9 @@ class HuggingFace(Format):
                 f"export format {self.name}: model {name!r} is none of transformers' "
                 f"({PREFIX}NAME); safetensors has its state dict"
             )
+
+    def check(self, problem: ModelProblem) -> None:
+        self.check_job(problem.job)
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
         source, folder = self.source(subject), self.folder(subject, path)

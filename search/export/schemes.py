@@ -76,45 +76,57 @@ class Scheme:
 
 def scheme_of(level: Level, options: GridOptions) -> Scheme | None:
     """How a level's weights are stored; None: as they are. `options`: of its grids. Raises
-    ModelError for a level that has no scheme, which says why."""
-    own = level.quantization
-    if own is None:
+    ModelError for a level that has no scheme, which says why, and what is valid."""
+    if level.quantization is None:
         return None
-    if own.weight_bits is None:
-        raise ModelError("its inputs alone are quantized, for which there is no encoding")
-    if (own.activation_bits or 0) > 8:
-        raise ModelError(f"inputs of {own.activation_bits} bits; runtimes have up to 8")
+    own, form = level.quantization, formats.find(level.quantization.format)
+    if why := _unfit(own, form, options):
+        raise ModelError(f"{why}. Valid are {VALID}")
     if own.format in _FLOATS:
         per = {"fp8": options.per, "nvfp4": "tensor_group"}.get(own.format, "group")
         return Scheme(_FLOATS[own.format], per, own)
-    form = formats.find(own.format)
-    if form is not None and form.where != _GROUPS:
-        raise ModelError(f"the format {own.format} is none that the library has codes for")
-    if not options.symmetric:
-        raise ModelError(
-            "its grids have zero points, which transformers does not load from packed weights; "
-            "database.grid: {symmetric: true} makes grids that it does"
-        )
-    if own.weight_bits == 8 and own.activation_bits and not own.format:
+    if own.weight_bits == 8 and own.activation_bits and form is None:
         return Scheme("int-quantized", options.per, own)
     # Kernels for packed weights have scales per row or group: one for all is written row by row.
-    return Scheme("pack-quantized", "group" if own.format else "channel", own)
+    return Scheme("pack-quantized", "channel" if form is None else "group", own)
 
 
-def check_module(model: nn.Module, name: str, record: LayerRecord) -> None:
+def _unfit(own: Quantization, form: formats.Format | None, options: GridOptions) -> str:
+    """Why there is no scheme; empty where there is one."""
+    if own.weight_bits is None:
+        return "its inputs alone are quantized, for which there is no encoding"
+    if (own.activation_bits or 0) > 8:
+        return f"its inputs have {own.activation_bits} bits, and runtimes up to 8"
+    if own.format in _FLOATS:
+        return ""
+    if form is not None and form.where != _GROUPS:
+        return f"the library has no codes of the format {own.format}"
+    if not options.symmetric:
+        return (
+            "its grids have zero points, which transformers does not load from packed weights; "
+            "database.grid: {symmetric: true} makes grids without"
+        )
+    return ""
+
+
+def check_module(model: nn.Module, record: LayerRecord) -> None:
     """Whether a quantized weight of the layer could be stored. Raises ModelError."""
-    if record.place is not None:
-        raise ModelError(
-            f"its weight is a part of the parameter {record.where.parameters[0]!r}, of which the "
-            "format has no parts"
-        )
-    if record.aliases:
-        raise ModelError(
-            f"its weight is that of {', '.join(map(repr, record.aliases))} too, and what is tied "
-            "is loaded unquantized"
-        )
-    module = model.get_submodule(name)
+    for parameter, values in model.named_parameters():
+        if values.dim() == 3 and "experts" in parameter.split("."):
+            raise ModelError(
+                f"the model's experts are stacked in {parameter!r}, and transformers loads no "
+                "quantized layer beside such experts; valid are dense and sparse levels"
+            )
+    parameter = record.where.parameters[0]
+    module, why = model.get_submodule(parameter.rpartition(".")[0]), ""
     if not isinstance(module, nn.Linear):
+        why = f"its module is {type(module).__name__}"
+    elif record.place is not None:
+        why = f"its weight is a part of the parameter {parameter!r}"
+    elif record.aliases:
+        why = f"its weight is that of {', '.join(map(repr, record.aliases))} too"
+    if why:
         raise ModelError(
-            f"its module is a {type(module).__name__}, and what is loaded quantized is Linear alone"
+            f"{why}, and only a Linear with a weight of its own is loaded quantized; name it in "
+            "layers.skip, which keeps it dense"
         )

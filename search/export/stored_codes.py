@@ -91,6 +91,6 @@ def _nibbles(codes: Tensor) -> Tensor:
 def _sixes(codes: Tensor) -> Tensor:
     """Four codes of six bits in three bytes, the first in the lowest bits."""
     four = codes.int().reshape(len(codes), -1, 4)
-    word = sum(four[..., i] << 6 * i for i in range(4))
+    word = four[..., 0] | four[..., 1] << 6 | four[..., 2] << 12 | four[..., 3] << 18
     bytes_ = torch.stack([word >> _BYTE * i & 0xFF for i in range(3)], dim=-1)
     return bytes_.to(torch.uint8).reshape(len(codes), -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import Field, field_validator
 
@@ -15,6 +15,8 @@ from apportion.compressors.levels import DENSE, Level, expand_levels, parse_leve
 from apportion.compressors.obs import fits
 from apportion.db.documents.section import Section
 
+AUTO = "auto"
+"""`tie` by what the model itself says."""
 _FLOAT_BITS = 32
 _T = TypeVar("_T")
 
@@ -39,10 +41,11 @@ class LayersConfig(Section):
         description="Pattern -> least and greatest bits of a level's weights (32 where they are "
         "not quantized).",
     )
-    tie: tuple[tuple[str, ...], ...] = Field(
+    tie: Literal["auto"] | tuple[tuple[str, ...], ...] = Field(
         (),
         description="Sets of layers that share a level. A name ties layers of the same parent: "
-        "[q_proj, k_proj] in every block.",
+        "[q_proj, k_proj] in every block. auto: linear layers of one module that read the same "
+        "tensor, which runtimes fuse.",
     )
 
     @field_validator("levels")
@@ -51,6 +54,18 @@ class LayersConfig(Section):
         for texts in levels.values():
             _explained(texts)
         return levels
+
+    @field_validator("tie", mode="before")
+    @classmethod
+    def _tie(cls, given: object) -> object:
+        """One message, where a choice of types would have one for each."""
+        sets = isinstance(given, (list, tuple)) and all(
+            isinstance(one, (list, tuple)) and all(isinstance(name, str) for name in one)
+            for one in given
+        )
+        if given != AUTO and not sets:
+            raise ValueError(f"expected {AUTO}, or sets of names: [[q_proj, k_proj, v_proj]]")
+        return given
 
     @field_validator("first", "last")
     @classmethod
@@ -127,11 +142,12 @@ class LayersConfig(Section):
             result.append(kept)
         return result
 
-    def tied(self, names: Sequence[str]) -> list[list[int]]:
+    def tied(self, names: Sequence[str], partners: Sequence[Sequence[str]] = ()) -> list[list[int]]:
         """Layer indices, grouped into what is decided together, in the order of each group's first
-        layer. Raises UnknownNameError, ConfigurationError for a layer that is in two sets."""
+        layer. `partners`: the sets that `auto` stands for. Raises UnknownNameError,
+        ConfigurationError for a layer that is in two sets."""
         group_of: dict[int, tuple[int, str]] = {}
-        for number, patterns in enumerate(self.tie):
+        for number, patterns in enumerate(partners if self.tie == AUTO else self.tie):
             for pattern in patterns:
                 matched = [
                     (i, parent)

@@ -20,12 +20,14 @@ from apportion.db.runs.url import masked
 from apportion.evaluators.scoring.pool import LazyPool, Pool
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.training.recovery import check_held
+from apportion.evaluators.workloads.partners import partners
 from apportion.evaluators.workloads.workload import (
     Workload,
     data_fingerprint,
 )
 from apportion.search.algorithms.registry import create
 from apportion.search.jobs.job import AnyJob, Job, TableJob
+from apportion.search.jobs.layers import AUTO
 from apportion.search.runs.building import build
 from apportion.search.runs.loop import RunResult, search
 from apportion.search.runs.problem import Problem
@@ -130,8 +132,9 @@ def _loaded(
         times = channel_latency(job.latency, channels) if job.latency else None
         full_space = channel_space(job.bounds(), workload.model, channels, times)
     levels = (channels or database).levels()
+    fused = _fused(job, workload, database)
     decisions = Decisions.make(
-        full_space, job.layers.allowed(levels), job.layers.tied(full_space.layers)
+        full_space, job.layers.allowed(levels), job.layers.tied(full_space.layers, fused)
     )
     identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
     if not decisions.is_free(full_space):
@@ -161,6 +164,19 @@ def _loaded(
             ),
         )
     return problem
+
+
+def _fused(job: Job, workload: Workload, database: LayerDatabase) -> list[list[str]]:
+    """What `tie: auto` stands for. Raises ConfigurationError with levels of channels, where
+    decisions are no layers."""
+    if job.layers.tie != AUTO:
+        return []
+    if database.channels is not None:
+        raise ConfigurationError(
+            f"layers.tie: {AUTO} ties layers, and levels of channels are decided by groups; name "
+            "the groups"
+        )
+    return partners(workload.model, database.layers.values(), workload.traced_pass())
 
 
 def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -> list[RunResult]:

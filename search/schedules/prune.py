@@ -22,6 +22,7 @@ from apportion.search.export.exporting import (
     Chosen,
     Exported,
     check_formats,
+    check_job,
     export,
     exported_before,
 )
@@ -69,7 +70,7 @@ def prune(
         ConfigurationError: `out` has the steps of another job.
         ApportionError: whatever `prepare`, `run_search` and `export` raise.
     """
-    check_formats(formats)
+    check_job(formats, job)
     if job.schedule is not None and not job.schedule.is_stepwise and set(formats) != {WRITTEN}:
         raise ConfigurationError(
             f"netadapt writes {WRITTEN} alone; a job whose workload has the weights and shapes "

@@ -183,7 +183,7 @@ def _work(
 ) -> None:
     from apportion.db.layers.format import MANIFEST
     from apportion.db.runs.store import RunStore
-    from apportion.search.export.exporting import check_formats, export
+    from apportion.search.export.exporting import check_formats, check_job, export
     from apportion.search.jobs.job import Job
     from apportion.search.report.league import comparison, describe_pick, league
     from apportion.search.runs.pipeline import ModelProblem, job_runs, prepare, run_search
@@ -203,6 +203,8 @@ def _work(
         finally:  # finished steps outlive this head
             mirror.push(place)
         return
+    if isinstance(job, Job):
+        check_job(options.formats, job)
     reporter.enter("building")
     database = f"databases/{job.database.path.name}" if isinstance(job, Job) else None
     if database is not None:
