@@ -34,10 +34,13 @@ def partners(
         seen: list[_Reading] = []
         with hooked() as handles, torch.no_grad():
             for name, module in whole.items():
-                if name not in keys:
-                    hook = partial(_note, seen, keys, name)
-                    handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+                hook = partial(_note, seen, name)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             calibration.forward(model, batch)
+        for reading in seen:  # the first of a layer that reads several
+            known = next((keys[name] for name in reading.names if name in keys), reading)
+            for name in reading.names:
+                keys.setdefault(name, known)
         if whole.keys() <= keys.keys():
             break
     sets: dict[Any, list[str]] = {}
@@ -48,28 +51,22 @@ def partners(
 
 
 class _Reading:
-    """A tensor that layers of one parent read; it does not keep it alive, and its memory may be
-    another's later."""
+    """A tensor that layers (`names`) of one parent read; it does not keep it alive, and its memory
+    may be another's later."""
 
     def __init__(self, parent: str, tensor: Tensor) -> None:
-        self.parent, self._tensor, self._version = parent, weakref.ref(tensor), tensor._version
+        self.names: list[str] = []
+        self._parent, self._tensor, self._version = parent, weakref.ref(tensor), tensor._version
 
     def is_of(self, parent: str, tensor: Tensor) -> bool:
         same = self._tensor() is tensor and tensor._version == self._version
-        return same and parent == self.parent
+        return same and parent == self._parent
 
 
-def _note(
-    seen: list[_Reading],
-    keys: dict[str, Any],
-    name: str,
-    _module: nn.Module,
-    args: Any,
-    kwargs: Any,
-) -> None:
+def _note(seen: list[_Reading], name: str, _: nn.Module, args: Any, kwargs: Any) -> None:
     tensor, parent = first_tensor(args, kwargs), name.rpartition(".")[0]
     found = next((one for one in reversed(seen) if one.is_of(parent, tensor)), None)
     if found is None:
         found = _Reading(parent, tensor)
         seen.append(found)
-    keys.setdefault(name, found)
+    found.names.append(name)

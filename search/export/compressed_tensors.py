@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from apportion.compressors.errors import ConfigurationError, ModelError, first_line
@@ -29,7 +28,6 @@ from apportion.search.jobs.job import Job
 from apportion.search.runs.pipeline import ModelProblem
 
 _NAME = "compressed-tensors"
-_INDEX = "model.safetensors.index.json"
 _ROUNDED = 0.02
 """Of outputs, where weights come back in bfloat16 (nvfp4): eight bits of each are right."""
 
@@ -71,7 +69,6 @@ class CompressedTensors(HuggingFace):
             self.tolerance = _ROUNDED
         if subject.activations:  # a last bit of a sum may be a step of the next layer's input
             self.tolerance = None
-        _replace(folder, _tensors(subject, schemes))
         halves = sorted(formats & HALVES)
         named = {_own(subject.model, layer): scheme for layer, scheme in schemes.items()}
         _configure(folder / "config.json", inner(subject.model), named, bool(halves))
@@ -81,6 +78,21 @@ class CompressedTensors(HuggingFace):
                 "therefore has it load the model; the outputs were compared in float32."
             )
         return [*notes, *differing(subject, schemes), *self._size_notes(subject, path)]
+
+    def state(self, subject: CompressedModel) -> dict[str, Tensor]:
+        """With codes in place of quantized weights."""
+        state, grids = super().state(subject), subject.grids()
+        for name, scheme in _schemes(subject).items():
+            record, own = subject.problem.database.layers[name], _own(subject.model, name)
+            weight = state.pop(f"{own}.weight").reshape(record.shape)
+            try:
+                made = stored(weight, grids[name], scheme)
+            except ModelError as error:
+                raise ModelError(f"export format {_NAME}: layer {name!r}: {error}") from error
+            if name in subject.activations:
+                made |= stored_input(subject.activations[name])
+            state |= {f"{own}.{key}": tensor for key, tensor in made.items()}
+        return state
 
     def load(self, subject: CompressedModel, path: Path) -> Runner:
         import transformers
@@ -141,58 +153,6 @@ def _schemes(subject: CompressedModel) -> dict[str, Scheme]:
 def _own(model: nn.Module, layer: str) -> str:
     """The layer's module as transformers names it."""
     return layer.removeprefix("classifier.") if isinstance(model, Logits) else layer
-
-
-def _tensors(
-    subject: CompressedModel, schemes: dict[str, Scheme]
-) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Module -> what stands in place of its weight."""
-    grids = subject.grids()
-    for name, scheme in schemes.items():
-        record = subject.problem.database.layers[name]
-        weight = record.where.read(subject.model).reshape(record.shape)
-        try:
-            made = stored(weight, grids[name], scheme)
-        except ModelError as error:
-            raise ModelError(
-                f"export format compressed-tensors: layer {name!r}: {error}"
-            ) from error
-        if name in subject.activations:
-            made |= stored_input(subject.activations[name])
-        yield _own(subject.model, name), made
-
-
-def _replace(folder: Path, modules: Iterator[tuple[str, dict[str, Tensor]]]) -> None:
-    """Put the modules' tensors in place of their weights, in the files that these lie in."""
-    index, where = folder / _INDEX, {}
-    if index.exists():
-        where = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    files: dict[str, dict[str, dict[str, Tensor]]] = {}
-    for name, tensors in modules:
-        file = where.get(f"{name}.weight", "" if where else "model.safetensors")
-        files.setdefault(file, {})[name] = tensors
-    for file, own in files.items():
-        state = load_file(folder / file) if file else {}
-        for name, tensors in own.items():
-            if state.pop(f"{name}.weight", None) is None:
-                raise ModelError(
-                    f"export format {_NAME}: layer {name!r}: transformers saves its weight by "
-                    "another name, which the format's groups could not have"
-                )
-            state |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
-            if where:
-                del where[f"{name}.weight"]
-                where |= {f"{name}.{key}": file for key in tensors}
-        save_file(state, folder / file, {"format": "pt"})
-    if where:
-        content = json.loads(index.read_text(encoding="utf-8"))
-        content["weight_map"] = dict(sorted(where.items()))
-        content["metadata"]["total_size"] = sum(
-            tensor.numel() * tensor.element_size()
-            for file in sorted(set(where.values()))
-            for tensor in load_file(folder / file).values()
-        )
-        index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _configure(file: Path, model: nn.Module, schemes: dict[str, Scheme], halves: bool) -> None:

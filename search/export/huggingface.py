@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from apportion.compressors.errors import ModelError, first_line
 from apportion.evaluators.data.text.pretrained import PREFIX, Pretrained, pretrained, quiet
 from apportion.evaluators.models.huggingface import Logits, load
@@ -57,9 +59,14 @@ class HuggingFace(Format):
         source, folder = self.source(subject), self.folder(subject, path)
         folder.mkdir(parents=True)
         with quiet():
-            inner(subject.model).save_pretrained(folder)
+            inner(subject.model).save_pretrained(folder, state_dict=self.state(subject))
         _restore_cache(folder / _CONFIG, source.read(source.inside(_CONFIG)))
         return _copy_beside(source, folder, path)
+
+    def state(self, subject: CompressedModel) -> dict[str, Tensor]:
+        """What is saved, by the names of transformers' module."""
+        state: dict[str, Tensor] = inner(subject.model).state_dict()
+        return state
 
     def source(self, subject: CompressedModel) -> Pretrained:
         """Where the dense model comes from."""

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import GridOptions, fit_weights
 from apportion.compressors.levels import parse_level
+from apportion.evaluators.models.huggingface import Logits
 from apportion.search.cli.main import main
 from apportion.search.export.exporting import (
     Exported,
@@ -28,6 +29,7 @@ from apportion.search.export.schemes import scheme_of
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import ModelProblem, prepare
 from tests import language
+from tests.fitted import fitted
 from tests.search.test_text_exports import job
 
 transformers = pytest.importorskip("transformers", reason="apportion[huggingface] is not installed")
@@ -268,29 +270,6 @@ def test_a_weight_beside_its_grid_is_refused() -> None:
         stored(skewed.values(skewed.codes(drawn)), skewed, scheme)
 
 
-def test_weights_in_several_files(tmp_path: Path) -> None:
-    from apportion.search.export.compressed_tensors import _replace
-
-    weights = {f"{name}.weight": torch.ones(2, 2) for name in "abc"}
-    files = {"a.weight": "one.safetensors", "b.weight": "two.safetensors"}
-    files["c.weight"] = "two.safetensors"
-    for file in set(files.values()):
-        save_file({key: weights[key] for key in files if files[key] == file}, tmp_path / file)
-    index = tmp_path / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {"total_size": 48}, "weight_map": files}))
-    _replace(tmp_path, iter([("b", {"weight_packed": torch.zeros(3, dtype=torch.uint8)})]))
-    found = json.loads(index.read_text())
-    assert found["weight_map"] == {
-        "a.weight": "one.safetensors",
-        "b.weight_packed": "two.safetensors",
-        "c.weight": "two.safetensors",
-    }
-    assert found["metadata"]["total_size"] == 16 + 16 + 3
-    assert set(load_file(tmp_path / "two.safetensors")) == {"b.weight_packed", "c.weight"}
-    with pytest.raises(ModelError, match="layer .b.: .*by another name"):
-        _replace(tmp_path, iter([("b", {"weight": torch.zeros(1)})]))
-
-
 def test_partners_that_are_tied_are_in_one_group(tmp_path: Path) -> None:
     made = content(tmp_path, language.llama(), "rtn:w4", "rtn:w8", "rtn:w3g16")
     made["layers"] = {"tie": "auto"}
@@ -309,6 +288,47 @@ def test_partners_that_are_tied_are_in_one_group(tmp_path: Path) -> None:
             places = {where.get(f"model.layers.{n}.{parent}.{name}_proj") for name in names}
             assert len(places) == 1
     assert "tie: auto" not in str(found.content["exports"][FORMAT].get("notes"))
+
+
+def test_a_classifier_of_images_is_named_as_transformers_names_it(tmp_path: Path) -> None:
+    """Our own wrapper's name stands before the names of the job's layers."""
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=10,
+    )
+    torch.manual_seed(0)
+    model = transformers.ViTForImageClassification(config)
+    fitted(Logits(model), "classifier.classifier")
+    model.save_pretrained(tmp_path / "dense")
+    content = {
+        "workload": {
+            "model": f"huggingface:{tmp_path / 'dense'}",
+            "data": {"kind": "digits"},
+            "calibration_samples": 64,
+        },
+        "database": {
+            "path": str(tmp_path / "database"),
+            "levels": ["dense", "rtn:w8a8", "rtn:w6"],
+            "grid": {"symmetric": True},
+        },
+        "layers": {"skip": ["*projection"], "tie": "auto"},
+    }
+    with opened(tmp_path, content) as problem:
+        made = exported(problem, tmp_path / "out")
+    report = made.content["exports"][FORMAT]
+    assert report["largest_difference"] < 1e-4
+    assert report["accuracy"] == made.content["accuracy"]["stitched"]
+    config = json.loads((made.files[FORMAT] / "config.json").read_text())["quantization_config"]
+    targets = [name for group in config["config_groups"].values() for name in group["targets"]]
+    assert "classifier" in targets
+    assert not any(name.startswith("classifier.") for name in targets)
+    assert len(targets) == 7
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,14 @@ def test_ranges_and_ties_that_leave_nothing() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [{"first": "2:"}, {"levels": {"*": ["filter-1.5"]}}, {"bits": {"*": (8, 4)}}, {"skipp": []}],
+    [
+        {"first": "2:"},
+        {"levels": {"*": ["filter-1.5"]}},
+        {"bits": {"*": (8, 4)}},
+        {"skipp": []},
+        {"tie": "all"},
+        {"tie": ["a"]},
+    ],
 )
 def test_bad_values_are_the_files_errors(content: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
