@@ -43,6 +43,28 @@ class ActivationGrid:
         ).mul_(self.scale)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenGrid:
+    """The same about zero for each token (all along the last dimension): its scale is its largest
+    |x| over (2^bits - 1) / 2, found as it comes. Gradients go straight through."""
+
+    bits: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x + (self.nearest(x) - x).detach() if x.requires_grad else self.nearest(x)
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """What `x` becomes, in a tensor of its own."""
+        half = 2 ** (self.bits - 1)
+        scale = x.detach().abs().amax(-1, keepdim=True) / (half - 0.5)
+        scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+        return (x / scale).round_().clamp_(-half, half - 1).mul_(scale)
+
+
+InputGrid = ActivationGrid | TokenGrid
+"""Of a layer's inputs."""
+
+
 class _StraightThrough(torch.autograd.Function):
     """Bengio et al. 2013."""
 
@@ -62,7 +84,7 @@ class InputQuantizer:
     """A forward pre-hook that puts a layer's input on `grid`, given by keyword or not; None lets it
     through."""
 
-    def __init__(self, grid: ActivationGrid | None) -> None:
+    def __init__(self, grid: InputGrid | None) -> None:
         self.grid = grid
 
     def __call__(
@@ -71,7 +93,7 @@ class InputQuantizer:
         return None if self.grid is None else with_first(args, kwargs, self.grid)
 
 
-def quantize_input(module: nn.Module, grid: ActivationGrid | None) -> None:
+def quantize_input(module: nn.Module, grid: InputGrid | None) -> None:
     """Quantize the first input of `module` from now on; None: no longer. A copy of the module keeps
     what it had."""
     for hook in module._forward_pre_hooks.values():

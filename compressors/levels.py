@@ -5,7 +5,8 @@
     channels := ("channels-" | "heads-") S       of a channel group, of an attention's heads
     sparse   := ["mag:" | "sparsegpt:"] pattern  by magnitude, or in the order of the columns,
     pattern  := "unstr-" S | "block" B "-" S | N ":" M | "filter-" S     instead of ExactOBS
-    quant    := [how] (weights ["a" bits] | format) | "a" bits
+    quant    := [how] (weights [inputs] | format) | inputs
+    inputs   := "a" bits ["-token"]              on one grid, or each token on its own
     how      := "rtn:" | "gptq:" | "gptq-desc:"  instead of ExactOBS: to nearest; in the order of
     weights  := "w" bits ["g" G]                 the columns; from the greatest inputs down
     format   := "fp8" | "mxfp4" | "mxfp6" | "mxfp8" | "nvfp4" | one of a user's own (formats.py)
@@ -34,7 +35,8 @@ _PATTERN = re.compile(
 )
 _CHANNELS = re.compile(rf"(channels|heads)-{_FRACTION}")
 _QUANT = re.compile(
-    r"(?P<how>rtn:|gptq:|gptq-desc:)?(?:w(?P<w>\d+)(?:g(?P<g>\d+))?(?:a(?P<a>\d+))?|a(?P<only>\d+)"
+    r"(?P<how>rtn:|gptq:|gptq-desc:)?"
+    r"(?:(?:w(?P<w>\d+)(?:g(?P<g>\d+))?(?:a(?P<a>\d+))?|a(?P<only>\d+))(?P<token>-token)?"
     r"|(?P<format>[a-z][a-z0-9_]*))"
 )
 Candidate = tuple[int, ...]
@@ -44,7 +46,7 @@ _LADDER = re.compile(
 )
 _SHAPE = (
     "expected dense, drop, unstr-S, blockB-S, N:M, filter-S, channels-S, heads-S, wB, wBgG, wBaA, "
-    "{formats} or a sparse one + a quantized one, such as 2:4+w4a4"
+    "wBaA-token, {formats} or a sparse one + a quantized one, such as 2:4+w4a4"
 )
 
 
@@ -80,7 +82,8 @@ class Quantization:
     """Bits of weights and of activations (None: left in floating point); `nearest` marks round to
     nearest, `fixed` an elimination in one order for all rows (GPTQ), that of the columns or from
     the greatest diagonal of H down (`descending`). `format`: the weights' where that is another
-    than a grid per row or tensor, such as w4g128 or mxfp4."""
+    than a grid per row or tensor, such as w4g128 or mxfp4. `token`: each token's activations have
+    a scale of their own, found as they come."""
 
     weight_bits: int | None
     activation_bits: int | None = None
@@ -88,6 +91,7 @@ class Quantization:
     fixed: bool = False
     format: str = ""
     descending: bool = False
+    token: bool = False
 
     @property
     def how(self) -> str:
@@ -103,7 +107,7 @@ class Quantization:
 
     def __str__(self) -> str:
         activation = f"a{self.activation_bits}" if self.activation_bits is not None else ""
-        return f"{self.how}{self.weights}{activation}"
+        return f"{self.how}{self.weights}{activation}{'-token' if self.token else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,11 @@ class Level:
     def activation_bits(self) -> int | None:
         """Bits of the layer's inputs; None where they stay in floating point."""
         return self.quantization.activation_bits if self.quantization else None
+
+    @property
+    def static_bits(self) -> int | None:
+        """The same where they have one grid, which calibration data give."""
+        return None if self.quantization and self.quantization.token else self.activation_bits
 
     @property
     def fraction_removed(self) -> float:
@@ -265,7 +274,9 @@ def _quantization(text: str, match: re.Match[str]) -> Quantization:
     if match["how"] and weight is None:
         doing = "rounds" if match["how"] == "rtn:" else "quantizes"
         raise LevelError(text, f"{match['how']} {doing} weights, and this level has no weight bits")
-    how = match["how"] or ""
+    how, token = match["how"] or "", match["token"] is not None
+    if token and (bits is None or bits > 8):
+        raise LevelError(text, "-token stands after activation bits, 2 to 8, such as w8a8-token")
     return Quantization(
-        weight, bits, how == "rtn:", how.startswith("gptq"), name, how == "gptq-desc:"
+        weight, bits, how == "rtn:", how.startswith("gptq"), name, how == "gptq-desc:", token
     )

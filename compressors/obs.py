@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors import formats, magnitude
-from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.activations import ActivationGrid, InputGrid, TokenGrid
 from apportion.compressors.elimination import dispatch
 from apportion.compressors.elimination.dispatch import Limits
 from apportion.compressors.elimination.ladder import Ladder
@@ -45,19 +45,21 @@ class CompressedLayer:
     error: float
     normalized_error: float
     grid: Grid | None = None
-    activation: ActivationGrid | None = None
+    activation: InputGrid | None = None
 
 
 def fits(spec: LayerSpec, level: Level) -> bool:
     """Whether the layer can have the level: blocks, N:M patterns and groups of columns that share
     a scale need rows that they divide.
-    Inputs can be quantized where they are a module's. A filter level leaves at least one filter,
-    and a module that can be run as such: among grouped convolutions that is true of depthwise ones
-    alone."""
+    Inputs can be quantized where they are a module's, token by token where that is linear. A filter
+    level leaves at least one filter, and a module that can be run as such: among grouped
+    convolutions that is true of depthwise ones alone."""
     sparsity = level.sparsity
     if level.channels:  # of a group, not of a layer
         return False
     if level.activation_bits and not spec.by_module:
+        return False
+    if level.activation_bits and not level.static_bits and spec.kind != "linear":
         return False
     form = formats.find(level.quantization.format) if level.quantization else None
     if form is not None and form.block and spec.columns % form.block:
@@ -101,10 +103,10 @@ def compress_layer(
         LevelError: a level quantizes inputs, and its grid is missing.
     """
     for level in levels:
-        if level.activation_bits and level.activation_bits not in (activations or {}):
+        if level.static_bits and level.static_bits not in (activations or {}):
             raise LevelError(
                 str(level),
-                f"no grid of {level.activation_bits} bits was calibrated for the inputs of "
+                f"no grid of {level.static_bits} bits was calibrated for the inputs of "
                 f"{spec.name!r}",
             )
     options = options or CompressionOptions()
@@ -127,9 +129,11 @@ def compress_layer(
             whole = whole or layer_error(matrix, problem.hessian)
             stored, grid = problem.weights(level)
             error = layer_error(stored.double() - matrix.float().double(), problem.hessian)
-        activation = (
-            activations[level.activation_bits] if activations and level.activation_bits else None
-        )
+        activation: InputGrid | None = None
+        if activations and level.static_bits:
+            activation = activations[level.static_bits]
+        elif level.activation_bits:
+            activation = TokenGrid(level.activation_bits)
         relative = error / whole if whole > 0 else 0.0
         yield CompressedLayer(
             level,

@@ -171,7 +171,7 @@ class _Build:
     def _activation_grids(
         self, fed: nn.Module, layers: Sequence[LayerSpec], data: Calibration
     ) -> dict[str, dict[int, ActivationGrid]]:
-        bits = {level.activation_bits for level in self.plan.levels if level.activation_bits}
+        bits = {level.static_bits for level in self.plan.levels if level.static_bits}
         if not bits:
             return {}
         with full_precision():

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.activations import InputGrid
 from apportion.compressors.errors import DatabaseCorruptError, first_line
 from apportion.compressors.grids import Grid
 from apportion.compressors.groups.ladder import Reader
@@ -143,7 +143,7 @@ class ChannelDatabase:
         kept, level = self.level_of(layer, profile)
         return None if level.is_dense else self.database.grid(stored_name(layer, kept), level)
 
-    def activation(self, layer: str, profile: Mapping[str, Level]) -> ActivationGrid | None:
+    def activation(self, layer: str, profile: Mapping[str, Level]) -> InputGrid | None:
         kept, level = self.level_of(layer, profile)
         if level.is_dense:
             return None

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from apportion.compressors.activations import ActivationGrid, calibrate_activations
+from apportion.compressors.activations import InputGrid, calibrate_activations
 from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.hessian import collect_hessians
@@ -166,7 +166,7 @@ class _Build:
         if not missing:
             return
         self._levels = [self.plan.of(layer) for layer in layers]
-        bits = {lv.activation_bits for own in self._levels for lv in own if lv.activation_bits}
+        bits = {lv.static_bits for own in self._levels for lv in own if lv.static_bits}
         wanted = [layers[i] for i in missing]
         self._fed, self._data = self.model, self.calibration
         if self.device != "cpu":
@@ -260,7 +260,7 @@ def _groups(layers: list[tuple[int, LayerSpec]]) -> Iterator[list[tuple[int, Lay
 
 def _read_entry(
     file: Path, layer: LayerSpec, level: Level
-) -> tuple[Tensor, ActivationGrid | None] | None:
+) -> tuple[Tensor, InputGrid | None] | None:
     """The weight of a finished layer's level and the grid of its input; None where the layer lacks
     the level."""
     with safe_open(file, framework="pt") as opened:

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from apportion.compressors.activations import ActivationGrid, quantize_input
+from apportion.compressors.activations import InputGrid, quantize_input
 from apportion.compressors.errors import (
     DatabaseCorruptError,
     DatabaseError,
@@ -166,7 +166,7 @@ def place_level(
     modules: Mapping[str, nn.Module],
     layer: LayerSpec | LayerRecord,
     weight: Tensor,
-    activation: ActivationGrid | None,
+    activation: InputGrid | None,
 ) -> None:
     """Put a layer at a level.
 

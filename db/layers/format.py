@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.activations import ActivationGrid, InputGrid, TokenGrid
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.place import Place, module_weight
 
@@ -38,7 +38,7 @@ class Entry:
     tr(W H W^T) (lower is better, 0 for dense); `nonzeros` counts the stored weights that are not
     zero (all of them for dense); `bits` is what the encoding takes; `checksum` is the SHA-256 of
     the encoded parts; `activation` the grid of the layer's input where the level quantizes it: x ~
-    scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero)."""
+    scale (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero), or one of each token."""
 
     level: str
     encoding: str
@@ -47,7 +47,7 @@ class Entry:
     nonzeros: int
     bits: int
     checksum: str
-    activation: ActivationGrid | None = None
+    activation: InputGrid | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,13 @@ class LayerRecord:
 def _entry(content: dict[str, Any]) -> Entry:
     activation = content.get("activation")
     return Entry(
-        **{**content, "activation": None if activation is None else ActivationGrid(**activation)}
+        **{**content, "activation": None if activation is None else _input_grid(activation)}
     )
+
+
+def _input_grid(content: dict[str, Any]) -> InputGrid:
+    """Grids of tokens have no scale to keep."""
+    return ActivationGrid(**content) if "scale" in content else TokenGrid(**content)
 
 
 def layer_file(index: int, name: str) -> str:

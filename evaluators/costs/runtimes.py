@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.activations import ActivationGrid
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.compressors.levels import Level
@@ -140,7 +141,7 @@ class OnnxRuntime(Runtime):
     def has_fast_kernel(self, module: nn.Module, level: Level) -> bool:  # noqa: ARG002
         quantization = level.quantization
         bits = (quantization.weight_bits, level.activation_bits) if quantization else (None, None)
-        if quantization and quantization.format:  # runs in floats
+        if quantization and (quantization.format or quantization.token):  # runs in floats
             return False
         return all(b is not None and b <= 8 for b in bits)
 
@@ -152,7 +153,8 @@ class OnnxRuntime(Runtime):
         reduced: Collection[str],
         chained: bool,
     ) -> Callable[[], object]:
-        grid = next((q.activation for q in quantized.values()), None) if chained else None
+        grids = (q.activation for q in quantized.values() if chained)
+        grid = next((own for own in grids if isinstance(own, ActivationGrid)), None)
         opened = onnx_model.session(
             onnx_model.to_onnx(model, inputs, quantized, reduced, grid), self._threads
         )

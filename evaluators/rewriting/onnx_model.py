@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apportion.compressors.activations import ActivationGrid, quantize_input
+from apportion.compressors.activations import ActivationGrid, InputGrid, TokenGrid, quantize_input
 from apportion.compressors.calibration import call, count_samples
 from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
@@ -53,7 +53,7 @@ class Quantized:
     its input."""
 
     weight: Grid | None = None
-    activation: ActivationGrid | None = None
+    activation: InputGrid | None = None
 
 
 def to_onnx(
@@ -99,7 +99,7 @@ def to_onnx(
         tuple[int, bool], Tensor
     ] = {}  # of each weight that layers share, by its address and whether it is signed
     for name, what in quantized.items():
-        if what.activation is not None:
+        if isinstance(what.activation, ActivationGrid):
             pair = InputPair(what.activation)
             modules[name].register_forward_pre_hook(pair, with_kwargs=True)
         if what.weight is not None and what.weight.plain:
@@ -173,6 +173,11 @@ def _once(model: nn.Module, quantized: Mapping[str, Quantized]) -> dict[str, Qua
     for name, what in quantized.items():
         if name not in modules:
             raise ModelError(f"layer {name!r}: the model has none of that name")
+        if isinstance(what.activation, TokenGrid):
+            raise ModelError(
+                f"layer {name!r}: QuantizeLinear has one scale for all tokens; quantize the inputs "
+                "with one grid (w8a8), or leave them in floats"
+            )
         if what.activation is not None and what.activation.bits > 8:
             raise ModelError(
                 f"layer {name!r}: ONNX's QuantizeLinear takes up to 8 bits, its input has "

@@ -6,7 +6,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.activations import InputGrid
 from apportion.compressors.grids import Grid
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -34,7 +34,7 @@ def instructions(cpuinfo: Path = _CPUINFO) -> str:
     return f"{widest}, {'VNNI' if flags & {'avx512_vnni', 'avx_vnni'} else 'no VNNI'}"
 
 
-def may_be_signed(weight: Grid, activation: ActivationGrid | None) -> bool:
+def may_be_signed(weight: Grid, activation: InputGrid | None) -> bool:
     """Whether weight codes may be stored as int8 about 0, which is faster
     (benchmarks/onnx_weights.py) and what TensorRT takes: those of a symmetric grid whose products
     with the layer's input codes, if it has any, are right on every processor.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from apportion.compressors.activations import ActivationGrid, quantize_input
+from apportion.compressors.activations import InputGrid, quantize_input
 from apportion.db.layers.format import LayerRecord
 
 
@@ -23,7 +23,7 @@ class Slot:
         names = (layer.name, *layer.aliases)
         self._modules = [modules[name] for name in names if name in modules]
 
-    def put(self, weight: Tensor, activation: ActivationGrid | None) -> None:
+    def put(self, weight: Tensor, activation: InputGrid | None) -> None:
         """Give the layer this weight, in its shape, and its inputs this grid (None: none)."""
         if self._whole:
             for parameter in self.parameters:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.activations import InputGrid
 from apportion.compressors.grids import Grid
 from apportion.db.files import write_json
 from apportion.db.layers.profile import Profile
@@ -73,7 +73,7 @@ class CompressedModel:
         return copy.deepcopy(self.model)
 
     @cached_property
-    def activations(self) -> dict[str, ActivationGrid]:
+    def activations(self) -> dict[str, InputGrid]:
         """Layer -> grid of its input, where the profile quantizes that: a state dict does not hold
         it."""
         database = self.problem.database

@@ -2,8 +2,8 @@
 model card shows, and what one of them will not load.
 
 vLLM: `_get_scheme_from_parts` of vllm/model_executor/layers/quantization/compressed_tensors/
-compressed_tensors.py and the schemes beside it, as of 2026-08 (WNA16_SUPPORTED_TYPES_MAP: 2 to 8
-bits; pull request 46389 for the bits that Marlin does not have); MARLIN_SUPPORTED_GROUP_SIZES; its
+compressed_tensors.py and the schemes beside it, as of 2026-08 (WNA16, WNA8, WNA4; pull
+request 46389 for the bits that Marlin does not have); MARLIN_SUPPORTED_GROUP_SIZES; its
 documentation of INT8 and FP8. transformers: quantizers/quantizer_compressed_tensors.py of 5.24."""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ AS_OF = "vLLM of August 2026, transformers 5.24"
 _MARLIN = (32, 64, 128)
 """Columns of a group; or whole rows."""
 _NONE = "not loaded"
+_HUMMING = "Humming kernels (7.5; the package humming, and vLLM since June 2026)"
 _FLOATS = {
     "fp8": "weights alone, FP8 Marlin (compute capability 7.5)",
     "mxfp4": "MXFP4, by Marlin with inputs in halves (8.0); newer processors may round inputs too",
@@ -38,13 +39,15 @@ def vllm(scheme: Scheme) -> str:
         return _FLOATS[own.format]
     if scheme.encoding == "int-quantized":
         return "INT8 products (7.5 to 9.0; not on Blackwell)"
-    if own.activation_bits is not None:
-        return f"{_NONE}: below 8 bits of both it takes inputs quantized per token alone"
-    form = formats.find(own.format)
     if own.weight_bits == 1:
         return f"{_NONE}: packed weights have 2 to 8 bits"
+    if own.activation_bits is not None:
+        if own.token and own.activation_bits in (4, 8):
+            return f"integer products by {_HUMMING}"
+        return f"{_NONE}: inputs of packed weights have 4 or 8 bits and a scale for each token"
+    form = formats.find(own.format)
     if own.weight_bits not in (4, 8):
-        return "Humming kernels (7.5; the package humming, and vLLM since June 2026)"
+        return _HUMMING
     if form is not None and form.block not in _MARLIN:
         return "no Marlin kernel for such groups (32, 64, 128): slower, or refused"
     return "Marlin (7.5)"

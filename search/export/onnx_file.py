@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_structure, tree_unflatten
 
 from apportion.compressors.calibration import call
 from apportion.compressors.errors import ModelError
+from apportion.compressors.levels import Level
 from apportion.evaluators.rewriting import onnx_files, onnx_model
 from apportion.evaluators.rewriting.onnx_files import import_package
 from apportion.evaluators.rewriting.shapes import by_size, reason, widest
@@ -35,6 +36,10 @@ class Onnx(Format):
 
     def check(self, problem: ModelProblem) -> None:
         check_outputs("onnx", problem)
+
+    def check_level(self, problem: ModelProblem, layer: str, level: Level) -> None:  # noqa: ARG002
+        if level.quantization is not None and level.quantization.token:
+            raise ModelError("QuantizeLinear has one scale for all tokens; w8a8 has one too")
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
         def exported(axes: Sequence[str]) -> Any:

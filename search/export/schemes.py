@@ -16,8 +16,8 @@ from apportion.compressors.levels import Level, Quantization
 from apportion.db.layers.format import LayerRecord
 
 VALID = (
-    "wB, wBgG, wBaA and wBgGaA on symmetric grids (A up to 8), fp8, mxfp4, mxfp6, mxfp8, nvfp4, "
-    "sparse levels and dense"
+    "wB, wBgG, wBaA, wBgGaA, wBaA-token and wBgGaA-token on symmetric grids (A up to 8), fp8, "
+    "mxfp4, mxfp6, mxfp8, nvfp4, sparse levels and dense"
 )
 _FLOATS = {
     "fp8": "float-quantized",
@@ -62,9 +62,9 @@ class Scheme:
             inputs = {
                 "num_bits": own.activation_bits,
                 "type": "int",
-                "symmetric": False,
-                "strategy": "tensor",
-                "dynamic": False,
+                "symmetric": own.token,
+                "strategy": "token" if own.token else "tensor",
+                "dynamic": own.token,
             }
         return {
             "weights": weights,

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_model
 from torch import nn
 
-from apportion.compressors.activations import ActivationGrid, quantize_input
+from apportion.compressors.activations import InputGrid, quantize_input
 from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
 from apportion.compressors.kinds.find import find_layers
@@ -92,7 +92,7 @@ class SmallerModel(CompressedModel):
         return model
 
     @cached_property
-    def activations(self) -> dict[str, ActivationGrid]:
+    def activations(self) -> dict[str, InputGrid]:
         found = {
             name: self._channels.activation(name, self.profile) for name in self._channels.decided
         }

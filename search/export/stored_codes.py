@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from apportion.compressors import formats
-from apportion.compressors.activations import ActivationGrid
+from apportion.compressors.activations import InputGrid, TokenGrid
 from apportion.compressors.errors import ModelError
 from apportion.compressors.grids import Grid
 from apportion.search.export.schemes import Scheme
@@ -40,8 +40,11 @@ def stored(weight: Tensor, grid: Grid, scheme: Scheme) -> dict[str, Tensor]:
     }
 
 
-def stored_input(grid: ActivationGrid) -> dict[str, Tensor]:
-    """The tensors of a module whose input is quantized: codes are about zero there."""
+def stored_input(grid: InputGrid) -> dict[str, Tensor]:
+    """The tensors of a module whose input is quantized: codes are about zero there. Scales of
+    tokens are none."""
+    if isinstance(grid, TokenGrid):
+        return {}
     return {
         "input_scale": torch.tensor([grid.scale], dtype=torch.float32),
         "input_zero_point": torch.tensor([grid.zero - 2 ** (grid.bits - 1)], dtype=torch.int8),

@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from apportion.compressors.activations import ActivationGrid, calibrate_activations, quantize_input
+from apportion.compressors.activations import (
+    ActivationGrid,
+    TokenGrid,
+    calibrate_activations,
+    quantize_input,
+)
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import LayerError
 from apportion.compressors.grids import GridOptions, fit_grid
@@ -54,6 +59,24 @@ def test_a_quantized_input_takes_the_grids_values_and_stays_in_copies() -> None:
     assert torch.equal(net(x), plain)
     quantize_input(net.a, grid)
     assert len(net.a._forward_pre_hooks) == 1
+
+
+def test_each_token_has_a_scale_of_its_own() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(3, 4, 16, generator=generator) * torch.tensor([1e-3, 1.0, 50.0])[:, None, None]
+    x[1, 2] = 0
+    found = TokenGrid(8)(x)
+    largest = x.abs().amax(-1, keepdim=True)
+    assert ((found - x).abs() <= largest / 255 * 1.01).all()
+    assert torch.equal(found[1, 2], x[1, 2])
+    for token, own in zip(x.flatten(0, 1), found.flatten(0, 1), strict=True):
+        assert torch.equal(TokenGrid(8)(token), own)  # whatever stands beside it
+        assert len(own.unique()) <= 16
+    assert len((TokenGrid(2)(x[0, 0]) / x[0, 0].abs().max()).unique()) <= 4
+    x.requires_grad_()
+    TokenGrid(4)(x).sum().backward()
+    assert x.grad is not None
+    assert (x.grad == 1).all()
 
 
 def test_an_input_that_is_always_zero_has_a_grid_that_keeps_it() -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from apportion.compressors.activations import ActivationGrid, TokenGrid
 from apportion.compressors.calibration import over
 from apportion.compressors.errors import (
     ConfigurationError,
@@ -267,13 +268,38 @@ def test_layers_may_want_other_levels(tmp_path: Path) -> None:
         make(tmp_path / "db", exceptions={"2": expand_levels(["dense"])})
 
 
+def test_grids_of_tokens_are_kept_where_layers_are_linear(tmp_path: Path) -> None:
+    model = net()
+    database = make(tmp_path / "db", model, ("dense", "rtn:w4a8", "rtn:w4a8-token"))
+    kinds = {name: record.kind for name, record in database.layers.items()}
+    assert {name: "rtn:w4a8-token" in own for name, own in database.levels().items()} == {
+        name: kind == "linear" for name, kind in kinds.items()
+    }
+    again = LayerDatabase.open(tmp_path / "db")
+    linear = next(name for name, kind in kinds.items() if kind == "linear")
+    grid = again.entry(linear, "rtn:w4a8-token").activation
+    assert grid == TokenGrid(8)
+    weight, x = again.weight(linear, "rtn:w4a8-token"), torch.randn(2, 1, 4, 4)
+    seen: list[torch.Tensor] = []
+    model.get_submodule(linear).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    again.stitch(model, {n: parse_level("dense") for n in kinds})
+    model(x)
+    again.stitch(
+        model,
+        {n: parse_level("rtn:w4a8-token" if n == linear else "dense") for n in kinds},
+    )
+    bias = model.get_submodule(linear).bias
+    expected = torch.nn.functional.linear(TokenGrid(8)(seen[0]), weight, bias)  # type: ignore[arg-type]
+    assert torch.equal(model.get_submodule(linear)(seen[0]), expected)
+
+
 def test_an_activation_grid_is_kept_and_stitched(tmp_path: Path) -> None:
     model = net()
     database = make(tmp_path / "db", model, ("dense", "w4", "w4a4", "a8", "2:4+w4a4"))
     assert database.levels()["0"] == ["dense", "w4", "w4a4", "a8"]  # 9 columns: no 2:4
     again = LayerDatabase.open(tmp_path / "db")
     grid = again.entry("2", "w4a4").activation
-    assert grid is not None
+    assert isinstance(grid, ActivationGrid)
     assert (grid.bits, grid.zero) == (4, 0)  # behind a ReLU
     assert again.entry("2", "w4").activation is None
     assert torch.equal(again.weight("2", "w4a4"), again.weight("2", "w4"))

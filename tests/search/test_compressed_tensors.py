@@ -72,6 +72,7 @@ def ids() -> torch.Tensor:
 def test_transformers_computes_what_was_scored(kind: str, tmp_path: Path) -> None:
     """Each layer another format, loaded as users load it."""
     levels = ["rtn:w8", "rtn:w4g16", "rtn:w3g16", "rtn:fp8", "rtn:w8a8", "2:4+rtn:w4", "rtn:w5a6"]
+    levels += ["rtn:w8a8-token", "rtn:w4g16a8-token"]
     dense = language._decoder(kind, tie_word_embeddings=False, head_dim=8)
     with opened(tmp_path, content(tmp_path, dense, *levels)) as problem:
         made = exported(problem, tmp_path / "out")
@@ -340,6 +341,8 @@ def test_a_classifier_of_images_is_named_as_transformers_names_it(tmp_path: Path
         ("w1", "not loaded"),
         ("w8a8", "INT8"),
         ("w4a8", "not loaded"),
+        ("w4a8-token", "integer products by Humming"),
+        ("w8a8-token", "INT8"),
         ("mxfp6", "not loaded"),
     ],
 )
