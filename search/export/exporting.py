@@ -232,9 +232,10 @@ def check_formats(
 ) -> None:
     """Whether the formats are known, and can hold what comes of `problem`: all that its search may
     choose, or a `profile`. Raises UnknownNameError, ConfigurationError, ModelError."""
-    for form in resolve(formats):
-        if problem is None:
-            continue
+    forms = resolve(formats)
+    if problem is None:
+        return
+    for form in forms:
         form.check(problem)
         for layer, levels in _chosen_among(problem, profile):
             for level in levels:
@@ -242,7 +243,7 @@ def check_formats(
                     form.check_level(problem, layer, level)
                 except ModelError as error:
                     raise ModelError(
-                        f"export format {form.file}: layer {layer!r} at level {str(level)!r}: "
+                        f"export format of {form.file}: layer {layer!r} at level {str(level)!r}: "
                         f"{error}"
                     ) from error
 

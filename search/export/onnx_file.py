@@ -39,7 +39,7 @@ class Onnx(Format):
 
     def check_level(self, problem: ModelProblem, layer: str, level: Level) -> None:  # noqa: ARG002
         if level.quantization is not None and level.quantization.token:
-            raise ModelError("QuantizeLinear has one scale for all tokens; w8a8 has one too")
+            raise ModelError("QuantizeLinear has one scale for all tokens, as levels wBaA have")
 
     def write(self, subject: CompressedModel, path: Path) -> Sequence[str]:
         def exported(axes: Sequence[str]) -> Any:
