@@ -97,7 +97,7 @@ def _runtimes(exports: Mapping[str, Any]) -> list[str]:
     for name, one in exports.items():
         if rows := one.get("kernels"):
             heads = tuple(rows[0])
-            parts.append(f"## What runs {name}\nFrom the runtimes' own sources: {AS_OF}.")
+            parts.append(f"## What runs {name}\nFrom the runtimes' own sources: {AS_OF}")
             parts.append(_table(heads, [tuple(row[head] for head in heads) for row in rows]))
     return parts
 

@@ -97,22 +97,30 @@ class CompressedTensors(HuggingFace):
     def load(self, subject: CompressedModel, path: Path) -> Runner:
         import transformers
 
-        auto = subject.problem.workload.task.auto
+        auto = getattr(transformers, subject.problem.workload.task.auto)
+        folder = self.folder(subject, path)
         try:
             with quiet(), _silent():
-                made = getattr(transformers, auto).from_pretrained(
-                    self.folder(subject, path), dtype=torch.float32, use_safetensors=True
+                made, info = auto.from_pretrained(
+                    folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
                 )
                 if getattr(made, "hf_quantizer", None) is not None:  # as its first call would
                     made.hf_quantizer.compressor.decompress_model(made)
+            quantized = [m for m in made.modules() if hasattr(m, "quantization_scheme")]
+            for module in quantized:
+                module.weight.data = module.weight.data.float()
         except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"export format {_NAME}: transformers does not load what was written "
                 f"({first_line(error)})"
             ) from error
+        lost = sorted(info["unexpected_keys"]) + sorted(info["missing_keys"])
+        if len(quantized) != len(_schemes(subject)) or any("weight_" in key for key in lost):
+            raise ModelError(
+                f"export format {_NAME}: transformers loads {len(quantized)} of "
+                f"{len(_schemes(subject))} quantized layers ({', '.join(lost[:3])})"
+            )
         for module in made.modules():
-            if getattr(module, "quantization_scheme", None) is not None:
-                module.weight.data = module.weight.data.float()
             config: Any = getattr(module, "config", None)
             if getattr(config, "use_cache", False):
                 config.use_cache = False

@@ -18,7 +18,10 @@ from apportion.evaluators.workloads.partners import partners
 from apportion.search.export.compressed_model import CompressedModel
 from apportion.search.export.schemes import Scheme
 
-AS_OF = "vLLM of August 2026, transformers 5.24"
+AS_OF = (
+    "vLLM of August 2026 (which computes in half precision; in brackets: least compute "
+    "capability), transformers 5.24. llama.cpp reads GGUF alone."
+)
 _MARLIN = (32, 64, 128)
 """Columns of a group; or whole rows."""
 _NONE = "not loaded"
@@ -69,8 +72,7 @@ def kernels(
         rows[key] = rows.get(key, 0) + 1
     heads = ("level", "kind", "vLLM", "transformers")
     return [
-        {**dict(zip(heads, key, strict=True)), "layers": str(count), "llama.cpp": _NONE}
-        for key, count in rows.items()
+        {**dict(zip(heads, key, strict=True)), "layers": str(count)} for key, count in rows.items()
     ]
 
 

@@ -23,6 +23,8 @@ def stored(weight: Tensor, grid: Grid, scheme: Scheme) -> dict[str, Tensor]:
         raise ModelError(
             "its weight does not lie on its grid, as after a correction that moves single weights"
         )
+    if scheme.per == "tensor" and len(grid.scale) != 1:
+        raise ModelError("its rows have scales of their own, as after a correction")
     if scheme.quantization.format in formats.names():
         return _floats(codes.to(torch.uint8), grid, scheme.encoding)
     middle = 2 ** (grid.bits - 1)

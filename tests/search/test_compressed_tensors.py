@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from apportion.compressors import formats
 from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.grids import GridOptions, fit_weights
 from apportion.compressors.levels import parse_level
@@ -256,6 +257,12 @@ def test_a_choice_that_ranges_exclude_is_not_refused(tmp_path: Path) -> None:
         check_formats([FORMAT], problem)
 
 
+def test_a_format_of_a_users_own_has_no_codes_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(formats._NAMED, "mine", formats.Format("mine", 4, 0, "tests.mine"))
+    with pytest.raises(ModelError, match=r"no codes of the format mine\. Valid are"):
+        scheme_of(parse_level("2:4+mine"), GridOptions(symmetric=True))
+
+
 def test_a_weight_beside_its_grid_is_refused() -> None:
     from apportion.search.export.stored_codes import stored
 
@@ -269,6 +276,11 @@ def test_a_weight_beside_its_grid_is_refused() -> None:
     skewed = fit_weights(drawn, level.quantization, GridOptions())
     with pytest.raises(ModelError, match="not symmetric"):
         stored(skewed.values(skewed.codes(drawn)), skewed, scheme)
+    alone = scheme_of(parse_level("fp8"), GridOptions(per="tensor"))
+    assert alone is not None
+    rows = fit_weights(drawn, alone.quantization, GridOptions())
+    with pytest.raises(ModelError, match="rows have scales of their own"):
+        stored(rows.values(rows.codes(drawn)), rows, alone)
 
 
 def test_partners_that_are_tied_are_in_one_group(tmp_path: Path) -> None:
