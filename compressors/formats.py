@@ -12,7 +12,8 @@ A format is one module with three functions, found by the module's name (`where`
         the inverse, to the bit
 
 How weights are rounded is the grid's: scale (code - zero), to which a base may be added, or scale
-times the value that a codebook has for the code. A user registers a format in a file of their own (CONTRIBUTING.md)."""
+times the value that a codebook has for the code. A user registers a format in a file of their own
+(CONTRIBUTING.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What quantized weights lie on: scale (code - zero), the same plus a base, or scale times the value
+"""What quantized weights lie on: scale (code - zero), the same and a base, or scale times the value
 that a codebook has for the code."""
 
 from __future__ import annotations
@@ -132,6 +132,8 @@ def joined(grids: Sequence[Grid], along: int = 0) -> Grid:
     first = grids[0]
     if all(own is first for own in grids):  # one for the whole tensor
         return first
-    scale, zero = (torch.cat(own, along) for own in zip(*((g.scale, g.zero) for g in grids)))
+    scale, zero = (
+        torch.cat(own, along) for own in ([g.scale for g in grids], [g.zero for g in grids])
+    )
     bases = [g.base for g in grids if g.base is not None]
     return replace(first, scale=scale, zero=zero, base=torch.cat(bases, along) if bases else None)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.search.export.formats import Format, Packed, Safetensors
+from apportion.search.export.gguf import Gguf
 from apportion.search.export.huggingface import HuggingFace
 from apportion.search.export.onnx_file import Onnx
 from apportion.search.export.program import Program
@@ -18,6 +19,7 @@ _FORMATS: dict[str, type[Format]] = {
     "torch": Program,
     "onnx": Onnx,
     "huggingface": HuggingFace,
+    "gguf": Gguf,
 }
 
 
