@@ -11,8 +11,9 @@ A format is one module with three functions, found by the module's name (`where`
     read(format, parts, rows) -> Grid
         the inverse, to the bit
 
-How weights are rounded is the grid's: scale (code - zero), or scale times the value that a codebook
-has for the code. A user registers a format in a file of their own (CONTRIBUTING.md)."""
+How weights are rounded is the grid's: scale (code - zero), to which a base may be added, or scale
+times the value that a codebook has for the code. A user registers a format in a file of their own
+(CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ class Format:
 
 
 _FLOATS = "apportion.compressors.grids.floats"
+_GGML = "apportion.compressors.grids.ggml"
 _NAMED = {
     one.name: one
     for one in (
@@ -47,6 +49,12 @@ _NAMED = {
         Format("mxfp6", 6, 32, _FLOATS),
         Format("mxfp8", 8, 32, _FLOATS),
         Format("nvfp4", 4, 16, _FLOATS),
+        Format("q8_0", 8, 32, _GGML),
+        Format("q5_0", 5, 32, _GGML),
+        Format("q5_1", 5, 32, _GGML),
+        Format("q4_0", 4, 32, _GGML),
+        Format("q4_1", 4, 32, _GGML),
+        Format("tq2_0", 2, 256, _GGML),
     )
 }
 _GROUP = re.compile(r"w([1-8])g([1-9]\d*)")

@@ -9,7 +9,7 @@
     inputs   := "a" bits ["-token"]              on one grid, or each token on its own
     how      := "rtn:" | "gptq:" | "gptq-desc:"  instead of ExactOBS: to nearest; in the order of
     weights  := "w" bits ["g" G]                 the columns; from the greatest inputs down
-    format   := "fp8" | "mxfp4" | "mxfp6" | "mxfp8" | "nvfp4" | one of a user's own (formats.py)
+    format   := "fp8" | "mxfp4" | "nvfp4" | "q4_0" | ... | one of a user's own: formats.py
 
 S is the fraction of weights (or filters, or channels) that is removed, 0 < S < 1, kept to six
 decimals; `N:M` keeps N weights of every M consecutive ones, 0 < N <= M; B is a block length >= 1;

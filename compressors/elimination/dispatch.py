@@ -84,6 +84,10 @@ def quantize(
     Returns:
         Weights, [rows, d], all on the grid, on the device of `weight`.
     """
+    grid, shift = grid.shifted(fixed)
+    if shift is not None:  # it moves no error, and an elimination sees nothing else
+        shift = shift.to(weight)
+        return quantize(weight - shift, hinv, grid, fixed, limits) + shift
     if grid.plain and (kernel := _kernel("quantize", weight)):
         scale, zero = (
             t.to(weight.dtype).expand(len(weight), 1).squeeze(1).contiguous().numpy()

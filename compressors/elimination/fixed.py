@@ -10,12 +10,11 @@ later ones by -U_ij (w_i - q_i) / U_ii (GPTQ, equations 2 to 4 and algorithm 1).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from apportion.compressors.grids import Grid
+from apportion.compressors.grids import Grid, joined
 
 BATCH = 128
 """Columns whose moves reach the later ones in one product (GPTQ, section 3.3, step 2), and in which
@@ -65,12 +64,7 @@ def quantize(
 
     batch = max(1, BATCH // group) * group if group else BATCH
     result = _eliminate(weight, upper, batch, lambda *_: None, to)
-    if made:
-        scale, zero = (
-            torch.cat(own, 1) for own in zip(*((g.scale, g.zero) for g in made), strict=True)
-        )
-        grid = replace(grid, scale=scale, zero=zero)
-    return result, grid
+    return result, joined(made, 1) if made else grid
 
 
 def prune(weight: Tensor, upper: Tensor, count: int) -> Tensor:

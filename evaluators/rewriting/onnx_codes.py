@@ -27,8 +27,9 @@ def stretched(grid: Grid, old: Tensor, new: Tensor) -> Grid:
     old, new = old.flatten(1), new.flatten(1)
     factor = (old * new).sum(1, keepdim=True) / (old**2).sum(1, keepdim=True).clamp(min=1e-30)
     factor = torch.where(factor == 0, 1.0, factor)
-    if grid.book is not None:  # a row that is turned over has scales below zero
-        return replace(grid, scale=grid.scale * factor)
+    if not grid.plain:  # a row that is turned over has scales below zero
+        base = None if grid.base is None else grid.base * factor
+        return replace(grid, scale=grid.scale * factor, base=base)
     zero = torch.where(factor < 0, 2**grid.bits - 1 - grid.zero, grid.zero)
     return replace(grid, scale=grid.scale * factor.abs(), zero=zero)
 

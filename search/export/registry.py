@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from apportion.compressors.errors import ConfigurationError, UnknownNameError
 from apportion.search.export.compressed_tensors import CompressedTensors
 from apportion.search.export.formats import Format, Packed, Safetensors
+from apportion.search.export.gguf import Gguf
 from apportion.search.export.huggingface import HuggingFace
 from apportion.search.export.onnx_file import Onnx
 from apportion.search.export.program import Program
@@ -20,6 +21,7 @@ _FORMATS: dict[str, type[Format]] = {
     "onnx": Onnx,
     "huggingface": HuggingFace,
     "compressed-tensors": CompressedTensors,
+    "gguf": Gguf,
 }
 
 

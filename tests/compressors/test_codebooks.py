@@ -62,7 +62,9 @@ def test_the_shared_scale_is_the_specifications() -> None:
         assert grid.nearest(weight)[0, 3] == {"mxfp4": 6, "mxfp6": 7.5, "mxfp8": 7}[name]
 
 
-@pytest.mark.parametrize("name", ["fp8", "mxfp4", "mxfp6", "mxfp8", "nvfp4", "w4g32"])
+@pytest.mark.parametrize(
+    "name", ["fp8", "mxfp4", "mxfp6", "mxfp8", "nvfp4", "w4g32", "q8_0", "q5_1", "q4_0", "q4_1"]
+)
 def test_the_searched_scales_are_never_worse(name: str) -> None:
     weight = torch.randn(6, 128, generator=torch.Generator().manual_seed(0)) ** 3
     quantization = parse_level(name).quantization

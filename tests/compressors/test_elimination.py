@@ -90,7 +90,7 @@ def test_fast_quantization_is_the_textbooks(
     st.integers(0, 10_000),
     st.integers(1, 5),
     st.integers(1, 4),
-    st.sampled_from(["w2g16", "w4g16", "w3g32", "fp8", "mxfp4", "nvfp4"]),
+    st.sampled_from(["w2g16", "w4g16", "w3g32", "fp8", "mxfp4", "nvfp4", "q4_0", "q5_1"]),
     st.sampled_from([0.0, 0.4]),
     st.booleans(),
 )

@@ -39,7 +39,7 @@ def test_batches_change_nothing(seed: int, rows: int, d: int, bits: int) -> None
     torch.testing.assert_close(ours, textbook(weight, hinv, grid, zeros), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("level", ["w3", "w3g16", "mxfp4", "nvfp4", "fp8"])
+@pytest.mark.parametrize("level", ["w3", "w3g16", "mxfp4", "nvfp4", "fp8", "q4_0", "q4_1"])
 def test_an_identity_hessian_rounds_to_nearest(level: str) -> None:
     weight, _ = problem(8, 6, 160)
     eye = torch.eye(160, dtype=torch.float64)[None]

@@ -17,6 +17,7 @@ LEVELS = [
     *("unstr-0.50", "unstr-0.90", "2:4", "4:8", "block4-0.50", "filter-0.50", "w4", "w3", "w2"),
     *("2:4+w4", "unstr-0.50+w4", "mag:2:4", "mag:unstr-0.75", "rtn:w4"),
     *("w3g16", "2:4+w4g8", "nvfp4", "fp8", "gptq:w3g16", "gptq-desc:w3", "sparsegpt:2:4"),
+    *("q4_0", "2:4+q5_1", "gptq:q4_1"),
 ]
 
 

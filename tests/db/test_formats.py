@@ -9,7 +9,8 @@ from apportion.compressors.grids import Grid, GridOptions, fit_weights
 from apportion.compressors.levels import parse_level
 from apportion.db.layers import codec
 
-FORMATS = ["w4g32", "w3g16", "w2g32", "w8g64", "fp8", "mxfp4", "mxfp6", "mxfp8", "nvfp4"]
+GGML = ["q8_0", "q5_0", "q5_1", "q4_0", "q4_1"]
+FORMATS = ["w4g32", "w3g16", "w2g32", "w8g64", "fp8", "mxfp4", "mxfp6", "mxfp8", "nvfp4", *GGML]
 OPTIONS = st.builds(
     GridOptions,
     st.sampled_from(["channel", "tensor"]),
@@ -48,8 +49,10 @@ def test_round_trip_is_exact(
     shape = (rows, 64 * blocks)
     weight = torch.randn(shape, generator=generator) ** 3 * 2**power
     grid = fitted(weight, name, options)
-    weight = grid.values(grid.codes(weight)) * (torch.rand(shape, generator=generator) < density)
-    assert torch.equal(grid.nearest(weight), weight)
+    there = torch.rand(shape, generator=generator) < density
+    weight = grid.values(grid.codes(weight)) * there
+    assert torch.equal(grid.nearest(weight)[there], weight[there])
+    assert grid.base is not None or torch.equal(grid.nearest(weight), weight)
     encoding, parts = codec.encode(weight, grid)
     assert torch.equal(codec.decode(encoding, parts, shape), weight)
     if density == 1:
@@ -58,6 +61,9 @@ def test_round_trip_is_exact(
         assert read.format == name
         for ours, theirs in ((read.scale, grid.scale), (read.zero, grid.zero)):
             assert torch.equal(ours, theirs)
+        assert (read.base is None) == (grid.base is None)
+        if read.base is not None and grid.base is not None:
+            assert torch.equal(read.base, grid.base)
         assert torch.equal(read.values(read.codes(weight)), weight)
 
 
@@ -69,12 +75,18 @@ def test_round_trip_is_exact(
         ("mxfp4", 4 + 8 / 32),
         ("mxfp6", 6 + 8 / 32),
         ("mxfp8", 8 + 8 / 32),
-        ("nvfp4", 4 + 8 / 16 + 32 / (8 * 128)),
-        ("fp8", 8 + 32 / 128),
+        ("nvfp4", 4 + 8 / 16 + 32 / (8 * 256)),
+        ("fp8", 8 + 32 / 256),
+        ("q8_0", 8.5),
+        ("q5_0", 5.5),
+        ("q5_1", 6),
+        ("q4_0", 4.5),
+        ("q4_1", 5),
+        ("tq2_0", 2 + 16 / 256),
     ],
 )
 def test_scales_are_counted(name: str, bits: float) -> None:
-    weight = torch.randn(8, 128, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(1))
     grid = fitted(weight, name, GridOptions())
     encoding, parts = codec.encode(grid.values(grid.codes(weight)), grid)
     assert encoding == name
@@ -84,7 +96,7 @@ def test_scales_are_counted(name: str, bits: float) -> None:
     assert codec.stored_bits(parts) == (4 + 16 / 32) * weight.numel()
 
 
-@pytest.mark.parametrize("name", ["w4g16", "mxfp4", "nvfp4"])
+@pytest.mark.parametrize("name", ["w4g16", "mxfp4", "nvfp4", "q4_1"])
 @pytest.mark.parametrize("zeros", [False, True])
 def test_blocks_of_a_convolution_run_channel_last(name: str, zeros: bool) -> None:
     generator = torch.Generator().manual_seed(2)

@@ -1,0 +1,3 @@
+from apportion.search.export.gguf.file import Gguf
+
+__all__ = ["Gguf"]
