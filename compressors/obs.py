@@ -26,6 +26,7 @@ from apportion.compressors.levels import Level, Quantization, Sparsity
 from apportion.compressors.lookup import TableProblem
 from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
+from apportion.compressors.settle import settle
 from apportion.compressors.threads import torch_threads
 
 _INFLATION = 1e4
@@ -272,9 +273,14 @@ class _Problem:
         return kept
 
     def _quantize(self, matrix: Tensor, grid: Grid, fixed: Tensor) -> Tensor:
-        """OBQ of weights [rows, d]. Zeros that are `fixed` stay zeros, and only the weights that
-        are left compensate."""
-        return self._by_rows(matrix, _quantize, lambda rows: (grid.rows(rows), fixed[rows]))
+        """Weights [rows, d] on the grid: by OBQ, and in the order from the greatest inputs down,
+        both settled. Zeros that are `fixed` stay zeros, and only the weights that are left
+        compensate."""
+        own = self._by_rows(matrix, _quantize, lambda rows: (grid.rows(rows), fixed[rows]))
+        down, _ = self._in_order("descending").quantize(matrix, grid, fixed, None)
+        options, limits = self._options, self._work.limits
+        starts = (own, down)
+        return settle(matrix, starts, self.hessian, grid, fixed, options.damping, limits)
 
     def _by_rows(
         self,

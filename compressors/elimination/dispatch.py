@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apportion.compressors.elimination import factored
+from apportion.compressors.elimination import descent, factored
 from apportion.compressors.grids import Grid
 
 log = logging.getLogger(__name__)
@@ -118,22 +118,50 @@ def _by_groups(
     limits: Limits,
 ) -> Tensor:
     """`quantize` by `grouped.quantize`; the arguments are those of both."""
+    with _threads(hinv, limits) as threads:
+        w, h = _arrays(weight, hinv)
+        scale, zero, *others = _steps(weight, grid)
+        made = kernel(
+            w, fixed.contiguous().numpy(), h, scale, zero, *others,
+            scale.dtype.type(grid.spacing), threads,
+        )  # fmt: skip
+    return torch.from_numpy(made)
+
+
+def _steps(weight: Tensor, grid: Grid) -> tuple[Any, ...]:
+    """Scales and zeros [rows, groups], columns of a group, the highest code, and the codebook's
+    bounds and values, for compiled loops over weights [rows, d]."""
     scale, zero = (
         t.to(weight.dtype).expand(len(weight), -1).contiguous().numpy()
         for t in (grid.scale, grid.zero)
     )
-    kind = scale.dtype.type
     empty = weight.new_empty(0)
     book = (empty, empty)
     if grid.book is not None:
         book = (grid.book.bounds(weight.dtype), grid.book.values.to(weight.dtype))
-    with _threads(hinv, limits) as threads:
-        w, h = _arrays(weight, hinv)
-        made = kernel(
-            w, fixed.contiguous().numpy(), h, scale, zero, grid.group or weight.shape[1],
-            kind(2**grid.bits - 1), _arrays(*book), kind(grid.spacing), threads,
-        )  # fmt: skip
-    return torch.from_numpy(made)
+    highest = scale.dtype.type(2**grid.bits - 1)
+    return scale, zero, grid.group or weight.shape[1], highest, _arrays(*book)
+
+
+def descend(
+    weight: Tensor,
+    start: Tensor,
+    hessian: Tensor,
+    grid: Grid,
+    fixed: Tensor,
+    limits: Limits = Limits(),
+) -> Tensor:
+    """`descent.descend`, compiled where that can be; the arguments are the same, and the limits of
+    memory and threads."""
+    if kernel := _kernel("descend", weight):
+        slopes = (start - weight) @ hessian
+        with _threads(hessian, limits) as threads:
+            made = kernel(
+                *_arrays(start, slopes), fixed.contiguous().numpy(), *_arrays(hessian),
+                *_steps(weight, grid), descent.PASSES, threads,
+            )  # fmt: skip
+        return torch.from_numpy(made)
+    return descent.descend(weight, start, hessian, grid, fixed)
 
 
 def reconstruct(
@@ -179,7 +207,12 @@ def _kernel(name: str, weight: Tensor) -> Callable[..., Any] | None:
 def _kernels() -> dict[str, Callable[..., Any]]:
     """The compiled kernels by name; none without numba."""
     try:
-        from apportion.compressors.elimination import grouped, kernels, reconstruction
+        from apportion.compressors.elimination import (
+            descent_loops,
+            grouped,
+            kernels,
+            reconstruction,
+        )
     except ImportError:
         log.warning(
             "numba is not installed (apportion[fast]): layers are compressed several times slower"
@@ -191,6 +224,7 @@ def _kernels() -> dict[str, Callable[..., Any]]:
         "n_of_m": kernels.n_of_m,
         "quantize": kernels.quantize,
         "grouped": grouped.quantize,
+        "descend": descent_loops.descend,
         "reconstruct": reconstruction.reconstruct,
     }
 

@@ -14,14 +14,16 @@ from apportion.compressors.elimination.compiled import compiled
 
 
 @njit(error_model="numpy")
-def _nearest(w: Any, scale: Any, zero: Any, highest: Any) -> Any:
+def nearest(w: Any, scale: Any, zero: Any, highest: Any) -> Any:
+    """w to scale (code - zero)."""
     code = np.rint(w / scale) + zero
     code = code if code > 0 else type(code)(0)
     return scale * ((code if code < highest else highest) - zero)
 
 
 @njit(error_model="numpy")
-def _looked_up(w: Any, scale: Any, bounds: Any, values: Any) -> Any:
+def looked_up(w: Any, scale: Any, bounds: Any, values: Any) -> Any:
+    """w to scale times a value of a codebook."""
     ratio, low, high = w / scale, 0, len(bounds)
     while low < high:
         middle = (low + high) // 2
@@ -38,10 +40,10 @@ def _round(near: Any, w: Any, s: Any, z: Any, m: int, highest: Any, book: Any) -
     bounds, values = book
     if len(values):
         for i in range(m):
-            near[i] = _looked_up(w[i], s[i], bounds, values)
+            near[i] = looked_up(w[i], s[i], bounds, values)
     else:
         for i in range(m):
-            near[i] = _nearest(w[i], s[i], z[i], highest)
+            near[i] = nearest(w[i], s[i], z[i], highest)
 
 
 @njit(error_model="numpy")
