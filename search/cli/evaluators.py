@@ -98,7 +98,8 @@ def _sensitivity(options: argparse.Namespace) -> None:
     from apportion.db.channels.database import by_decision
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.building import build
-    from apportion.search.runs.workers import Workers, measured_errors
+    from apportion.search.runs.tables import measured_errors
+    from apportion.search.runs.workers import Workers
 
     job = load_model_job(options.job)
     with TerminalProgress() as progress, Workers(job.workers) as workers:

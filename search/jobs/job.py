@@ -114,10 +114,10 @@ class Job(_Search):
     latency: LatencyConfig | None = Field(
         None, description="Times of layers, for the metric latency."
     )
-    errors: Literal["layer", "loss"] = Field(
+    errors: Literal["layer", "loss", "kl"] = Field(
         "layer",
-        description="The additive table: layer (normalised squared layer error) or loss (measured, "
-        "level by level).",
+        description="The additive table: layer (normalised squared layer error), or measured level "
+        "by level: loss (its rise) or kl (KL to the dense model).",
     )
     fitness: str = Field(
         "kl", description="What search minimises: kl (to the dense model's outputs), loss or error."

@@ -32,7 +32,8 @@ from apportion.search.runs.problem import Problem
 from apportion.search.runs.selection import select
 from apportion.search.runs.spaces import channel_latency, channel_space, latency_of, make_space
 from apportion.search.runs.table_problem import TableProblem, prepare_table
-from apportion.search.runs.workers import Workers, measured_errors, scoring_spec
+from apportion.search.runs.tables import measured_errors
+from apportion.search.runs.workers import Workers, scoring_spec
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.feasibility import check_budgets
 
@@ -152,7 +153,7 @@ def _loaded(
         id=format.digest(identity)[:8],
     )
     check_budgets(problem.space)
-    if job.errors == "loss":
+    if job.errors != "layer":
         problem = replace(
             problem,
             full_space=replace(

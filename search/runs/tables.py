@@ -1,0 +1,82 @@
+"""The additive table that a job asks for (`errors`), made from its model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.progress import Progress, silent
+from apportion.db.layers.tables import AnyDatabase
+from apportion.evaluators.scoring.sensitivity import measure_alone
+from apportion.evaluators.workloads.workload import Workload
+from apportion.search.jobs.job import Job
+from apportion.search.runs.workers import Workers, scoring_spec
+
+_NEED_DISTRIBUTIONS = ("kl",)
+
+
+def check_errors(job: Job, workload: Workload) -> None:
+    """Raises ConfigurationError where the job's table cannot be made for its task."""
+    task = workload.task
+    if job.errors in _NEED_DISTRIBUTIONS and not task.has_distributions:
+        raise ConfigurationError(
+            f"errors: {job.errors}: task {task.identity} has no distribution over outcomes to take "
+            "KL of; layer or loss can be had"
+        )
+
+
+def measured_errors(
+    job: Job,
+    workload: Workload,
+    database: AnyDatabase,
+    workers: Workers,
+    progress: Progress = silent,
+) -> tuple[np.ndarray, ...]:
+    """What every level of every layer costs when it stands alone, as `job.errors` says: KL to the
+    dense model, with running statistics; else the rise of the loss.
+
+    Losses are with running statistics, and where the search scores otherwise the larger of that and
+    the rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch
+    statistics hide a shift of the mean, running statistics overstate it. KL has no first-order term
+    that batch statistics would have to check: reading it twice gained nothing.
+
+    Args:
+        job: says how the search scores.
+        workload: the job's.
+        database: the job's, in whose folder what is measured is kept.
+        workers: do the work.
+        progress: told of levels.
+
+    Returns:
+        Rises of the loss, or KL in nats, float64 [levels] per layer; lower is better.
+    """
+    fitness, modes = "loss", ["running", "batch"]
+    if job.errors == "kl":
+        fitness = "kl"
+    if fitness == "kl" or job.batchnorm == "running":
+        modes = ["running"]
+    return largest(
+        [_measured(job, workload, database, workers, progress, fitness, mode) for mode in modes]
+    )
+
+
+def largest(tables: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, ...]:
+    """Of tables of the same levels, the largest of each entry."""
+    return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))
+
+
+def _measured(
+    job: Job,
+    workload: Workload,
+    database: AnyDatabase,
+    workers: Workers,
+    progress: Progress,
+    fitness: str,
+    mode: str,
+) -> tuple[np.ndarray, ...]:
+    with workers.pool(scoring_spec(job, workload, database, fitness, mode)) as pool:
+        return measure_alone(
+            workload, database, fitness, mode, pool, progress, job.corrections.score
+        )
