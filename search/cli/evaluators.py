@@ -98,14 +98,14 @@ def _sensitivity(options: argparse.Namespace) -> None:
     from apportion.db.channels.database import by_decision
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.building import build
-    from apportion.search.runs.tables import measured_errors
+    from apportion.search.runs.tables import made_errors
     from apportion.search.runs.workers import Workers
 
     job = load_model_job(options.job)
     with TerminalProgress() as progress, Workers(job.workers) as workers:
         workload, built = build(job, progress, workers)
         database = by_decision(built)
-        rises = measured_errors(job, workload, database, workers, progress)
+        rises = made_errors(job, workload, database, workers, progress)
     levels = database.levels()
     content = {
         layer: dict(zip(names, map(float, row), strict=True))

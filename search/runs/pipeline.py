@@ -32,7 +32,7 @@ from apportion.search.runs.problem import Problem
 from apportion.search.runs.selection import select
 from apportion.search.runs.spaces import channel_latency, channel_space, latency_of, make_space
 from apportion.search.runs.table_problem import TableProblem, prepare_table
-from apportion.search.runs.tables import measured_errors
+from apportion.search.runs.tables import made_errors
 from apportion.search.runs.workers import Workers, scoring_spec
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.feasibility import check_budgets
@@ -158,7 +158,7 @@ def _loaded(
             problem,
             full_space=replace(
                 full_space,
-                errors=measured_errors(job, workload, channels or database, workers, progress),
+                errors=made_errors(job, workload, channels or database, workers, progress),
             ),
         )
     return problem

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.progress import Progress, silent
+from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.tables import AnyDatabase
+from apportion.evaluators.scoring.fisher import fisher_table
 from apportion.evaluators.scoring.sensitivity import measure_alone
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.job import Job
 from apportion.search.runs.workers import Workers, scoring_spec
 
-_NEED_DISTRIBUTIONS = ("kl",)
+_NEED_DISTRIBUTIONS = ("kl", "fisher")
 
 
 def check_errors(job: Job, workload: Workload) -> None:
@@ -27,7 +30,7 @@ def check_errors(job: Job, workload: Workload) -> None:
         )
 
 
-def measured_errors(
+def made_errors(
     job: Job,
     workload: Workload,
     database: AnyDatabase,
@@ -35,31 +38,43 @@ def measured_errors(
     progress: Progress = silent,
 ) -> tuple[np.ndarray, ...]:
     """What every level of every layer costs when it stands alone, as `job.errors` says: KL to the
-    dense model, with running statistics; else the rise of the loss.
+    dense model with running statistics (`kl`), that to second order (`fisher`), else the rise of
+    the loss.
 
     Losses are with running statistics, and where the search scores otherwise the larger of that and
     the rise with the batch's own. A level that is harmless in one mode alone is not harmless: batch
-    statistics hide a shift of the mean, running statistics overstate it. KL has no first-order term
-    that batch statistics would have to check: reading it twice gained nothing.
+    statistics hide a shift of the mean, running statistics overstate it. A second reading of KL
+    gained nothing.
 
     Args:
-        job: says how the search scores.
+        job: says which table, and how the search scores.
         workload: the job's.
-        database: the job's, in whose folder what is measured is kept.
+        database: the job's, in whose folder what is made is kept.
         workers: do the work.
-        progress: told of levels.
+        progress: told of levels, or samples.
 
     Returns:
         Rises of the loss, or KL in nats, float64 [levels] per layer; lower is better.
+
+    Raises:
+        ApportionError: whatever keeps the table from being made.
     """
-    fitness, modes = "loss", ["running", "batch"]
+    measured = partial(_measured, job, workload, database, workers, progress)
+    if job.errors == "fisher":
+        assert isinstance(database, LayerDatabase)  # a job with channel levels was refused
+        return fisher_table(
+            workload,
+            database,
+            workers.apply,
+            progress,
+            threads=job.workers.cpus,
+            device="cuda" if job.workers.gpus else "cpu",
+        )
     if job.errors == "kl":
-        fitness = "kl"
-    if fitness == "kl" or job.batchnorm == "running":
-        modes = ["running"]
-    return largest(
-        [_measured(job, workload, database, workers, progress, fitness, mode) for mode in modes]
-    )
+        return measured("kl", "running")
+    if job.batchnorm == "running":
+        return measured("loss", "running")
+    return largest([measured("loss", mode) for mode in ("running", "batch")])
 
 
 def largest(tables: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, ...]:

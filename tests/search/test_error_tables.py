@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from apportion.compressors.errors import ConfigurationError
+from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.layers.database import LayerDatabase
 from apportion.evaluators.scoring.stitched import StitchedScorer
 from apportion.evaluators.workloads.workload import Workload
@@ -37,7 +38,7 @@ def test_a_job_searches_on_the_table_it_asks_for(
         )
 
 
-@pytest.mark.parametrize("errors", ["kl"])
+@pytest.mark.parametrize("errors", ["kl", "fisher"])
 def test_a_task_without_a_distribution_is_refused_before_anything_is_built(
     errors: str, content: dict[str, Any], make_regression: Callable[[], Workload], tmp_path: Any
 ) -> None:
@@ -63,3 +64,37 @@ def make_regression() -> Callable[[], Workload]:
         return Workload(nets.mlp(), data, data, data, 32, task=Regression())
 
     return make
+
+
+def test_the_table_from_gradients_orders_as_the_measured_one(
+    content: dict[str, Any], digits: Workload
+) -> None:
+    tables = {}
+    for errors in ("layer", "kl", "fisher"):
+        with prepare_model(parse_model_job({**content, "errors": errors}), workload=digits) as made:
+            tables[errors] = np.concatenate([row[1:] for row in made.space.errors])
+    true = tables.pop("kl")
+    ranks = {errors: spearmanr(table, true).statistic for errors, table in tables.items()}
+    assert ranks["fisher"] > 0.97
+    assert ranks["fisher"] > ranks["layer"]
+    mild = true < 0.02
+    assert np.median(tables["fisher"][mild] / true[mild]) == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"database": {"path": "x", "levels": ["dense", "w8a8"]}}, "level w8a8 quantizes inputs"),
+        ({"layers": {"last": "w8a8"}}, "level w8a8 quantizes inputs"),
+        ({"layers": {"levels": {"*": ["dense", "2:4+w4a4"]}}}, "level 2:4\\+w4a4 quantizes"),
+        (
+            {"database": {"path": "x", "levels": ["dense", "channels-0.50"]}},
+            "level channels-0.50 changes shapes",
+        ),
+    ],
+)
+def test_levels_that_move_no_weights_have_no_table_from_gradients(
+    changes: dict[str, Any], says: str, content: dict[str, Any]
+) -> None:
+    with pytest.raises(JobError, match=f"errors: fisher: {says}"):
+        parse_model_job({**content, **changes, "errors": "fisher"})
