@@ -91,7 +91,7 @@ def check_weights_alone(database: LayerDatabase) -> None:
             if entry.activation is not None:
                 raise ConfigurationError(
                     f"errors: fisher: level {entry.level} of layer {name!r} quantizes inputs, "
-                    "which moves no weight; there are layer, loss and kl"
+                    "which moves no weight; there are layer, probe, loss and kl"
                 )
 
 

@@ -115,11 +115,11 @@ class Job(_Search):
     latency: LatencyConfig | None = Field(
         None, description="Times of layers, for the metric latency."
     )
-    errors: Literal["layer", "fisher", "loss", "kl"] = Field(
+    errors: Literal["layer", "fisher", "probe", "loss", "kl"] = Field(
         "layer",
         description="The additive table: layer (normalised squared layer error), fisher (KL to "
-        "second order, from gradients), or measured level by level: loss (its rise) or kl (KL to "
-        "the dense model).",
+        "second order, from gradients), probe (layer errors as KL by two evaluations a layer), or "
+        "measured level by level: loss (its rise) or kl (KL to the dense model).",
     )
     fitness: str = Field(
         "kl", description="What search minimises: kl (to the dense model's outputs), loss or error."

@@ -14,10 +14,10 @@ def check_fisher(levels: Iterable[Level]) -> None:
         if level.channels:
             raise ConfigurationError(
                 f"errors: fisher: level {level} changes shapes, not weights; for channel levels "
-                "there are layer, loss and kl"
+                "there are layer, probe, loss and kl"
             )
         if level.activation_bits is not None:
             raise ConfigurationError(
                 f"errors: fisher: level {level} quantizes inputs, which moves no weight; for such "
-                "levels there are layer, loss and kl"
+                "levels there are layer, probe, loss and kl"
             )

@@ -38,7 +38,7 @@ def test_a_job_searches_on_the_table_it_asks_for(
         )
 
 
-@pytest.mark.parametrize("errors", ["kl", "fisher"])
+@pytest.mark.parametrize("errors", ["kl", "fisher", "probe"])
 def test_a_task_without_a_distribution_is_refused_before_anything_is_built(
     errors: str, content: dict[str, Any], make_regression: Callable[[], Workload], tmp_path: Any
 ) -> None:
@@ -70,13 +70,14 @@ def test_the_table_from_gradients_orders_as_the_measured_one(
     content: dict[str, Any], digits: Workload
 ) -> None:
     tables = {}
-    for errors in ("layer", "kl", "fisher"):
+    for errors in ("layer", "kl", "fisher", "probe"):
         with prepare_model(parse_model_job({**content, "errors": errors}), workload=digits) as made:
             tables[errors] = np.concatenate([row[1:] for row in made.space.errors])
     true = tables.pop("kl")
     ranks = {errors: spearmanr(table, true).statistic for errors, table in tables.items()}
     assert ranks["fisher"] > 0.97
-    assert ranks["fisher"] > ranks["layer"]
+    assert ranks["probe"] > 0.97
+    assert ranks["layer"] < min(ranks["fisher"], ranks["probe"])
     mild = true < 0.02
     assert np.median(tables["fisher"][mild] / true[mild]) == pytest.approx(1, abs=0.4)
 
@@ -98,3 +99,11 @@ def test_levels_that_move_no_weights_have_no_table_from_gradients(
 ) -> None:
     with pytest.raises(JobError, match=f"errors: fisher: {says}"):
         parse_model_job({**content, **changes, "errors": "fisher"})
+
+
+def test_a_run_says_how_well_probes_ordered(content: dict[str, Any], digits: Workload) -> None:
+    job = parse_model_job({**content, "errors": "probe"})
+    with prepare_model(job, workload=digits) as problem:
+        table = problem.describe()["table"]
+        assert table["probes"] == 28
+        assert table["rank_correlation_before"] < table["rank_correlation_after"] <= 1
