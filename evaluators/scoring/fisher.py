@@ -13,12 +13,12 @@ from apportion.compressors.errors import ConfigurationError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.tables import MeasuredTable
-from apportion.evaluators.scoring.moves import Moved, MoveWork, squared_moves
+from apportion.evaluators.scoring.moves import TOGETHER, Moved, MoveWork, squared_moves
 from apportion.evaluators.workloads.workload import Workload, data_fingerprint
 
 GROUP_BYTES = 1 << 30
-"""Of the levels' moves that are held at once: layers are taken in groups, each a pass over the
-data."""
+"""Of the levels' moves, and of gradients, that are held at once: layers are taken in groups, each a
+pass over the data."""
 _CHUNK = 64
 """Samples that a worker is given at once; part of what a table's last bits depend on."""
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[tuple[int, Any]]]
@@ -47,7 +47,7 @@ def fisher_table(
         progress: told of samples.
         threads: of torch, in each call.
         device: where torch computes.
-        group_bytes: memory for the moves of a group of layers; a layer is never split.
+        group_bytes: memory for a group of layers' moves and gradients; a layer is never split.
 
     Returns:
         Per layer float64 [n_levels], nats, lower is better, 0 for dense.
@@ -101,7 +101,7 @@ def _groups(database: LayerDatabase, names: Sequence[str], most: int) -> list[li
     taken = 0
     for name in names:
         record = database.layers[name]
-        size = 4 * len(record.entries) * int(np.prod(record.shape))
+        size = 4 * (len(record.entries) + TOGETHER) * int(np.prod(record.shape))
         if not groups or taken + size > most:
             groups.append([])
             taken = 0

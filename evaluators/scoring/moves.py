@@ -19,8 +19,11 @@ from apportion.evaluators.data.dataset import Batch, TensorDataset
 from apportion.evaluators.scoring.directions import directions
 from apportion.evaluators.tasks.task import Task
 
-_TOGETHER = 8
-"""Samples whose gradients are held at once: then one matrix product with the levels' moves."""
+TOGETHER = 8
+"""Samples at most whose gradients of a layer are held at once, for one matrix product with its
+levels' moves ..."""
+_HELD = 1 << 26
+"""... and values of those, unless one sample's are more."""
 _SEED = 0x5EED
 
 
@@ -91,6 +94,7 @@ class _Sums:
         self._place, self._moves = layer.place, layer.moves.to(device)
         self._total = torch.zeros(len(layer.moves), dtype=torch.float64, device=device)
         self._waiting: list[Tensor] = []
+        self._most = max(1, min(TOGETHER, _HELD // max(1, layer.moves.shape[1])))
         self._seen = False
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
@@ -101,7 +105,7 @@ class _Sums:
         if there:
             self._waiting.append(torch.stack(there).sum(0) if len(there) > 1 else there[0])
             self._seen = True
-        if len(self._waiting) == _TOGETHER:
+        if len(self._waiting) == self._most:
             self._flush()
 
     def result(self) -> Tensor | None:

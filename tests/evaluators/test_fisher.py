@@ -242,6 +242,16 @@ def test_small_moves_cost_what_the_table_says() -> None:
     assert errors[2].mean() < 0.2 * errors[1].mean() < 0.2 * errors[0].mean()
 
 
+def test_how_many_gradients_are_held_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = CASES["tied"]()
+    whole = squared_moves(own, (0, 5))
+    monkeypatch.setattr(moves, "_HELD", 1)
+    for one, other in zip(squared_moves(own, (0, 5)), whole, strict=True):
+        assert one is not None
+        assert other is not None
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+
+
 class Detached(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,3 +109,26 @@ def test_a_run_says_how_well_probes_ordered(content: dict[str, Any], digits: Wor
         table = problem.describe()["table"]
         assert table["probes"] == 28
         assert table["rank_correlation_before"] < table["rank_correlation_after"] <= 1
+
+
+@pytest.mark.slow
+def test_two_ray_workers_make_the_table_of_one_process(
+    content: dict[str, Any], digits: Workload, database_path: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="apportion[ray] is not installed")
+    tables = []
+    for count in (0, 2):
+        shutil.copytree(database_path, own := tmp_path / str(count))
+        shutil.rmtree(own / "tables", ignore_errors=True)  # to be made anew
+        job = parse_model_job(
+            {
+                **content,
+                "errors": "fisher",
+                "database": {**content["database"], "path": str(own)},
+                "workers": {"count": count, "cpus": 1},
+            }
+        )
+        with prepare_model(job, workload=digits) as made:
+            tables.append(np.concatenate(made.space.errors))
+    assert (tables[0] == tables[1]).all()
+    assert tables[0].max() > 0
