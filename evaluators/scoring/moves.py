@@ -87,6 +87,15 @@ def squared_moves(work: MoveWork, samples: tuple[int, int]) -> list[Tensor | Non
         return [total.result() for total in sums]
 
 
+def check_gradients(model: nn.Module, task: Task, data: TensorDataset) -> None:
+    """Raises ModelError where outputs cannot be differentiated at all: one sample is run, before
+    anything is built."""
+    with torch_threads(1), torch.enable_grad():
+        own = copy.deepcopy(model).eval()
+        wanted = [p.requires_grad_(True) for p in own.parameters() if p.is_floating_point()]
+        _gradients(own, task, data.subset([0]).batch, wanted, _SEED)
+
+
 class _Sums:
     """The sums of one layer, some samples at a time."""
 

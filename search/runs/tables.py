@@ -14,6 +14,7 @@ from apportion.db.channels.database import ChannelDatabase
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.layers.tables import AnyDatabase
 from apportion.evaluators.scoring.fisher import fisher_table
+from apportion.evaluators.scoring.moves import check_gradients
 from apportion.evaluators.scoring.probes import probe
 from apportion.evaluators.scoring.sensitivity import measure_alone
 from apportion.evaluators.workloads.workload import Workload
@@ -24,13 +25,16 @@ _NEED_DISTRIBUTIONS = ("kl", "fisher", "probe")
 
 
 def check_errors(job: Job, workload: Workload) -> None:
-    """Raises ConfigurationError where the job's table cannot be made for its task."""
+    """Raises ConfigurationError, ModelError where the job's table cannot be made for its task or
+    model."""
     task = workload.task
     if job.errors in _NEED_DISTRIBUTIONS and not task.has_distributions:
         raise ConfigurationError(
             f"errors: {job.errors}: task {task.identity} has no distribution over outcomes to take "
             "KL of; layer or loss can be had"
         )
+    if job.errors == "fisher":
+        check_gradients(workload.model, task, workload.calibration)
 
 
 @dataclass(frozen=True)

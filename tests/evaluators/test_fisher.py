@@ -19,7 +19,7 @@ from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.scoring import moves
 from apportion.evaluators.scoring.directions import directions, steepest
 from apportion.evaluators.scoring.fisher import _added, fisher_table
-from apportion.evaluators.scoring.moves import Moved, MoveWork, squared_moves
+from apportion.evaluators.scoring.moves import Moved, MoveWork, check_gradients, squared_moves
 from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.task import Task
@@ -324,8 +324,14 @@ def test_layers_and_models_without_gradients_are_refused_by_name() -> None:
             with torch.no_grad():
                 return super().forward(x)
 
-    with pytest.raises(ModelError, match="have no gradients with respect to its weights; probe"):
-        squared_moves(images(Blind(), (4,)), (0, 5))
+    blind = images(Blind(), (4,))
+    for run in (
+        lambda: squared_moves(blind, (0, 5)),
+        lambda: check_gradients(blind.model, blind.task, blind.data),
+    ):
+        with pytest.raises(ModelError, match="no gradients with respect to its weights; probe"):
+            run()
+    check_gradients(own.model, own.task, own.data)
 
     class Whole(Detached):
         def forward(self, x: Tensor) -> Tensor:

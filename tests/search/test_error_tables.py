@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
+from torch import nn
 
 from apportion.compressors.errors import ConfigurationError, JobError
 from apportion.db.layers.database import LayerDatabase
@@ -18,6 +20,7 @@ from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.pipeline import prepare_model
 from apportion.search.space.additive import optimum
+from tests.channel_jobs import JOINT, channel_problem
 
 
 def test_a_job_searches_on_the_table_it_asks_for(
@@ -132,3 +135,32 @@ def test_two_ray_workers_make_the_table_of_one_process(
             tables.append(np.concatenate(made.space.errors))
     assert (tables[0] == tables[1]).all()
     assert tables[0].max() > 0
+
+
+def test_channel_and_input_levels_have_measured_and_probed_tables(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)
+    )
+    x = torch.randn(64, 8)
+    cases = {
+        "channels": (JOINT, {"channels": {"multiple": 2}}),
+        "inputs": (("dense", "w8a8", "w4a4", "w3a3"), {}),
+    }
+    for name, (levels, options) in cases.items():
+        true = probed = None
+        for errors in ("kl", "probe"):
+            with channel_problem(
+                *(model.eval(), x, tmp_path / name, levels),
+                errors=errors,
+                batchnorm="running",
+                database_options=options,
+            ) as made:
+                true, probed = probed, made.full_space.errors
+        assert true is not None
+        assert probed is not None
+        for one, other in zip(true, probed, strict=True):
+            assert one[0] == other[0] == 0
+            assert (one[1:] > 0).all()
+            same = np.isclose(one, other, rtol=1e-9)
+            assert same[1:].sum() >= min(2, len(one) - 1)
