@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from apportion.evaluators.data.dataset import Splits, TensorDataset
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.task import Metric, Task
 
 WORDS, TAGS, LENGTH = 40, 5, 12
@@ -32,6 +33,10 @@ class Tagging(Task):
         target = dense["tags"].double().log_softmax(2)
         found = outputs["tags"].double().log_softmax(2)
         return _mean(F.kl_div(found, target, reduction="none", log_target=True).sum(2), batch)
+
+    def distributions(self, outputs: Batch, batch: Batch) -> list[Distribution]:
+        share = batch["mask"] / batch["mask"].sum(1, keepdim=True)
+        return [Distribution(outputs["tags"], share)]
 
     def error(self, outputs: Batch, batch: Batch) -> Tensor:
         return _mean((outputs["tags"].argmax(2) != batch["wanted"]).double(), batch)

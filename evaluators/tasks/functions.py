@@ -16,6 +16,7 @@ from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch, Dataset
 from apportion.evaluators.data.padding import mask_of, without_padding
 from apportion.evaluators.tasks import divergences
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.task import Inputs, Metric, Outputs, Task
 from apportion.evaluators.tasks.text.tokens import TextTask
 
@@ -116,6 +117,18 @@ class FunctionTask(Task):
 
     def divergence(self, outputs: Outputs, dense: Outputs, batch: Batch) -> Tensor:
         return self._divergence(outputs, dense, batch).double()
+
+    def distributions(self, outputs: Outputs, batch: Batch) -> list[Distribution]:
+        """Of outputs that are logits, where the divergence is "kl"."""
+        if not self.has_distributions:
+            return super().distributions(outputs, batch)
+        (logits,) = trees.tensors(outputs)
+        shape = logits.shape[:-1]
+        return [Distribution(logits, logits.new_full(shape, 1 / max(1, shape[1:].numel())))]
+
+    @property
+    def has_distributions(self) -> bool:
+        return self._divergence is _DIVERGENCES["kl"]
 
     def error(self, outputs: Outputs, batch: Batch) -> Tensor:
         value = self._metric(outputs, batch).double()

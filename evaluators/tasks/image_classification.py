@@ -13,6 +13,7 @@ from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.augment import AugmentConfig, augment
 from apportion.evaluators.data.dataset import Dataset, in_memory
 from apportion.evaluators.tasks.chance import check_better_than_chance
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.task import Metric, Task
 
 Images = tuple[Tensor, Tensor]
@@ -50,6 +51,9 @@ class ImageClassification(Task):
         return F.kl_div(
             F.log_softmax(outputs.double(), dim=1), target, reduction="none", log_target=True
         ).sum(1)
+
+    def distributions(self, outputs: Tensor, batch: Images) -> list[Distribution]:  # noqa: ARG002
+        return [Distribution(outputs, outputs.new_ones(len(outputs)))]
 
     def error(self, outputs: Tensor, batch: Images) -> Tensor:
         """1 for a wrong answer."""

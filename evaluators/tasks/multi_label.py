@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from apportion.compressors.errors import DataError, ModelError
 from apportion.evaluators.data.dataset import Batch, Dataset, in_memory
 from apportion.evaluators.tasks import divergences
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.targets import TargetsTask, wanted
 from apportion.evaluators.tasks.task import Metric, Outputs
@@ -38,6 +39,11 @@ class MultiLabel(TargetsTask):
     def reference(self, outputs: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         """The logits alone."""
         return _logits(outputs)
+
+    def distributions(self, outputs: Outputs, batch: Batch) -> list[Distribution]:  # noqa: ARG002
+        logits = _logits(outputs)
+        weight = torch.full_like(logits, 1 / logits.shape[1], requires_grad=False)
+        return [Distribution(logits, weight, binary=True)]
 
     def error(self, outputs: Outputs, batch: Batch) -> Tensor:
         """1 - F1 of the sample's labels; 0 where none is wanted and none found."""

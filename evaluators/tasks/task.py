@@ -17,6 +17,7 @@ from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.dataset import Batch, Dataset
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.metric import Metric
 
 __all__ = ["Inputs", "Metric", "Outputs", "Task"]
@@ -46,10 +47,10 @@ class Task(ABC):
             ...
 
     To write: `metric`, `inputs`, `loss`, `divergence`, `error`, `measure`. To override where the
-    default does not fit: `samples`, `reference`, `unpadded`, `open_axes`, `rows`, `check`, and for
-    recovery and augmentation `distance`, `distill`, `supervise`, `augment`. Leave `forward` and
-    `identity` alone. tests/contracts/test_task.py is the suite that every task must pass: add
-    yours to its list.
+    default does not fit: `samples`, `reference`, `unpadded`, `open_axes`, `rows`, `check`, for
+    tables of KL `distributions`, and for recovery and augmentation `distance`, `distill`,
+    `supervise`, `augment`. Leave `forward` and `identity` alone. tests/contracts/test_task.py is
+    the suite that every task must pass: add yours to its list.
 
     Two rules hold for `loss`, `divergence` and `error`: a sample's value depends on that sample
     alone (so that it is the same in a batch of another size), and it is given for every sample, in
@@ -115,6 +116,19 @@ class Task(ABC):
         `dense`: by default all of it. Override it where that is much: the largest logits of a large
         vocabulary, what stands at positions that count. A tree of tensors."""
         return outputs
+
+    def distributions(self, outputs: Outputs, batch: Batch) -> list[Distribution]:  # noqa: ARG002
+        """The distributions over outcomes of which `divergence` is the weighted sum of KLs, where
+        the outputs are logits of such: what `errors: kl` and `errors: fisher` are for, which
+        other tasks are refused. Raises ConfigurationError where there are none, the default."""
+        raise ConfigurationError(
+            f"task {self.identity} has no distribution over outcomes (`distributions`)"
+        )
+
+    @property
+    def has_distributions(self) -> bool:
+        """Whether `distributions` gives any."""
+        return type(self).distributions is not Task.distributions
 
     def open_axes(self, inputs: Inputs) -> tuple[str, ...]:  # noqa: ARG002
         """The `axes` of these inputs: override it where texts have one more than other data."""

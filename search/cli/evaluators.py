@@ -14,6 +14,13 @@ from apportion.search.cli.failures import debug_option
 from apportion.search.cli.printing import show, table
 from apportion.search.cli.progress import TerminalProgress
 
+_TOLD = {
+    "loss": "rise of the calibration loss (nats)",
+    "kl": "KL to the dense model (nats)",
+    "fisher": "KL to the dense model to second order (nats)",
+    "probe": "KL to the dense model by two evaluations a layer (nats)",
+}
+"""What a table is of."""
 _SHOWN = 8
 """Levels of a layer that the text table shows."""
 
@@ -24,7 +31,7 @@ def add_commands(command: Callable[..., argparse.ArgumentParser], commands: Any)
         "sensitivity",
         _sensitivity,
         "Measure how much the calibration loss rises when one layer alone is compressed, for every "
-        "level.",
+        "level; or make the table that the job's `errors` names (kl, fisher, probe).",
         "apportion sensitivity job.yaml -o sensitivity.csv",
     )
     sensitivity.add_argument(
@@ -98,13 +105,16 @@ def _sensitivity(options: argparse.Namespace) -> None:
     from apportion.db.channels.database import by_decision
     from apportion.search.jobs.job_file import load_model_job
     from apportion.search.runs.building import build
-    from apportion.search.runs.workers import Workers, measured_errors
+    from apportion.search.runs.tables import make_table
+    from apportion.search.runs.workers import Workers
 
     job = load_model_job(options.job)
+    if job.errors == "layer":  # which measures nothing
+        job = job.model_copy(update={"errors": "loss"})
     with TerminalProgress() as progress, Workers(job.workers) as workers:
         workload, built = build(job, progress, workers)
         database = by_decision(built)
-        rises = measured_errors(job, workload, database, workers, progress)
+        rises = make_table(job, workload, database, workers, progress).rows
     levels = database.levels()
     content = {
         layer: dict(zip(names, map(float, row), strict=True))
@@ -132,8 +142,8 @@ def _sensitivity(options: argparse.Namespace) -> None:
             for layer in worst
         ]
         print(
-            "rise of the calibration loss (nats) when one layer alone is at a level; the most "
-            "sensitive layer first"
+            f"{_TOLD[job.errors]} when one layer alone is at a level; the most sensitive layer "
+            "first"
         )
         table(("layer", *chosen), rows)
         if options.out:

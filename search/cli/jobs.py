@@ -77,6 +77,7 @@ def search_command(options: argparse.Namespace) -> None:
         "starting_points": points,
         "league": rows,
         "table_agrees": agreement,
+        "table": problem.about().get("table", {}),
         "comparison": comparison(results),
         "workers_replaced": dict(problem.events),
         "precision_agrees": rho,
@@ -108,6 +109,13 @@ def search_command(options: argparse.Namespace) -> None:
             print(
                 f"rank correlation of additive error and {job.fitness}: {agreement:.3f} (near 1, "
                 "`milp` alone would do)"
+            )
+        if (said := content["table"]).get("probes"):
+            ranks = [said[f"rank_correlation_{when}"] for when in ("before", "after")]
+            before, after = ("-" if rank is None else f"{rank:.3f}" for rank in ranks)
+            print(
+                f"rank correlation of {said['probes']} probes with layer errors: {before}; with "
+                f"what the layer's other probe says: {after}"
             )
         if rho is not None:
             print(f"rank correlation with float32 over 64 profiles: {rho:.4f}")

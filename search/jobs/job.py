@@ -26,6 +26,7 @@ from apportion.search.jobs.sections import (
     WorkersConfig,
     explained,
 )
+from apportion.search.jobs.table_checks import check_fisher
 
 _STORE = {
     "anyOf": [
@@ -114,10 +115,11 @@ class Job(_Search):
     latency: LatencyConfig | None = Field(
         None, description="Times of layers, for the metric latency."
     )
-    errors: Literal["layer", "loss"] = Field(
+    errors: Literal["layer", "fisher", "probe", "loss", "kl"] = Field(
         "layer",
-        description="The additive table: layer (normalised squared layer error) or loss (measured, "
-        "level by level).",
+        description="The additive table: layer (normalised squared layer error), fisher (KL to "
+        "second order, from gradients), probe (layer errors as KL by two evaluations a layer), or "
+        "measured level by level: loss (its rise) or kl (KL to the dense model).",
     )
     fitness: str = Field(
         "kl", description="What search minimises: kl (to the dense model's outputs), loss or error."
@@ -159,6 +161,13 @@ class Job(_Search):
             if self.schedule is not None:
                 metrics = {budget.metric for budget in self.bounds()}
                 self.schedule.check(levels, metrics, self.recovery, self.workload)
+        return self
+
+    @model_validator(mode="after")
+    def _table(self) -> Job:
+        if self.errors == "fisher":
+            with explained():
+                check_fisher([*self.database.expanded(), *self.layers.own_levels()])
         return self
 
     @field_validator("fitness")

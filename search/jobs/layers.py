@@ -84,6 +84,12 @@ class LayersConfig(Section):
                 )
         return ranges
 
+    def own_levels(self) -> list[Level]:
+        """All levels that are named here."""
+        fixed = [text for text in (self.first, self.last) if text is not None]
+        named = [level for texts in self.levels.values() for level in expand_levels(texts)]
+        return [*map(parse_level, fixed), *named]
+
     def built(
         self, layers: Sequence[LayerSpec], default: Sequence[Level], dense: Collection[str] = ()
     ) -> dict[str, list[Level]]:

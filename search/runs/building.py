@@ -28,6 +28,7 @@ from apportion.evaluators.workloads.workload import (
 from apportion.search.jobs.channels import ChannelsConfig
 from apportion.search.jobs.job import Job
 from apportion.search.runs.channel_building import channel_database
+from apportion.search.runs.tables import check_errors
 from apportion.search.runs.workers import Workers
 
 _OUTPUTS = 8
@@ -47,6 +48,7 @@ def build(
         with Workers(job.workers) as own:
             return build(job, progress, own, workload)
     workload = workload or load_workload(job.workload, progress)
+    check_errors(job, workload)
     check_recovery(workload, job.recovery)
     workload.task.check_dense(workload.model, workload.test, job.workload.name, progress)
     _check_batches(job, workload)

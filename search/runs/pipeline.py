@@ -3,8 +3,9 @@ calls these, and so can any Python program (docs/API.md)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import numpy as np
@@ -34,7 +35,8 @@ from apportion.search.runs.problem import Problem
 from apportion.search.runs.selection import select
 from apportion.search.runs.spaces import channel_latency, channel_space, latency_of, make_space
 from apportion.search.runs.table_problem import TableProblem, prepare_table
-from apportion.search.runs.workers import Workers, measured_errors, scoring_spec
+from apportion.search.runs.tables import make_table
+from apportion.search.runs.workers import Workers, scoring_spec
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.feasibility import check_budgets
 
@@ -49,6 +51,8 @@ class ModelProblem(Problem):
     channels: ChannelDatabase | None = None
     """The database by its decisions, where it has channel levels."""
     workers: Workers
+    table: Mapping[str, float | None] = field(default_factory=dict)
+    """What is to be said of the additive table."""
     teacher: nn.Module | None = None
     """What training of an exported model has as its teacher; None: the workload's model."""
 
@@ -61,9 +65,10 @@ class ModelProblem(Problem):
         levels."""
         return (self.channels or self.database).levels()
 
-    def about(self) -> dict[str, str]:
+    def about(self) -> dict[str, Any]:
         task = self.workload.task
-        return {"task": task.identity, "metric": task.metric.title}
+        table = {"table": dict(self.table)} if self.table else {}
+        return {"task": task.identity, "metric": task.metric.title, **table}
 
     def start_pool(self) -> Pool:
         return self.workers.pool(self._spec(self.job.fitness, self.workload))
@@ -155,13 +160,10 @@ def _loaded(
         id=format.digest(identity)[:8],
     )
     check_budgets(problem.space)
-    if job.errors == "loss":
+    if job.errors != "layer":
+        table = make_table(job, workload, channels or database, workers, progress)
         problem = replace(
-            problem,
-            full_space=replace(
-                full_space,
-                errors=measured_errors(job, workload, channels or database, workers, progress),
-            ),
+            problem, full_space=replace(full_space, errors=table.rows), table=table.report
         )
     return problem
 

@@ -103,8 +103,9 @@ class Problem(ABC):
         names = zip(self.full_space.layers, self.full_space.levels, candidate, strict=True)
         return {layer: parse_level(levels[index]) for layer, levels, index in names}
 
-    def about(self) -> dict[str, str]:
-        """The `task` and its `metric`, with unit and direction, for reports; empty without."""
+    def about(self) -> dict[str, Any]:
+        """The `task` and its `metric`, with unit and direction, and what is to be said of the
+        additive `table`, for reports; empty without."""
         return {}
 
     def describe(self) -> dict[str, Any]:

@@ -7,11 +7,9 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from apportion.compressors.errors import ConfigurationError
-from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import device_for, limit_threads
 from apportion.db.layers.executor import Executor, LocalExecutor
 from apportion.db.layers.tables import AnyDatabase
@@ -19,7 +17,6 @@ from apportion.evaluators.cluster.actor_pool import ActorPool
 from apportion.evaluators.cluster.executor import RayExecutor
 from apportion.evaluators.cluster.pool import RayPool
 from apportion.evaluators.scoring.pool import DEADLINE, LazyPool, LocalPool, Pool
-from apportion.evaluators.scoring.sensitivity import measure_losses
 from apportion.evaluators.scoring.spec import ScoringSpec
 from apportion.evaluators.workloads.workload import Workload
 from apportion.search.jobs.job import Job
@@ -119,34 +116,3 @@ def scoring_spec(
         device="cuda" if job.workers.gpus else "cpu",
         precision=job.workers.precision,
     )
-
-
-def measured_errors(
-    job: Job,
-    workload: Workload,
-    database: AnyDatabase,
-    workers: Workers,
-    progress: Progress = silent,
-) -> tuple[np.ndarray, ...]:
-    """Measured single-layer losses: with running statistics, and where the search scores otherwise
-    the larger of that and the rise with the batch's own. A level that is harmless in one mode alone
-    is not harmless: batch statistics hide a shift of the mean, running statistics overstate it.
-
-    Args:
-        job: says how the search scores.
-        workload: the job's.
-        database: the job's, in whose folder the losses are kept.
-        workers: do the work.
-        progress: told of levels.
-
-    Returns:
-        Rises of the loss, float64 [levels] per layer; lower is better.
-    """
-    modes = ["running"] if job.batchnorm == "running" else ["running", "batch"]
-    tables = []
-    for mode in modes:
-        with workers.pool(scoring_spec(job, workload, database, "loss", mode)) as pool:
-            tables.append(
-                measure_losses(workload, database, mode, pool, progress, job.corrections.score)
-            )
-    return tuple(np.maximum.reduce(rows) for rows in zip(*tables, strict=True))

@@ -20,6 +20,7 @@ from apportion.evaluators.data.augment import AugmentConfig
 from apportion.evaluators.data.dataset import TensorDataset
 from apportion.evaluators.data.splits import TensorSplit
 from apportion.evaluators.models.build import build_model
+from apportion.evaluators.tasks import divergences
 from apportion.evaluators.tasks.image_classification import ImageClassification
 from apportion.evaluators.tasks.multi_label import MultiLabel
 from apportion.evaluators.tasks.regression import Regression
@@ -110,6 +111,34 @@ def test_every_sample_has_one_value_of_at_least_zero(case: Case) -> None:
     assert rows.dtype == torch.float64
     assert rows.dim() == 2
     assert len(rows) == len(case.data)
+
+
+def test_the_divergence_is_the_weighted_kl_of_its_distributions(case: Case) -> None:
+    """Where there are any; else a task says so."""
+    batch = case.data.batch
+    dense, found = (outputs_of(case, m, batch) for m in (case.model, worse(case.model)))
+    if not case.task.has_distributions:
+        with pytest.raises(ConfigurationError, match="has no distribution over outcomes"):
+            case.task.distributions(dense, batch)
+        return
+    total = torch.zeros(len(case.data), dtype=torch.float64)
+    pairs = [case.task.distributions(own, batch) for own in (dense, found)]
+    for before, after in zip(*pairs, strict=True):
+        kl = (
+            divergences.binary(after.logits, before.logits)
+            if before.binary
+            else _categorical(after.logits, before.logits)
+        )
+        assert kl.shape == before.weight.shape == after.weight.shape
+        total += (before.weight * kl).reshape(len(total), -1).sum(1)
+    expected = case.task.divergence(found, case.task.reference(dense, batch), batch)
+    torch.testing.assert_close(total, expected, rtol=1e-5, atol=1e-9)
+
+
+def _categorical(found: Tensor, dense: Tensor) -> Tensor:
+    """KL over the last dimension, outcomes of no probability left out."""
+    target, made = dense.double().log_softmax(-1), found.double().log_softmax(-1)
+    return torch.where(target > -torch.inf, target.exp() * (target - made), 0.0).sum(-1)
 
 
 def test_a_samples_values_depend_on_it_alone(case: Case) -> None:

@@ -118,7 +118,7 @@ def test_a_job_round_trips_through_json(tmp_path: Path) -> None:
         ({"workload": {"table": "a.txt", "eror": "quadratic"}}, "", "key"),
         ({"fitness": "los"}, "fitness", "unknown fitness 'los'; did you mean 'loss'"),
         ({"batchnorm": "bach"}, "batchnorm", "did you mean 'batch'"),
-        ({"errors": "losses"}, "errors", "'layer' or 'loss'"),
+        ({"errors": "losses"}, "errors", "'probe', 'loss' or 'kl'"),
         (
             {"database": {"path": "db", "levels": ["dense", "unstr-1.5"]}},
             "database.levels",

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from apportion.compressors.errors import DataError, ModelError
 from apportion.compressors.progress import Progress, silent
 from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.tasks.text import softmax
@@ -58,6 +59,10 @@ class LanguageModel(TextTask):
         """KL(dense || outputs) in nats, averaged over the sample's tokens."""
         where = self.asked(batch)[0]
         return softmax.by_sample(softmax.kl(_logits(outputs), where, dense), where)
+
+    def distributions(self, outputs: Any, batch: Batch) -> list[Distribution]:
+        where = self.asked(batch)[0]
+        return [Distribution(_logits(outputs), where / where.sum(1, keepdim=True).clamp_min(1))]
 
     def error(self, outputs: Any, batch: Batch) -> Tensor:
         """The perplexity of the sample."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from apportion.compressors.errors import ModelError
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.tasks.text import softmax
@@ -55,6 +56,10 @@ class QuestionAnswering(TextTask):
         return self._mean(
             _kl(logits, wanted[side]) for side, logits in self._logits(outputs, batch).items()
         )
+
+    def distributions(self, outputs: Any, batch: Batch) -> list[Distribution]:
+        logits = self._logits(outputs, batch).values()
+        return [Distribution(own, own.new_full((len(own),), 1 / len(_SIDES))) for own in logits]
 
     def error(self, outputs: Any, batch: Batch) -> Tensor:
         """1 - F1 of the window's best answer; of a window without the answer, 1 where the model

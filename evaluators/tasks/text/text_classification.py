@@ -15,6 +15,7 @@ from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset
 from apportion.evaluators.data.text.ragged import values
 from apportion.evaluators.tasks.chance import check_better_than_chance
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric
 from apportion.evaluators.tasks.text import softmax
@@ -48,6 +49,10 @@ class TextClassification(TextTask):
         """KL(dense || outputs) in nats."""
         logits = _logits(outputs)
         return softmax.kl(logits, softmax.every(logits), dense)
+
+    def distributions(self, outputs: Any, batch: Batch) -> list[Distribution]:  # noqa: ARG002
+        logits = _logits(outputs)
+        return [Distribution(logits, logits.new_ones(len(logits)))]
 
     def error(self, outputs: Any, batch: Batch) -> Tensor:
         """1 for a wrong answer."""

@@ -12,6 +12,7 @@ from apportion.compressors.errors import DataError, ModelError
 from apportion.evaluators.data import forms
 from apportion.evaluators.data.dataset import Dataset, in_memory
 from apportion.evaluators.tasks import divergences
+from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.image_classification import Labelled
 from apportion.evaluators.tasks.outputs import field
 from apportion.evaluators.tasks.task import Metric, Outputs, Task
@@ -61,6 +62,13 @@ class SemanticSegmentation(Task):
     def reference(self, outputs: Outputs, batch: Masks) -> Tensor:  # noqa: ARG002
         """The logits as the model gives them, without auxiliary ones."""
         return _raw(outputs)
+
+    def distributions(self, outputs: Outputs, batch: Masks) -> list[Distribution]:
+        """Of every pixel of the mask."""
+        made = _logits(outputs, batch)
+        counts = batch[1] != IGNORED
+        share = counts / counts.flatten(1).sum(1).clamp_min(1)[:, None, None]
+        return [Distribution(made.movedim(1, -1), share)]
 
     def error(self, outputs: Outputs, batch: Masks) -> Tensor:
         """1 - the mean intersection over union of the image's own classes; 0 where no pixel
