@@ -25,28 +25,61 @@ def nearest(space: SearchSpace, positions: np.ndarray) -> Candidate:
     return repair(space, decode(space, np.clip(np.rint(positions), 0, space.counts - 1)))
 
 
+def spent(space: SearchSpace, positions: np.ndarray, errors: np.ndarray | None = None) -> Candidate:
+    """Any real positions -> the nearest levels, repaired, and what that leaves of the budgets
+    spent, by `errors` [layers, most levels] or the space's own: drop and add, Chu & Beasley
+    1998."""
+    levels = decode(space, np.clip(np.rint(positions), 0, space.counts - 1))
+    return fill(space, repair(space, levels, errors), errors)
+
+
 def draw(space: SearchSpace, rng: np.random.Generator) -> Candidate:
     """Every layer's level drawn uniformly, then repaired."""
     return repair(space, rng.integers(space.counts).tolist())
 
 
-def begin(space: SearchSpace, rng: np.random.Generator) -> Candidate:
-    """A random profile to start from, that spends the budgets."""
-    return fill(space, draw(space, rng))
+def begin(
+    space: SearchSpace, rng: np.random.Generator, errors: np.ndarray | None = None
+) -> Candidate:
+    """A random profile to start from, that spends the budgets (by `errors`, or the space's own)."""
+    return fill(space, repair(space, rng.integers(space.counts).tolist(), errors), errors)
 
 
 def step(
-    space: SearchSpace, rng: np.random.Generator, candidate: Candidate, pairs: int = 1
+    space: SearchSpace,
+    rng: np.random.Generator,
+    candidate: Candidate,
+    pairs: int = 1,
+    errors: np.ndarray | None = None,
 ) -> Candidate:
-    """`pairs` times: one layer some levels less compressed (a geometric number, mean two) and
-    another one more; repaired, and what that leaves of the budgets spent."""
-    positions = encode(space, candidate)
+    """A candidate near a given one.
+
+    Args:
+        space: with its budgets.
+        rng: draws layers and levels.
+        candidate: where it begins.
+        pairs: how often one layer goes some levels less compressed (a geometric number, mean two)
+            and another one more.
+        errors: what it is repaired by, and what that leaves of the budgets spent by, [layers, most
+            levels]; by default the space's own.
+
+    Returns:
+        A feasible candidate.
+    """
+    return spent(space, paired(space, rng, encode(space, candidate), pairs), errors)
+
+
+def paired(
+    space: SearchSpace, rng: np.random.Generator, positions: np.ndarray, pairs: int
+) -> np.ndarray:
+    """Positions [layers] after `pairs` paired level steps, within range."""
+    positions = positions.copy()
     for _ in range(pairs):
         chosen = rng.choice(len(positions), min(2, len(positions)), replace=False)
         for layer, direction in zip(chosen, (-1, 1), strict=False):
             moved = positions[layer] + direction * rng.geometric(0.5)
             positions[layer] = np.clip(moved, 0, space.counts[layer] - 1)
-    return fill(space, repair(space, decode(space, positions)))
+    return positions
 
 
 _LOOK = 8

@@ -36,7 +36,7 @@ class Evolution(Algorithm):
         evaluations: float,
         cold: bool,
         kind: type,
-        mutation: float,
+        share: float,
         metrics: Sequence[str] = (),
         **options: Any,
     ) -> None:
@@ -47,14 +47,14 @@ class Evolution(Algorithm):
         self._problem = Problem(
             n_var=count, n_obj=1 + len(metrics), xl=np.zeros(count), xu=highest, vtype=int
         )
-        self._pymoo = kind(
-            sampling=Start(space, self.known),
-            crossover=Between(prob=0.9),
-            mutation=Steps(mutation),
-            repair=ToBudgets(space),
-            eliminate_duplicates=True,
-            **options,
-        )
+        operators = {
+            "sampling": Start(space, self.known),
+            "crossover": Between(prob=0.9),
+            "mutation": Steps(share),
+            "repair": ToBudgets(space),
+            "eliminate_duplicates": True,
+        }
+        self._pymoo = kind(**operators | options)
         self._pymoo.setup(
             self._problem, termination=NoTermination(), seed=int(rng.integers(2**31)), verbose=False
         )

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from apportion.search.algorithms.base import Algorithm, Trial
-from apportion.search.algorithms.parameters import Count, Several
+from apportion.search.algorithms.learned import LearnedErrors
+from apportion.search.algorithms.parameters import Count, Several, Weight
 from apportion.search.algorithms.registry import register
-from apportion.search.space.moves import begin, encode, nearest
+from apportion.search.space.moves import begin, encode, spent
 from apportion.search.space.space import Candidate, SearchSpace
 
 
 @register("abc")
 class BeeColony(Algorithm):
     """Karaboga 2005: `sources` profiles. Employed bees try a neighbour of each (v = x + phi (x -
-    x_k), eq. 2.2, in a few layers); onlookers do so at sources drawn by their fitness rank; a
-    source that `limit` trials in a row did not improve is left to a scout, who draws a random
-    one."""
+    x_k), eq. 2.2, in a few layers) that is drawn to the best one as well (+ psi (best - x), psi up
+    to `guide`: Zhu & Kwong 2010); onlookers do so at sources drawn by their fitness rank; a source
+    that `limit` trials in a row did not improve (by default sources x layers, the usual formula) is
+    left to a scout, who draws a random one. All are repaired and filled by learnt errors."""
 
     def __init__(
         self,
@@ -27,11 +30,14 @@ class BeeColony(Algorithm):
         evaluations: float,
         *,
         cold: bool = False,
-        sources: Several = 8,
-        limit: Count = 20,
+        sources: Several = 4,
+        limit: Count | None = None,
+        guide: Weight = 1.5,
     ) -> None:
         super().__init__(space, rng, evaluations, cold=cold)
-        self._count, self._limit = sources, limit
+        self._count, self._guide = sources, guide
+        self._limit = sources * len(space.layers) if limit is None else limit
+        self._errors = LearnedErrors(space)
         self._sources: list[Candidate] = []
         self._failures: list[int] = []
         self._asked: dict[
@@ -66,6 +72,7 @@ class BeeColony(Algorithm):
         return [Trial(candidate) for candidate in self._asked]
 
     def learn(self, trials: Sequence[Trial]) -> None:
+        self._errors.learn(trials)
         for trial in trials:
             if trial.candidate not in self._asked:
                 continue
@@ -79,20 +86,26 @@ class BeeColony(Algorithm):
         return self.known.get(self._sources[k], np.inf)
 
     def _send(self, k: int, scout: bool) -> None:
+        widths = itertools.count(3)  # neighbours that are known already lie too near
         candidate = self.fresh(
-            (lambda: begin(self.space, self.rng)) if scout else (lambda: self._neighbour(k)),
+            (lambda: begin(self.space, self.rng, self._errors.table))
+            if scout
+            else (lambda: self._neighbour(k, next(widths))),
             self._asked,
         )
         if candidate is not None:
             self._asked[candidate] = (k, scout)
 
-    def _neighbour(self, k: int) -> Candidate:
+    def _neighbour(self, k: int, width: int) -> Candidate:
+        """A neighbour of source `k` in up to `width` layers."""
         here = encode(self.space, self._sources[k]).astype(np.float64)
         other = encode(self.space, self._sources[int(self.rng.integers(len(self._sources)))])
         chosen = self.rng.choice(
-            len(here), min(len(here), int(self.rng.integers(1, 4))), replace=False
+            len(here), min(len(here), int(self.rng.integers(1, width + 1))), replace=False
         )
         moved = self.rng.uniform(-1, 1, len(chosen)) * np.abs(here[chosen] - other[chosen])
+        best = encode(self.space, self.best())[chosen]
+        moved += self.rng.uniform(0, self._guide, len(chosen)) * (best - here[chosen])
         least = self.rng.choice([-1.0, 1.0], len(chosen))  # sources that agree would stand still
         here[chosen] += np.where(np.abs(moved) < 0.5, least, moved)
-        return nearest(self.space, here)
+        return spent(self.space, here, self._errors.table)
