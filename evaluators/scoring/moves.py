@@ -92,7 +92,9 @@ def check_gradients(model: nn.Module, task: Task, data: TensorDataset) -> None:
     anything is built."""
     with torch_threads(1), torch.enable_grad():
         own = copy.deepcopy(model).eval()
-        wanted = [p.requires_grad_(True) for p in own.parameters() if p.is_floating_point()]
+        wanted = [p for p in own.parameters() if p.is_floating_point()]
+        for parameter in wanted:
+            parameter.requires_grad_(True)
         _gradients(own, task, data.subset([0]).batch, wanted, _SEED)
 
 
