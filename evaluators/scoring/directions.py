@@ -32,13 +32,18 @@ def directions(found: Sequence[Distribution], generator: torch.Generator) -> lis
     Returns:
         For each distribution a tensor in its logits' shape, detached.
     """
-    if len(found) == 1 and not found[0].binary and found[0].weight.numel() == 1:
+    if settled(found):
         (own,) = found
         logits = own.logits.detach()
         p = logits.double().softmax(-1).cpu().numpy().reshape(-1)
         scale = float(own.weight) ** 0.5
         return [torch.from_numpy(scale * steepest(p)).to(logits).reshape(logits.shape)]
     return [_signed(own, generator) for own in found]
+
+
+def settled(found: Sequence[Distribution]) -> bool:
+    """Whether `directions` leaves nothing to chance: one distribution at one position."""
+    return len(found) == 1 and not found[0].binary and found[0].weight.numel() == 1
 
 
 def steepest(p: np.ndarray) -> np.ndarray:

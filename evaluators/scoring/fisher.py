@@ -19,6 +19,8 @@ from apportion.evaluators.workloads.workload import Workload, data_fingerprint
 GROUP_BYTES = 1 << 30
 """Of the levels' moves, and of gradients, that are held at once: layers are taken in groups, each a
 pass over the data."""
+_DRAWS = 256
+"""Random directions in all, at least: a mean of so many squares is good to a tenth."""
 _CHUNK = 64
 """Samples that a worker is given at once; part of what a table's last bits depend on."""
 Apply = Callable[[Callable[[Any, Any], Any], Any, Sequence[Any]], Iterator[tuple[int, Any]]]
@@ -71,7 +73,10 @@ def fisher_table(
     for names in groups:
         layers = tuple(_moved(workload, database, name) for name in names)
         work = MoveWork(
-            workload.model, workload.task, workload.calibration, layers, threads, device
+            *(workload.model, workload.task, workload.calibration, layers),
+            threads=threads,
+            device=device,
+            draws=-(-_DRAWS // count),
         )
         parts: dict[int, list[torch.Tensor | None]] = {}
         for number, sums in apply(squared_moves, work, calls):

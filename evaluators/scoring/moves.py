@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import compress
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from apportion.compressors.place import Place
 from apportion.compressors.threads import full_precision, torch_threads
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch, TensorDataset
-from apportion.evaluators.scoring.directions import directions
+from apportion.evaluators.scoring.directions import directions, settled
 from apportion.evaluators.tasks.task import Task
 
 TOGETHER = 8
@@ -39,8 +40,8 @@ class Moved:
 
 @dataclass(frozen=True)
 class MoveWork:
-    """What workers share. `model` is left alone; `threads`: of torch; `device`: where it
-    computes."""
+    """What workers share. `model` is left alone; `threads`: of torch; `device`: where it computes;
+    `draws`: random directions of a sample, each a backward pass, where directions are random."""
 
     model: nn.Module
     task: Task
@@ -48,6 +49,7 @@ class MoveWork:
     layers: tuple[Moved, ...]
     threads: int = 1
     device: str = "cpu"
+    draws: int = 1
 
 
 def squared_moves(work: MoveWork, samples: tuple[int, int]) -> list[Tensor | None]:
@@ -78,12 +80,15 @@ def squared_moves(work: MoveWork, samples: tuple[int, int]) -> list[Tensor | Non
         sums = [_Sums(layer, device) for layer in work.layers]
         subset = work.data.subset(range(*samples))
         for number, batch in enumerate(subset.batches(1), samples[0]):
-            placed = trees.placed(batch, device)
+            placed, generator = (
+                trees.placed(batch, device),
+                torch.Generator().manual_seed(_SEED + number),
+            )
             with _without_cudnn(model, device):
-                found = _gradients(model, work.task, placed, wanted, _SEED + number)
-            gradients = dict(zip(wanted, found, strict=True))
-            for own, total in zip(weights, sums, strict=True):
-                total.add([gradients[p] for p in own])
+                for found in _gradients(model, work.task, placed, wanted, generator, work.draws):
+                    gradients = dict(zip(wanted, found, strict=True))
+                    for own, total in zip(weights, sums, strict=True):
+                        total.add([gradients[p] for p in own])
         return [total.result() for total in sums]
 
 
@@ -95,7 +100,7 @@ def check_gradients(model: nn.Module, task: Task, data: TensorDataset) -> None:
         wanted = [p for p in own.parameters() if p.is_floating_point()]
         for parameter in wanted:
             parameter.requires_grad_(True)
-        _gradients(own, task, data.subset([0]).batch, wanted, _SEED)
+        next(_gradients(own, task, data.subset([0]).batch, wanted, torch.Generator(), 1))
 
 
 class _Sums:
@@ -136,28 +141,55 @@ def _parameters(model: nn.Module, place: Place) -> list[nn.Parameter]:
 
 
 def _gradients(
-    model: nn.Module, task: Task, batch: Batch, wanted: Sequence[nn.Parameter], seed: int
-) -> Sequence[Tensor | None]:
-    """Of v . z with respect to each parameter; None where it has none."""
+    model: nn.Module,
+    task: Task,
+    batch: Batch,
+    wanted: Sequence[nn.Parameter],
+    generator: torch.Generator,
+    draws: int,
+) -> Iterator[Sequence[Tensor | None]]:
+    """Of v . z for directions v of a sample's logits z, the mean of whose squares counts.
+
+    Args:
+        model: whose outputs they are.
+        task: tells the logits.
+        batch: a single sample.
+        wanted: with respect to which parameters.
+        generator: of random directions.
+        draws: how many of these; one where nothing is random.
+
+    Returns:
+        For each direction, of each parameter the gradient over sqrt(draws), None where there is
+        none.
+
+    Raises:
+        ModelError: there are none at all.
+    """
     found = task.distributions(task.forward(model, batch), batch)
-    generator = torch.Generator().manual_seed(seed)
-    pairs = zip(found, directions(found, generator), strict=True)
-    live = [(own.logits, v) for own, v in pairs if own.logits.requires_grad]
-    if not live:
+    live = [own.logits.requires_grad for own in found]
+    if not any(live):
         raise ModelError(
             "errors: fisher: the model's outputs have no gradients with respect to its weights; "
             "probe needs none"
         )
-    logits, vectors = zip(*live, strict=True)
-    try:
-        return torch.autograd.grad(logits, wanted, vectors, allow_unused=True)
-    except (RuntimeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ModelError(
-            "errors: fisher: the model's outputs cannot be differentiated "
-            f"({first_line(error)}); probe needs no gradients"
-        ) from error
+    draws = 1 if settled(found) else draws
+    for left in reversed(range(draws)):
+        vectors = [v / draws**0.5 for v in directions(found, generator)]
+        try:
+            yield torch.autograd.grad(
+                [own.logits for own in compress(found, live)],
+                wanted,
+                list(compress(vectors, live)),
+                retain_graph=left > 0,
+                allow_unused=True,
+            )
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ModelError(
+                "errors: fisher: the model's outputs cannot be differentiated "
+                f"({first_line(error)}); probe needs no gradients"
+            ) from error
 
 
 def _without_cudnn(model: nn.Module, device: torch.device) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from apportion.evaluators.scoring.fisher import _added, fisher_table
 from apportion.evaluators.scoring.moves import Moved, MoveWork, check_gradients, squared_moves
 from apportion.evaluators.tasks.distribution import Distribution
 from apportion.evaluators.tasks.image_classification import ImageClassification
+from apportion.evaluators.tasks.multi_label import MultiLabel
 from apportion.evaluators.tasks.task import Task
 from apportion.evaluators.workloads.workload import Workload
 from tests import language_cases
@@ -240,6 +242,29 @@ def test_small_moves_cost_what_the_table_says() -> None:
     errors = np.abs(ratios)
     assert errors[2].max() < 5e-3
     assert errors[2].mean() < 0.2 * errors[1].mean() < 0.2 * errors[0].mean()
+
+
+def test_many_draws_have_the_gauss_newton_form_as_their_mean() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    inputs = torch.randn(3, 4)
+    own = work(model, MultiLabel(), TensorDataset((inputs, torch.zeros(3, 2))))
+    drawn = squared_moves(replace(own, draws=1000), (0, 3))
+    once = squared_moves(own, (0, 3))
+    for layer, found, single in zip(own.layers, drawn, once, strict=True):
+        assert found is not None
+        assert single is not None
+        expected = torch.zeros(3)
+        for x in inputs:
+            z = model(x)
+            for k in range(2):
+                (gradient,) = torch.autograd.grad(
+                    z[k], model.get_parameter(layer.place.parameters[0]), retain_graph=True
+                )
+                p = z[k].sigmoid().detach()
+                expected += p * (1 - p) / 2 * (layer.moves @ gradient.flatten()).square()
+        torch.testing.assert_close(found.float(), expected, rtol=0.1, atol=0)
+        assert not torch.allclose(single.float(), expected, rtol=0.01)
 
 
 def test_how_many_gradients_are_held_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
