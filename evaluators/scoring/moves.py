@@ -55,7 +55,7 @@ class MoveWork:
 def squared_moves(work: MoveWork, samples: tuple[int, int]) -> list[Tensor | None]:
     """Sums over samples n of <G_n, move>^2, where G_n is the gradient of v_n . z_n of that sample
     alone with respect to the layer's weight, all of its uses together, z_n its logits and v_n a
-    direction in which its divergence curves (`directions`).
+    direction in which its divergence curves (`directions`); of several random ones the mean.
 
     Every sample is run alone, so that its gradients are autograd's own, whatever uses a weight.
 
@@ -144,7 +144,7 @@ def _gradients(
     model: nn.Module,
     task: Task,
     batch: Batch,
-    wanted: Sequence[nn.Parameter],
+    wanted: Sequence[Tensor],
     generator: torch.Generator,
     draws: int,
 ) -> Iterator[Sequence[Tensor | None]]:
