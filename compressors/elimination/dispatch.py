@@ -153,6 +153,10 @@ def descend(
 ) -> Tensor:
     """`descent.descend`, compiled where that can be; the arguments are the same, and the limits of
     memory and threads."""
+    grid, shift = grid.shifted(fixed)
+    if shift is not None:
+        shift = shift.to(weight)
+        return descend(weight - shift, start - shift, hessian, grid, fixed, limits) + shift
     if kernel := _kernel("descend", weight):
         slopes = (start - weight) @ hessian
         with _threads(hessian, limits) as threads:

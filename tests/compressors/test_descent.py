@@ -26,7 +26,7 @@ def on_grid(level: str, weight: Tensor) -> Grid:
     return fit_weights(weight, quantization, GridOptions())
 
 
-LEVELS = st.sampled_from(["w2", "w3", "w3g16", "w4g32", "mxfp4", "nvfp4", "fp8"])
+LEVELS = st.sampled_from(["w2", "w3", "w3g16", "w4g32", "mxfp4", "nvfp4", "fp8", "q4_0", "q4_1"])
 
 
 @settings(deadline=None, max_examples=25)
@@ -84,7 +84,7 @@ def test_it_finds_most_optima_of_small_rows() -> None:
     assert float(found.sum() / least.sum()) < 1.1 < float(theirs.sum() / least.sum())
 
 
-@pytest.mark.parametrize("level", ["w3", "2:4+w3", "w3g16", "nvfp4"])
+@pytest.mark.parametrize("level", ["w3", "2:4+w3", "w3g16", "nvfp4", "q4_0", "q4_1"])
 def test_no_row_is_worse_than_by_either_order(level: str) -> None:
     weight, hessian = problem(5, 8, 64)
     hessian[:8] *= 30  # a few large inputs, as language models have them
