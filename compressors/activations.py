@@ -15,6 +15,7 @@ from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import LayerError
 from apportion.compressors.grids import GridOptions, fit_grid
 from apportion.compressors.kinds.feeding import first_tensor, with_first
+from apportion.compressors.kinds.watch import unhurried
 from apportion.compressors.layers import LayerSpec, hooked, layer_modules
 
 _BINS = 4096
@@ -112,7 +113,7 @@ def calibrate_activations(
     layers alone whose inputs are a module's. Raises LayerError where an input is not finite."""
     own = [layer for layer in layers if layer.by_module]
     seen = {layer.name: _Histogram(layer.name) for layer in own}
-    with hooked() as handles:
+    with hooked() as handles, unhurried():
         for layer, module in layer_modules(model, own):
             watch = partial(_watch, seen[layer.name])
             handles.append(module.register_forward_pre_hook(watch, with_kwargs=True))

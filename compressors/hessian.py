@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from apportion.compressors.calibration import Calibration
 from apportion.compressors.errors import LayerError
 from apportion.compressors.kinds.collect import CHUNK_VALUES, Collector
 from apportion.compressors.kinds.feeding import first_tensor, module_columns
-from apportion.compressors.kinds.watch import unfused
+from apportion.compressors.kinds.watch import unfused, unhurried
 from apportion.compressors.layers import LayerSpec, hooked, layer_modules
 from apportion.compressors.progress import Progress, silent
 
@@ -40,7 +39,7 @@ def collect_hessians(
     def inside(batch: Any) -> Collector:
         return Collector(model, batch, layers, sums)
 
-    with hooked() as handles, unfused(model) if traced else nullcontext():
+    with hooked() as handles, unfused(model) if traced else unhurried():
         if not traced:
             _watch_modules(model, layers, sums, handles)
         samples = calibration.run(model, inside if traced else None, progress, "collect Hessians")

@@ -41,13 +41,23 @@ _OPS_NAMED = 8
 
 
 @contextmanager
+def unhurried() -> Iterator[None]:
+    """Inside, attention does not take the fast path that it takes where nothing looks on: what a
+    layer is given then depends on no hook elsewhere, to the bit."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
 def unfused(model: nn.Module) -> Iterator[None]:
     """Inside, attention and recurrent layers run as the products that they are, and casts that were
     made earlier are made again."""
     with ExitStack() as stack:
-        fast = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(unhurried())
         saved = (torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled())
         for module in model.modules():
             if isinstance(module, nn.RNNBase):

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from apportion.compressors.activations import InputGrid, calibrate_activations
+from apportion.compressors.activations import ActivationGrid, InputGrid, calibrate_activations
 from apportion.compressors.calibration import Calibration
+from apportion.compressors.chains import NotAChainError
 from apportion.compressors.errors import ConfigurationError
 from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.uses import Found
@@ -30,11 +32,10 @@ from apportion.db.layers.claim import claimed
 from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
+from apportion.db.layers.passes import Layers, Passes, Stage, groups
 from apportion.db.layers.records import finish, read_record, write_record
 
-HESSIAN_BYTES = 2 << 30
-"""Hessians held at once: layers are collected in groups of this many bytes, one pass over the
-calibration data for each."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,37 +162,65 @@ class _Build:
 
     def run(self, executor: Callable[[], Executor]) -> None:
         """Make the layers that are not there."""
-        layers = self.found.layers
-        missing = [i for i in range(len(layers)) if read_record(self._file(i), self.key) is None]
+        layers, missing = self.found.layers, self._missing()
         if not missing:
             return
         self._levels = [self.plan.of(layer) for layer in layers]
         bits = {lv.static_bits for own in self._levels for lv in own if lv.static_bits}
-        wanted = [layers[i] for i in missing]
+        self._bits = sorted(bits)
         self._fed, self._data = self.model, self.calibration
         if self.device != "cpu":
             self._fed = copy.deepcopy(self.model).to(self.device)
             self._data = self.calibration.on(self.device)
-        self._grids = {}
-        if bits:
-            with full_precision():
-                self._grids = calibrate_activations(self._fed, wanted, self._data, sorted(bits))
+        self._grids = dict[str, dict[int, ActivationGrid]]()
         self._done = len(layers) - len(missing)
         self._workers = executor()
         try:
             if self.plan.options.sequential:
+                self._input_grids([layers[i] for i in missing], self._data)
                 for index in missing:
                     self._write(index, self._after_the_others(index))
             else:
-                for group in _groups([(i, layers[i]) for i in missing]):
-                    self._together(group)
+                self._all_at_once()
         finally:
             self._workers.close()
 
-    def _together(self, group: Sequence[tuple[int, LayerSpec]]) -> None:
+    def _all_at_once(self) -> None:
+        """Every missing layer, with the Hessians of the dense model."""
+        folder = self.path / format.INPUTS
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
+        passes = Passes(self._fed, self._data, self.found, bool(self._bits), folder)
+        try:
+            for stage in passes.stages(self._numbered()):
+                self._stage(stage)
+        except NotAChainError as error:
+            log.warning("the rest of the Hessians by passes of the whole model: %s", error)
+            self._stage(passes.whole(self._numbered()))
+
+    def _stage(self, stage: Stage) -> None:
+        """Layers that the same part of the model feeds."""
+        self._input_grids([layer for _, layer in stage.layers], stage.data)
+        *before, last = groups(stage.layers)
+        for group in before:
+            self._together(group, stage.data)
+        self._together(last, stage.last)
+
+    def _missing(self) -> list[int]:
+        count = len(self.found.layers)
+        return [i for i in range(count) if read_record(self._file(i), self.key) is None]
+
+    def _numbered(self) -> Layers:
+        return [(i, self.found.layers[i]) for i in self._missing()]
+
+    def _input_grids(self, layers: Sequence[LayerSpec], data: Calibration) -> None:
+        if self._bits and any(layer.by_module for layer in layers):
+            with full_precision():
+                self._grids |= calibrate_activations(self._fed, layers, data, self._bits)
+
+    def _together(self, group: Layers, data: Calibration) -> None:
         """Layers whose Hessians one pass collects."""
         own = [layer for _, layer in group]
-        hessians = self._hessians(self._fed, own)
+        hessians = self._hessians(self._fed, own, data)
         tasks = [
             self._task(index, hessians.pop(layer.name), self._levels[index])
             for index, layer in group
@@ -212,16 +241,18 @@ class _Build:
                 made = _read_entry(self._file(i), layer, level)
                 if made is not None:
                     place_level(before, modules, layer, *made)
-            hessians = self._hessians(before, [layers[index]])
+            hessians = self._hessians(before, [layers[index]], self._data)
             task = self._task(index, hessians[layers[index].name], [level])
             ((_, (more, (entry,))),) = self._workers.run([task], self.progress)
             tensors |= more
             entries.append(entry)
         return tensors, tuple(entries)
 
-    def _hessians(self, model: nn.Module, layers: Sequence[LayerSpec]) -> dict[str, Tensor]:
+    def _hessians(
+        self, model: nn.Module, layers: Sequence[LayerSpec], data: Calibration
+    ) -> dict[str, Tensor]:
         with full_precision():
-            made = collect_hessians(model, layers, self._data, self.progress)
+            made = collect_hessians(model, layers, data, self.progress)
         return {name: hessian.cpu() for name, hessian in made.items()}
 
     def _task(self, index: int, hessian: Tensor, levels: Sequence[Level]) -> LayerTask:
@@ -240,22 +271,6 @@ class _Build:
 
     def _file(self, index: int) -> Path:
         return self.path / format.layer_file(index, self.found.layers[index].name)
-
-
-def _groups(layers: list[tuple[int, LayerSpec]]) -> Iterator[list[tuple[int, LayerSpec]]]:
-    """Consecutive layers whose Hessians (float64) fit HESSIAN_BYTES together; a larger one stands
-    alone."""
-    group: list[tuple[int, LayerSpec]] = []
-    taken = 0
-    for index, layer in layers:
-        size = 8 * prod(layer.hessian_shape)
-        if group and taken + size > HESSIAN_BYTES:
-            yield group
-            group, taken = [], 0
-        group.append((index, layer))
-        taken += size
-    if group:
-        yield group
 
 
 def _read_entry(

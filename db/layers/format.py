@@ -7,6 +7,8 @@ layers/0000-conv1.safetensors
 manifest.json             all LayerRecords and the files' sizes; written last: without it the
                           database is unfinished
 channels.safetensors      where there are channel levels: see db/channels/content.py
+inputs/                   what one block gave for the batches that memory does not hold, while a
+                          database is built
 tables/*.json             measured additive tables (see db/layers/tables.py)
 """
 
@@ -30,6 +32,7 @@ MANIFEST = "manifest.json"
 LAYERS = "layers"
 TABLES = "tables"
 CHANNELS = "channels.safetensors"
+INPUTS = "inputs"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,25 +1,17 @@
 """Cuts between the blocks of a list of modules, for models that torch.fx cannot trace and those
-that take more than one tensor, as transformers do.
-
-The model's own forward runs, with the blocks before a cut giving at once what the last of them
-gave when it last ran: what stands around them (embeddings, masks, positions) is computed again,
-which is little. This is right where blocks are a chain, each of which reads nothing but what the
-one before it gave; `Prefixes` tries that before it relies on it."""
+that take more than one tensor, as transformers do (compressors/chains.py says how such a model is
+run from a cut). `Prefixes` tries whether the blocks are a chain before it relies on it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from apportion.compressors.blocks import blocks_of
-from apportion.compressors.kinds.watch import unfused
+from apportion.compressors.chains import NotAChainError, Reads, skipped
 from apportion.compressors.layers import hooked
-from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.scoring.cuts import Cuts, Forward, Keep
 from apportion.evaluators.tasks.task import Outputs
@@ -51,45 +43,17 @@ class BlockCuts(Cuts):
         if len(self._blocks) < 2:
             raise NotAChainError("the model has no list of blocks")
         self.count = len(self._blocks) + 1
-        self.where = self._uses(layers, batch)
-
-    def run(self, batch: Batch, start: int, begin: Any, keep: Keep) -> Outputs:
-        with hooked() as handles, _skipped(self._blocks[:start], begin):
-            for number, block in enumerate(self._blocks[start:], start + 1):
-                handles.append(block.register_forward_hook(_keeping(keep, number)))
-            return self._forward(self._model, batch)
-
-    def _uses(self, layers: Mapping[str, Sequence[Tensor]], batch: Batch) -> dict[str, int]:
-        """The part that ran when an operation first read one of a layer's parameters; 0 for a layer
-        that nothing reads."""
-        done: list[nn.Module] = []
-        touched: dict[int, int] = {}
-
-        def end(block: nn.Module, _args: Any, _output: Any) -> None:
-            done.append(block)
-
-        class Reads(TorchDispatchMode):
-            def __torch_dispatch__(
-                self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
-            ) -> Any:
-                for tensor in trees.tensors((args, kwargs)):
-                    touched.setdefault(tensor.untyped_storage().data_ptr(), len(done))
-                return func(*args, **(kwargs or {}))
-
-        with torch.no_grad(), hooked() as handles, unfused(self._model), Reads():
-            for block in self._blocks:
-                handles.append(block.register_forward_hook(end))
-            self._forward(self._model, batch)
-        if done != self._blocks:
-            raise NotAChainError("its blocks do not run once each, in their order")
-        return {
-            name: min(touched.get(own.untyped_storage().data_ptr(), 0) for own in parameters)
+        reads = Reads(model, self._blocks, lambda: forward(model, batch))
+        self.where = {
+            name: min((done for own in parameters for _, done in reads.of(own)), default=0)
             for name, parameters in layers.items()
         }
 
-
-class NotAChainError(Exception):
-    """A model cannot be cut between its blocks."""
+    def run(self, batch: Batch, start: int, begin: Any, keep: Keep) -> Outputs:
+        with hooked() as handles, skipped(self._blocks[:start], begin):
+            for number, block in enumerate(self._blocks[start:], start + 1):
+                handles.append(block.register_forward_hook(_keeping(keep, number)))
+            return self._forward(self._model, batch)
 
 
 def _keeping(keep: Keep, number: int) -> Any:
@@ -97,21 +61,3 @@ def _keeping(keep: Keep, number: int) -> Any:
         keep(number, output)
 
     return hook
-
-
-@contextmanager
-def _skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
-    """Inside, these blocks give `output` without being run."""
-
-    def given(*_args: Any, **_kwargs: Any) -> Any:
-        return output
-
-    with ExitStack() as stack:
-        for block in blocks:
-            own: dict[str, Any] = vars(block)
-            before = own.get("forward")  # one that is the instance's own
-            own["forward"] = given
-            stack.callback(own.pop, "forward") if before is None else stack.callback(
-                own.__setitem__, "forward", before
-            )
-        yield
