@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from apportion.compressors.hessian import collect_hessians
 from apportion.compressors.kinds.uses import Found
 from apportion.compressors.layers import LayerSpec
 from apportion.compressors.levels import DENSE, Level
-from apportion.compressors.obs import fits
 from apportion.compressors.options import CompressionOptions
 from apportion.compressors.progress import Progress, silent
 from apportion.compressors.threads import full_precision
@@ -33,48 +31,10 @@ from apportion.db.layers.database import LayerDatabase, place_level
 from apportion.db.layers.executor import Encoded, Executor, LayerTask, LocalExecutor
 from apportion.db.layers.format import Entry, LayerRecord
 from apportion.db.layers.passes import Layers, Passes, Stage, groups
+from apportion.db.layers.plan import BuildPlan
 from apportion.db.layers.records import finish, read_record, write_record
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BuildPlan:
-    """What a database is built from. Two builds with equal plans give equal databases. `model` and
-    `calibration` are fingerprints, `levels` all levels wanted (a layer lacks those that do not fit
-    it), `exceptions` layers that want others, `outputs` what the model gives for a few inputs
-    (db/layers/outputs.py), or None."""
-
-    model: str
-    calibration: str
-    levels: tuple[Level, ...]
-    options: CompressionOptions
-    exceptions: Mapping[str, Sequence[Level]]
-    outputs: tuple[float, ...] | None = None
-
-    def of(self, layer: LayerSpec) -> tuple[Level, ...]:
-        """The levels that the layer gets."""
-        return tuple(
-            level for level in self.exceptions.get(layer.name, self.levels) if fits(layer, level)
-        )
-
-    def to_json(self, layers: Sequence[LayerSpec]) -> dict[str, Any]:
-        content = {
-            "format": "apportion-layer-database",
-            "version": format.VERSION,
-            "model": self.model,
-            "calibration": self.calibration,
-            "levels": list(map(str, self.levels)),
-            "options": self.options.to_json(),
-            "layers": [layer.name for layer in layers],
-        }
-        if self.exceptions:
-            content["exceptions"] = {
-                name: list(map(str, levels)) for name, levels in self.exceptions.items()
-            }
-        if self.outputs is not None:
-            content["outputs"] = list(self.outputs)
-        return content
 
 
 def build_database(
