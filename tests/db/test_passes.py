@@ -41,7 +41,7 @@ def tokens(*shapes: tuple[int, int], padded: bool = True) -> list[dict[str, Tens
 
 
 def vit() -> nn.Module:
-    size = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
+    size: dict[str, Any] = {"image_size": 8, "patch_size": 4, "num_channels": 1, "num_labels": 10}
     config = transformers.ViTConfig(
         hidden_size=16,
         num_hidden_layers=3,
@@ -77,11 +77,12 @@ class Stack(nn.Module):
     def __init__(self, tied: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.words = nn.Embedding(20, WIDTH)
-        self.blocks = nn.ModuleList(Block() for _ in range(4))
-        self.head = nn.Linear(WIDTH, 5)
+        blocks = [Block() for _ in range(4)]
         if tied:
-            self.blocks[2].inner.weight = self.blocks[0].inner.weight
+            blocks[2].inner.weight = blocks[0].inner.weight
+        self.words = nn.Embedding(20, WIDTH)
+        self.blocks = nn.ModuleList(blocks)
+        self.head = nn.Linear(WIDTH, 5)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         x = self.words(input_ids % 20)
@@ -91,7 +92,7 @@ class Stack(nn.Module):
 
     @property
     def runs(self) -> list[int]:
-        return [block.runs for block in self.blocks]
+        return [block.runs for block in self.blocks if isinstance(block, Block)]
 
 
 class Shortcut(Stack):
@@ -136,8 +137,8 @@ def build(
     found = find_layers(model, data)
     for block in getattr(model, "blocks", []):
         block.runs = 0
-    marks = {"model_fingerprint": "m", "calibration_fingerprint": "c"}
-    return build_database(path, model, found, data, expand_levels(levels), **marks, **more)
+    more |= {"model_fingerprint": "m", "calibration_fingerprint": "c"}
+    return build_database(path, model, found, data, expand_levels(levels), **more)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
