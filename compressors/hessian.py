@@ -88,10 +88,12 @@ def inverse(
     if not len(h):
         return h, alive
     mean = h.diagonal().mean()
-    eye = torch.eye(len(h), dtype=h.dtype, device=h.device)
     share = damping
     while True:
-        factor, info = torch.linalg.cholesky_ex(h + share * mean * eye)
+        damped = h.clone()
+        damped.diagonal().add_(share * mean)
+        factor, info = torch.linalg.cholesky_ex(damped)
+        del damped  # 970 MB of 11,008 columns
         if not info and bool((factor.diagonal() ** 2 > 1e-12 * mean).all()):
             found = torch.cholesky_inverse(factor)
             if bool((h.diagonal() * found.diagonal() <= most).all()):
