@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,8 +152,9 @@ class _Build:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed build left
         passes = Passes(self._fed, self._data, self.found, bool(self._bits), folder)
         try:
-            for stage in passes.stages(self._numbered()):
-                self._stage(stage)
+            with closing(passes.stages(self._numbered())) as stages:
+                for stage in stages:
+                    self._stage(stage)
         except NotAChainError as error:
             log.warning("the rest of the Hessians by passes of the whole model: %s", error)
             self._stage(passes.whole(self._numbered()))

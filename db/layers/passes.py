@@ -4,7 +4,7 @@ of the whole model, or block by block where that is less work."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -62,7 +62,7 @@ class Passes:
         """One stage: the whole model."""
         return Stage(layers, self.data, self.data)
 
-    def stages(self, layers: Layers) -> Iterator[Stage]:
+    def stages(self, layers: Layers) -> Generator[Stage, None, None]:
         """Stages that together have all layers. Raises NotAChainError where a later batch runs
         otherwise than the first one did: what is left is a matter of whole passes then."""
         chain = self._chain([layer for _, layer in layers]) if len(groups(layers)) > 1 else None

@@ -263,6 +263,7 @@ def test_a_stopped_build_goes_on_behind_the_blocks_that_are_done(
 ) -> None:
     model, data = Stack().eval(), over(*stack())
     monkeypatch.setattr(passes, "HESSIAN_BYTES", 2 * 8 * WIDTH * WIDTH)
+    monkeypatch.setattr(passes, "INPUT_BYTES", 0)
     wanted = by_whole_passes(monkeypatch, tmp_path / "whole", model, data)
 
     def stop(what: str, done: int, _total: int) -> None:
@@ -271,6 +272,7 @@ def test_a_stopped_build_goes_on_behind_the_blocks_that_are_done(
 
     with pytest.raises(Stop):
         build(tmp_path / "stopped", model, data, progress=stop)
+    assert not (tmp_path / "stopped" / "inputs").exists()
     (tmp_path / "stopped" / "inputs").mkdir()  # as a killed process leaves it
     (tmp_path / "stopped" / "inputs" / "0.pt").write_bytes(b"half")
     titles.clear()
