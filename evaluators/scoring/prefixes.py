@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from apportion.compressors.chains import NotAChainError
 from apportion.evaluators.data import trees
 from apportion.evaluators.data.dataset import Batch
 from apportion.evaluators.scoring import segments
-from apportion.evaluators.scoring.block_cuts import BlockCuts, NotAChainError
+from apportion.evaluators.scoring.block_cuts import BlockCuts
 from apportion.evaluators.scoring.cuts import Cuts, Whole
 from apportion.evaluators.tasks.task import Outputs, Task
 
