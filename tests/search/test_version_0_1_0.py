@@ -60,5 +60,9 @@ def test_the_database_is_made_again_as_it_was(folder: Path) -> None:
             k: v for k, v in record.to_json().items() if k != "entries"
         }
         for then, now in zip(record.entries, made.layers[name].entries, strict=True):
-            assert (then.level, then.nonzeros, then.bits) == (now.level, now.nonzeros, now.bits)
-            assert now.error == pytest.approx(then.error, rel=1e-4, abs=1e-12)
+            assert (then.level, then.bits) == (now.level, now.bits)
+            if "w" in then.level and ":w" not in then.level:  # settles by coordinate descent now
+                assert 0 < now.error < then.error * (1 + 1e-4)
+            else:
+                assert then.nonzeros == now.nonzeros
+                assert now.error == pytest.approx(then.error, rel=1e-4, abs=1e-12)
