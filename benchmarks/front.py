@@ -22,7 +22,7 @@ from typing import Any
 from apportion.db.runs.store import RunStore
 from apportion.search.jobs.job import AnyJob
 from apportion.search.jobs.job_file import parse_job, read_content
-from apportion.search.jobs.points import title
+from apportion.search.jobs.titles import title
 from apportion.search.runs.front import prepare_points, run_points
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.pipeline import run_search

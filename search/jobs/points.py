@@ -43,15 +43,6 @@ def points_of(budgets: Budgets) -> list[dict[str, Amount]]:
     return [{own: value if own == name else budgets[own] for own in budgets} for value in values]  # type: ignore[misc]
 
 
-def title(budgets: Budgets) -> str:
-    """Budgets as one reads them."""
-    shown = {
-        name: ", ".join(map(str, value)) if _is_list(value) else value  # type: ignore[arg-type]
-        for name, value in budgets.items()
-    }
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
-
-
 def _ordered(name: str, values: Sequence[Amount]) -> list[Amount]:
     """Tightest first."""
     if not 2 <= len(values) <= MOST:

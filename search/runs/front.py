@@ -12,7 +12,7 @@ from apportion.compressors.errors import InfeasibleBudgetError
 from apportion.compressors.progress import Progress, silent
 from apportion.db.runs.store import RunStore
 from apportion.search.jobs.job import AnyJob
-from apportion.search.jobs.points import title
+from apportion.search.jobs.titles import title
 from apportion.search.runs.loop import RunResult
 from apportion.search.runs.pipeline import prepare, run_search
 from apportion.search.runs.problem import Problem

@@ -4,14 +4,15 @@ algorithm, parameters and seed found. Their profiles meet the looser budgets too
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from apportion.compressors.errors import AlgorithmError
+from apportion.compressors.errors import AlgorithmError, StoreError
+from apportion.db.runs.records import StoredTrial
 from apportion.search.algorithms.base import Algorithm, Trial
 from apportion.search.algorithms.learned import LearnedErrors
-from apportion.search.runs.loop import RunResult
+from apportion.search.runs.loop import LOWEST_BOUND, RunResult
 from apportion.search.runs.problem import Problem
 from apportion.search.space.additive import optimum
 from apportion.search.space.repair import fill
@@ -22,15 +23,12 @@ TIGHTER = "tighter"
 
 
 def begin_from(algorithm: Algorithm, problem: Problem, earlier: Sequence[RunResult]) -> None:
-    """Let the algorithm hear of every profile that `earlier` runs scored in full, the tightest
+    """Let the algorithm hear of the profiles that `earlier` runs were told of in full, the tightest
     point's first, and ask at its beginning for the best and the pick of the last one, for that best
     with the budgets spent, and for the optimum of the additive table as the trials correct it."""
     space, condense = problem.space, problem.decisions.condense
     told = {
-        condense(trial.candidate): trial.fitness
-        for result in earlier
-        for trial in result.trials
-        if trial.fidelity == 1.0 and math.isfinite(trial.fitness)
+        condense(trial.candidate): trial.fitness for result in earlier for trial in _told(result)
     }
     for candidate, fitness in told.items():
         algorithm.inform(candidate, fitness)
@@ -49,9 +47,20 @@ def lineage(earlier: Sequence[RunResult]) -> dict[str, Any]:
 
 
 def tighter_pick(result: RunResult) -> Candidate | None:
-    """The pick of the run that this one began from."""
-    found = result.run.notes.get(TIGHTER)
-    return tuple(found["pick"]) if isinstance(found, dict) else None
+    """The pick of the run that this one began from. Raises StoreError where this run, which asked
+    for it, does not have it."""
+    if TIGHTER not in result.run.notes:
+        return None
+    found = result.run.notes[TIGHTER]
+    pick = found.get("pick") if isinstance(found, dict) else None
+    for trial in result.trials:
+        if trial.fidelity == 1.0 and list(trial.candidate) == pick:
+            return trial.candidate
+    raise StoreError(
+        result.run.id,
+        "its notes name a tighter point's pick that is none of its trials; the store was altered, "
+        "or a newer version wrote it",
+    )
 
 
 def check_not_dominated(result: RunResult, earlier: Sequence[RunResult]) -> None:
@@ -64,6 +73,16 @@ def check_not_dominated(result: RunResult, earlier: Sequence[RunResult]) -> None
             "did not ask for the profiles that a front begins each point with (Algorithm.ask hands "
             "them out), and ended with a worse one than the tighter point's",
         )
+
+
+def _told(result: RunResult) -> Iterator[StoredTrial]:
+    """In full and with a finite fitness. One above a bound is in the log as what the scorer said,
+    which stops there or does not, and the course must not depend on that."""
+    lowest = result.run.notes.get(LOWEST_BOUND, result.best.fitness)
+    limit = math.inf if lowest is None else lowest
+    for trial in result.trials:
+        if trial.fidelity == 1.0 and math.isfinite(trial.fitness) and trial.fitness <= limit:
+            yield trial
 
 
 def _corrected_optimum(space: SearchSpace, told: dict[Candidate, float]) -> Candidate:

@@ -22,7 +22,7 @@ from apportion.compressors.errors import ConfigurationError, JobError, OutputErr
 from apportion.evaluators.cluster.address import dashboard_address, is_loopback
 from apportion.evaluators.cluster.room import Room
 from apportion.evaluators.data.files import is_url
-from apportion.search.jobs.points import title
+from apportion.search.jobs.titles import title
 from apportion.search.service import local, stored
 from apportion.search.service.folder import (
     ENDED,
