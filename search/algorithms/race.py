@@ -11,7 +11,7 @@ import numpy as np
 from apportion.compressors.errors import ConfigurationError
 from apportion.search.algorithms.base import Algorithm, Trial
 from apportion.search.algorithms.registry import create, register
-from apportion.search.space.space import Candidate, SearchSpace
+from apportion.search.space.space import SearchSpace
 
 _ENTRANTS = ("surrogate", "evopress", "spdy", "anneal")
 
@@ -79,11 +79,6 @@ class Race(Algorithm):
         self._own_best[self._turn] = min(self._own_best[self._turn], found)
         if np.isfinite(before):
             self.earned[self._turn] += before - self._lowest
-
-    def inform(self, candidate: Candidate, fitness: float) -> None:
-        super().inform(candidate, fitness)
-        for rival in self._rivals.values():
-            rival.inform(candidate, fitness)
 
     def notes(self) -> dict[str, Any]:
         return {"earned": self.earned}

@@ -48,5 +48,5 @@ def run_points(
     with the same results."""
     found: list[list[RunResult]] = []
     for problem in points:
-        found.append(run_search(problem, store, progress, found))
+        found.append(run_search(problem, store, progress, found[-1] if found else None))
     return found

@@ -23,9 +23,6 @@ from apportion.search.runs.checked import Checked
 from apportion.search.space.space import Candidate, SearchSpace
 
 _T = TypeVar("_T")
-LOWEST_BOUND = "lowest_bound"
-"""The key of a run's notes for the lowest bound of its trials, None where none had one: what scored
-no higher was told as it is, whatever scored it."""
 _ROUNDING = 1e-9
 """Fidelities are fractions: their sum may miss the evaluation budget by rounding alone."""
 
@@ -93,13 +90,11 @@ def search(
     started = time.monotonic()
     store.set_state(run.id, "running", 0.0)
     told: list[StoredTrial] = []
-    lowest = math.inf
     state = "failed"
     thinking = _Stopwatch()
     try:
         while asked := thinking.time(asker.ask):
             affordable = _affordable(asked, run.evaluations - sum(t.fidelity for t in told))
-            lowest = min([lowest, *(trial.bound for trial in affordable)])
             batch: list[Trial] = []
             full = [replace(trial, candidate=expand(trial.candidate)) for trial in affordable]
             for trial, scored in zip(
@@ -116,8 +111,7 @@ def search(
                 break  # the budget ends within what was asked: nothing is left to tell it for
             thinking.time(partial(asker.tell, batch))
         state = "finished"
-        bound = {LOWEST_BOUND: lowest if math.isfinite(lowest) else None}
-        store.end(run.id, thinking.seconds, {**asker.notes(), **bound, **notes})
+        store.end(run.id, thinking.seconds, {**asker.notes(), **notes})
     except KeyboardInterrupt:
         state = "cancelled"
         raise

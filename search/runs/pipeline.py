@@ -195,11 +195,11 @@ def run_search(
     problem: Problem,
     store: RunStore,
     progress: Progress = silent,
-    earlier: Sequence[Sequence[RunResult]] = (),
+    tighter: Sequence[RunResult] | None = None,
 ) -> list[RunResult]:
     """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any
-    point, the same call goes on where it stopped and ends with the same results. `earlier`: of a
-    front, what this gave at each tighter point, the tightest first. Raises StoreError while another
+    point, the same call goes on where it stopped and ends with the same results. `tighter`: of a
+    front, what this gave at the point before. Raises StoreError while another
     process works on the job."""
     job = problem.job
     check_single(job)
@@ -212,13 +212,13 @@ def run_search(
     with store.claim(problem.id, progress):
         results = []
         for number, wanted in enumerate(job_runs(problem)):
-            before = [own[number] for own in earlier]
+            before = None if tighter is None else tighter[number]
             run = store.add_run(wanted)
             rng = np.random.default_rng(run.seed)
             algorithm = create(
                 run.algorithm, problem.space, rng, job.search.evaluations, wanted.parameters
             )
-            if before:
+            if before is not None:
                 begin_from(algorithm, problem, before)
             result = search(
                 algorithm,

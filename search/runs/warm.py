@@ -1,49 +1,43 @@
-"""What the run of a front's point begins from: all that the tighter points' runs of the same
-algorithm, parameters and seed found. Their profiles meet the looser budgets too."""
+"""What the run of a front's point begins from: what the tighter point's run of the same algorithm,
+parameters and seed found. Its profiles meet the looser budgets too."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from apportion.compressors.errors import AlgorithmError, StoreError
-from apportion.db.runs.records import StoredTrial
-from apportion.search.algorithms.base import Algorithm, Trial
-from apportion.search.algorithms.learned import LearnedErrors
-from apportion.search.runs.loop import LOWEST_BOUND, RunResult
+from apportion.search.algorithms.base import Algorithm
+from apportion.search.runs.loop import RunResult
 from apportion.search.runs.problem import Problem
-from apportion.search.space.additive import optimum
-from apportion.search.space.repair import fill
-from apportion.search.space.space import Candidate, SearchSpace
+from apportion.search.space.additive import optimum, solve
+from apportion.search.space.moves import encode, spent
+from apportion.search.space.space import Candidate
 
 TIGHTER = "tighter"
 """The key of a run's notes that says what it began from."""
 
 
-def begin_from(algorithm: Algorithm, problem: Problem, earlier: Sequence[RunResult]) -> None:
-    """Let the algorithm hear of the profiles that `earlier` runs were told of in full, the tightest
-    point's first, and ask at its beginning for the best and the pick of the last one, for that best
-    with the budgets spent, and for the optimum of the additive table as the trials correct it."""
+def begin_from(algorithm: Algorithm, problem: Problem, tighter: RunResult) -> None:
+    """Let the algorithm ask at its beginning, after its own starting profiles, for the best one and
+    the pick of the tighter point's run, which scored them already, and for the additive optimum
+    moved as far as that best one lies from the optimum at its own cost, and half as far: what the
+    table has wrong of a layer at one budget it has wrong at the next."""
     space, condense = problem.space, problem.decisions.condense
-    told = {
-        condense(trial.candidate): trial.fitness for result in earlier for trial in _told(result)
-    }
-    for candidate, fitness in told.items():
-        algorithm.inform(candidate, fitness)
-    last = earlier[-1]
-    best, picked = condense(last.best.candidate), condense(last.pick.candidate)
-    algorithm.begin_with([best, picked, fill(space, best), _corrected_optimum(space, told)])
+    best, picked = condense(tighter.best.candidate), condense(tighter.pick.candidate)
+    costs = {metric: space.total(metric, best) for metric in space.budgets}
+    there, here = solve(replace(space, budgets=costs)), optimum(space)
+    moved = encode(space, best) - encode(space, there)
+    starts = [spent(space, encode(space, here) + share * moved) for share in (1.0, 0.5)]
+    algorithm.begin_with([best, picked, *starts])
 
 
-def lineage(earlier: Sequence[RunResult]) -> dict[str, Any]:
+def lineage(tighter: RunResult | None) -> dict[str, Any]:
     """For the run's notes: the run that it began from, and that one's pick, which stays among
     those that its own pick is made of."""
-    if not earlier:
+    if tighter is None:
         return {}
-    last = earlier[-1]
-    return {TIGHTER: {"run": last.run.id, "pick": list(last.pick.candidate)}}
+    return {TIGHTER: {"run": tighter.run.id, "pick": list(tighter.pick.candidate)}}
 
 
 def tighter_pick(result: RunResult) -> Candidate | None:
@@ -63,32 +57,13 @@ def tighter_pick(result: RunResult) -> Candidate | None:
     )
 
 
-def check_not_dominated(result: RunResult, earlier: Sequence[RunResult]) -> None:
+def check_not_dominated(result: RunResult, tighter: RunResult | None) -> None:
     """A profile of a tighter point is one of this point's too, so that no run ends with a worse
     one. Raises AlgorithmError for an algorithm that does not ask for what it is given to begin
     with."""
-    if earlier and result.best.fitness > earlier[-1].best.fitness:
+    if tighter is not None and result.best.fitness > tighter.best.fitness:
         raise AlgorithmError(
             result.run.algorithm,
             "did not ask for the profiles that a front begins each point with (Algorithm.ask hands "
             "them out), and ended with a worse one than the tighter point's",
         )
-
-
-def _told(result: RunResult) -> Iterator[StoredTrial]:
-    """In full and with a finite fitness. One above a bound is in the log as what the scorer said,
-    which stops there or does not, and the course must not depend on that."""
-    lowest = result.run.notes.get(LOWEST_BOUND, result.best.fitness)
-    limit = math.inf if lowest is None else lowest
-    for trial in result.trials:
-        if trial.fidelity == 1.0 and math.isfinite(trial.fitness) and trial.fitness <= limit:
-            yield trial
-
-
-def _corrected_optimum(space: SearchSpace, told: dict[Candidate, float]) -> Candidate:
-    learned = LearnedErrors(space)
-    learned.learn([Trial(candidate, 1.0, fitness) for candidate, fitness in told.items()])
-    rows = tuple(
-        row[:count] for row, count in zip(learned.table, space.counts.tolist(), strict=True)
-    )
-    return optimum(replace(space, errors=rows))
