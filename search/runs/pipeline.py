@@ -199,8 +199,8 @@ def run_search(
 ) -> list[RunResult]:
     """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any
     point, the same call goes on where it stopped and ends with the same results. `tighter`: of a
-    front, what this gave at the point before. Raises StoreError while another
-    process works on the job."""
+    front, what this gave at the point before. Raises StoreError while another process works on the
+    job."""
     job = problem.job
     check_single(job)
     # Names, parameters and budgets are checked for all runs before the first one spends an
