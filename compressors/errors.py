@@ -125,10 +125,10 @@ class DatabaseCorruptError(DatabaseError):
 
 
 class BudgetError(ApportionError):
-    """A budget that makes no sense. Carries `metric`."""
+    """A budget that makes no sense. Carries `metric` and `reason`."""
 
     def __init__(self, metric: str, reason: str) -> None:
-        self.metric = metric
+        self.metric, self.reason = metric, reason
         super().__init__(f"budget {metric!r}: {reason}")
 
 

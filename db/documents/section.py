@@ -51,8 +51,11 @@ def _check(wanted: Any, value: Any) -> None:
         for one in value.values():
             _check(arguments[1], one)
     else:
-        union = origin in (typing.Union, types.UnionType)
-        _check_number(arguments if union else (wanted,), value)
+        options = arguments if origin in (typing.Union, types.UnionType) else (wanted,)
+        for option in options:
+            if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+                _check(option, value)
+        _check_number(options, value)
 
 
 def _check_number(options: tuple[Any, ...], value: Any) -> None:

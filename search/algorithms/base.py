@@ -84,6 +84,11 @@ class Algorithm(ABC):
         if candidate not in self.known:
             self._note(candidate, fitness)
 
+    def begin_with(self, candidates: Sequence[Candidate]) -> None:
+        """Further profiles to ask for at the beginning, after the starting ones; also where those
+        are left out."""
+        self._starts = list(dict.fromkeys([*self._starts, *candidates]))
+
     def notes(self) -> dict[str, Any]:
         """What the algorithm has to say of its own course when it has ended, for reports; JSON."""
         return {}

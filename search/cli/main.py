@@ -12,7 +12,7 @@ from pathlib import Path
 
 from apportion.search.cli import evaluators, export, prune, recipe, service, web
 from apportion.search.cli.failures import debug_option, tell
-from apportion.search.cli.jobs import build_command, schema_command, search_command
+from apportion.search.cli.jobs import build_command, schema_command
 from apportion.search.cli.runs import (
     compare_command,
     load_run,
@@ -20,6 +20,7 @@ from apportion.search.cli.runs import (
     show_command,
     store_url,
 )
+from apportion.search.cli.search import search_command
 from apportion.search.cli.streams import OutputLostError, standard_streams
 
 _INTERRUPTED = 130
@@ -96,8 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     search = command(
         "search",
         search_command,
-        "Run every algorithm x seed of a job, building what is missing; goes on where it was "
-        "stopped.",
+        "Run every algorithm x seed of a job, at each point of a front, building what is missing; "
+        "goes on where it was stopped.",
         "apportion search job.yaml --json > league.json",
     )
     for sub in (build, search):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ from apportion.db.runs.sqlite import sqlite_file, sqlite_url
 from apportion.db.runs.store import RunStore
 from apportion.search.cli.printing import cell, show, table
 from apportion.search.cli.progress import TerminalProgress
+from apportion.search.jobs.titles import title
 
 
 def runs_command(options: argparse.Namespace) -> None:
     store = open_store(options)
-    rows = [run.describe() for run in store.runs()]
-    columns = ("run", "job", "algorithm", "seed", "state", "trials", "scored", "best", "seconds")
-    show(options, rows, lambda: table(columns, rows))
+    runs = store.runs()
+    budgets = {job: _budgets(store, job) for job in dict.fromkeys(run.job for run in runs)}
+    rows = [run.describe() | {"budgets": budgets[run.job]} for run in runs]
+    columns = ("run", "job", "budgets", "algorithm", "seed", "state", "trials", "scored", "best")
+    show(options, rows, lambda: table((*columns, "seconds"), rows))
+
+
+def _budgets(store: RunStore, job: str) -> str:
+    """What tells the points of a front apart."""
+    found = store.job(job).get("budgets")
+    return title(found) if isinstance(found, dict) else ""
 
 
 def compare_command(options: argparse.Namespace) -> None:
@@ -123,7 +133,8 @@ def load_run(options: argparse.Namespace, progress: TerminalProgress) -> tuple[A
 
     store = open_store(options)
     run = store.run(options.run_id)
-    problem = prepare(restore_job(store.job(run.job)), progress)
+    # A front's point is another job than its budgets alone.
+    problem = replace(prepare(restore_job(store.job(run.job)), progress), id=run.job)
     return problem, pick(result_of(run, store.trials(run.id)), problem, store, progress)
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from apportion.compressors.errors import ConfigurationError
 from apportion.db.documents.section import Section
 from apportion.db.runs.url import reference
-from apportion.evaluators.costs.budgets import Budget, parse_budget
+from apportion.evaluators.costs.budgets import Budget
 from apportion.evaluators.scoring.batchnorm import check_mode
 from apportion.evaluators.scoring.fitness import criterion
 from apportion.evaluators.training.config import RecoveryConfig
 from apportion.evaluators.workloads.config import WorkloadConfig
 from apportion.search.jobs.channel_checks import check_channels
 from apportion.search.jobs.layers import LayersConfig
+from apportion.search.jobs.points import is_front, parse_points, points_of
 from apportion.search.jobs.schedule import ScheduleConfig
 from apportion.search.jobs.sections import (
     CorrectionsConfig,
@@ -40,6 +41,8 @@ _STORE = {
         {"type": "null"},
     ],
 }
+LEAST_EVALUATIONS = 4
+"""Of a front, at each point."""
 
 
 def _store(value: object) -> object:
@@ -52,10 +55,10 @@ def _store(value: object) -> object:
 class _Search(Section):
     """What every job has."""
 
-    budgets: dict[str, float | str] = Field(
+    budgets: dict[str, float | str | tuple[float | str, ...]] = Field(
         default_factory=dict,
         description="Metric -> upper bound, as a share of the dense model (0.25, 25%, 4x) or an "
-        "amount (1.2MiB, 2.5ms).",
+        "amount (1.2MiB, 2.5ms); of one metric a list of them: the points of a front.",
     )
     search: SearchConfig = Field(default_factory=lambda: SearchConfig.model_validate({}))
     store: Annotated[str | None, BeforeValidator(_store), WithJsonSchema(_STORE)] = Field(
@@ -67,15 +70,47 @@ class _Search(Section):
 
     @field_validator("budgets")
     @classmethod
-    def _budgets(cls, budgets: dict[str, float | str]) -> dict[str, float | str]:
+    def _budgets(cls, budgets: dict[str, Any]) -> dict[str, Any]:
         with explained():
-            metrics = [parse_budget(name, value).metric for name, value in budgets.items()]
+            metrics = [budget.metric for budget in parse_points(budgets)[0]]
         if len(set(metrics)) < len(metrics):
             raise ValueError("latency is bounded twice: as latency and as speedup")
         return budgets
 
+    @model_validator(mode="after")
+    def _front(self) -> Self:
+        if self.is_front and self.search.evaluations < LEAST_EVALUATIONS:
+            raise ValueError(
+                f"search.evaluations: {self.search.evaluations}, and a front needs "
+                f"{LEAST_EVALUATIONS} at each point: for the two starting profiles, and for what "
+                "the tighter point's run found"
+            )
+        return self
+
+    @property
+    def is_front(self) -> bool:
+        """Whether a budget is a list of points."""
+        return is_front(self.budgets)
+
+    def points(self) -> list[Self]:
+        """A job for each point, the tightest first; the job itself where it has one."""
+        if not self.is_front:
+            return [self]
+        return [self.model_copy(update={"budgets": own}) for own in points_of(self.budgets)]
+
     def bounds(self) -> list[Budget]:
-        return [parse_budget(name, value) for name, value in self.budgets.items()]
+        """Raises ConfigurationError for a front, which has others at each point."""
+        if self.is_front:
+            raise ConfigurationError(
+                "budgets: a list of points is a front, and this takes one point; `apportion "
+                "search` and `apportion submit` take fronts"
+            )
+        return parse_points(self.budgets)[0]
+
+    @property
+    def bounded(self) -> set[str]:
+        """The metrics that have a budget."""
+        return {budget.metric for budget in parse_points(self.budgets)[0]}
 
 
 class TableConfig(Section):
@@ -139,7 +174,7 @@ class Job(_Search):
 
     @model_validator(mode="after")
     def _has_times(self) -> Job:
-        if self.latency is None and any(budget.metric == "latency" for budget in self.bounds()):
+        if self.latency is None and "latency" in self.bounded:
             raise ValueError("a latency budget needs times: latency: {table: FILE}")
         return self
 
@@ -159,8 +194,12 @@ class Job(_Search):
                     "quantized levels; quantize the final model in a job of its own"
                 )
             if self.schedule is not None:
-                metrics = {budget.metric for budget in self.bounds()}
-                self.schedule.check(levels, metrics, self.recovery, self.workload)
+                if self.is_front and self.schedule.kind != "one-shot":
+                    raise ConfigurationError(
+                        f"schedule: {self.schedule.kind} trains its way to one point, and budgets "
+                        "has a list of them"
+                    )
+                self.schedule.check(levels, self.bounded, self.recovery, self.workload)
         return self
 
     @model_validator(mode="after")

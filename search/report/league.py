@@ -22,6 +22,7 @@ from apportion.search.runs.loop import RunResult
 from apportion.search.runs.problem import Problem
 from apportion.search.space.additive import optimum
 from apportion.search.space.repair import uniform
+from apportion.search.space.space import Candidate
 
 
 def standings(results: Sequence[RunResult]) -> list[dict[str, Any]]:
@@ -105,7 +106,6 @@ def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any
     evaluations until a fitness below that optimum's was found, median over seeds, None where most
     seeds never did."""
     groups = _groups(results)
-    least = problem.full_space.error(problem.decisions.expand(optimum(problem.space)))
     rows = standings(results)
     reference = starting_points(results, problem).get("additive optimum", -math.inf)
     for row in rows:
@@ -113,8 +113,15 @@ def league(results: Sequence[RunResult], problem: Problem) -> list[dict[str, Any
         best = min(group, key=lambda r: r.best.fitness).best.candidate
         row["to_optimum"] = _median_reached(group, np.nextafter(reference, -math.inf))
         row["budgets_met"] = all(problem.full_space.feasible(r.pick.candidate) for r in group)
-        row["error_gap"] = problem.full_space.error(best) / least - 1 if least > 0 else None
+        row["error_gap"] = additive_gap(problem, best)
     return rows
+
+
+def additive_gap(problem: Problem, candidate: Candidate) -> float | None:
+    """By which share a candidate's additive error lies above the proven optimum; None where that is
+    not above 0."""
+    least = problem.full_space.error(problem.decisions.expand(optimum(problem.space)))
+    return problem.full_space.error(candidate) / least - 1 if least > 0 else None
 
 
 def table_agrees(results: Sequence[RunResult], problem: Problem) -> float | None:

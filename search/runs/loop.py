@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from apportion.compressors.errors import StoreError
 from apportion.compressors.progress import Progress, silent
@@ -30,12 +31,14 @@ _ROUNDING = 1e-9
 class RunResult:
     """A run: its trials in asked order, the best one at full fidelity (the earliest where several
     are equal), and the one that is picked in the end (see search.selection; the best one where no
-    selection was made)."""
+    selection was made). `score`: the pick's on the selection samples (lower is better), None where
+    no selection was made."""
 
     run: Run
     trials: tuple[StoredTrial, ...]
     best: StoredTrial
     pick: StoredTrial
+    score: float | None = None
 
     @property
     def evaluations(self) -> float:
@@ -53,6 +56,7 @@ def search(
     problem: str,
     progress: Progress = silent,
     expand: Callable[[Candidate], Candidate] = tuple,
+    notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunResult:
     """Drive `algorithm` until it has asked for `run.evaluations` full evaluations, or asks for
     nothing more. Interrupted at any point, the same call goes on and ends with the same result.
@@ -69,6 +73,7 @@ def search(
         progress: hears of every trial.
         expand: makes what the algorithm decides into one level index per layer; that is what is
             scored, stored and returned.
+        notes: kept with the algorithm's own; JSON.
 
     Returns:
         The run's trials and the best of them.
@@ -106,7 +111,7 @@ def search(
                 break  # the budget ends within what was asked: nothing is left to tell it for
             thinking.time(partial(asker.tell, batch))
         state = "finished"
-        store.end(run.id, thinking.seconds, asker.notes())
+        store.end(run.id, thinking.seconds, {**asker.notes(), **notes})
     except KeyboardInterrupt:
         state = "cancelled"
         raise

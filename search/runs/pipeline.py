@@ -3,7 +3,7 @@ calls these, and so can any Python program (docs/API.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -36,6 +36,7 @@ from apportion.search.runs.selection import select
 from apportion.search.runs.spaces import channel_latency, channel_space, latency_of, make_space
 from apportion.search.runs.table_problem import TableProblem, prepare_table
 from apportion.search.runs.tables import make_table
+from apportion.search.runs.warm import begin_from, check_not_dominated, lineage
 from apportion.search.runs.workers import Workers, scoring_spec
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.feasibility import check_budgets
@@ -59,6 +60,21 @@ class ModelProblem(Problem):
     def close(self) -> None:
         super().close()
         self.workers.close()
+
+    def identity(self) -> dict[str, Any]:
+        job, space = self.job, self.full_space
+        found: dict[str, Any] = {
+            "problem": self.key,
+            "budgets": job.budgets,
+            "errors": job.errors,
+        }
+        if not self.decisions.is_free(space):
+            found["decisions"] = [self.decisions.members, self.decisions.choices]
+        if job.latency is not None:
+            found["latency"] = [row.tolist() for row in space.costs["latency"]]
+            if pairs := space.pairs.get("latency"):
+                found["latency"] += [[*edge, own.tolist()] for edge, own in pairs.items()]
+        return found
 
     def levels(self) -> dict[str, list[str]]:
         """What profiles choose from: layer, or decision where there are channel levels -> names of
@@ -104,7 +120,8 @@ def prepare_model(
 ) -> ModelProblem:
     """Build what is missing, check the budgets, and measure the additive table where the job asks
     for it. `workload`: by default the job's, loaded. Raises InfeasibleBudgetError before any
-    evaluation, and whatever `build` raises."""
+    evaluation, ConfigurationError for a front, and whatever `build` raises."""
+    job.bounds()  # a front is refused before anything is built
     with ExitStack() as stack:
         problem = _loaded(job, stack.enter_context(Workers(job.workers)), progress, workload)
         stack.pop_all()  # the problem closes it
@@ -141,13 +158,6 @@ def _loaded(
     decisions = Decisions.make(
         full_space, job.layers.allowed(levels), job.layers.tied(full_space.layers, fused)
     )
-    identity: dict[str, Any] = {"problem": key, "budgets": job.budgets, "errors": job.errors}
-    if not decisions.is_free(full_space):
-        identity["decisions"] = [decisions.members, decisions.choices]
-    if job.latency is not None:
-        identity["latency"] = [row.tolist() for row in full_space.costs["latency"]]
-        if pairs := full_space.pairs.get("latency"):
-            identity["latency"] += [[*edge, own.tolist()] for edge, own in pairs.items()]
     problem = ModelProblem(
         job=job,
         workload=workload,
@@ -157,8 +167,8 @@ def _loaded(
         full_space=full_space,
         decisions=decisions,
         key=key,
-        id=format.digest(identity)[:8],
-    )
+        id="",
+    ).at(job)
     check_budgets(problem.space)
     if job.errors != "layer":
         table = make_table(job, workload, channels or database, workers, progress)
@@ -181,10 +191,16 @@ def _fused(job: Job, workload: Workload, database: LayerDatabase) -> list[list[s
     return partners(workload.model, database.layers.values(), workload.traced_pass())
 
 
-def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -> list[RunResult]:
+def run_search(
+    problem: Problem,
+    store: RunStore,
+    progress: Progress = silent,
+    tighter: Sequence[RunResult] | None = None,
+) -> list[RunResult]:
     """Every algorithm x seed of the job, one after the other, in the job's order. Stopped at any
-    point, the same call goes on where it stopped and ends with the same results. Raises StoreError
-    while another process works on the job."""
+    point, the same call goes on where it stopped and ends with the same results. `tighter`: of a
+    front, what this gave at the point before. Raises StoreError while another process works on the
+    job."""
     job = problem.job
     check_single(job)
     # Names, parameters and budgets are checked for all runs before the first one spends an
@@ -195,25 +211,28 @@ def run_search(problem: Problem, store: RunStore, progress: Progress = silent) -
     store.add_job(problem.id, spec, problem.describe())
     with store.claim(problem.id, progress):
         results = []
-        for wanted in job_runs(problem):
+        for number, wanted in enumerate(job_runs(problem)):
+            before = None if tighter is None else tighter[number]
             run = store.add_run(wanted)
             rng = np.random.default_rng(run.seed)
             algorithm = create(
                 run.algorithm, problem.space, rng, job.search.evaluations, wanted.parameters
             )
-            expand = problem.decisions.expand
-            results.append(
-                search(
-                    algorithm,
-                    problem.space,
-                    problem.pool(),
-                    store,
-                    run,
-                    problem.key,
-                    progress,
-                    expand,
-                )
+            if before is not None:
+                begin_from(algorithm, problem, before)
+            result = search(
+                algorithm,
+                problem.space,
+                problem.pool(),
+                store,
+                run,
+                problem.key,
+                progress,
+                problem.decisions.expand,
+                lineage(before),
             )
+            check_not_dominated(result, before)
+            results.append(result)
         for result in results:
             _check_finite(result, job)
         return [pick(result, problem, store, progress) for result in results]

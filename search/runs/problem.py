@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
 
 from apportion.compressors.levels import parse_level
+from apportion.db.layers import format
 from apportion.db.layers.profile import Profile
 from apportion.evaluators.scoring.pool import Pool
 from apportion.search.jobs.job import AnyJob
@@ -16,6 +18,13 @@ from apportion.search.space.additive import optimum
 from apportion.search.space.decisions import Decisions
 from apportion.search.space.repair import uniform
 from apportion.search.space.space import Candidate, SearchSpace
+
+
+@dataclass
+class _Workers:
+    """The pool that scores at present, and what for. The points of a front share them."""
+
+    pool: tuple[str, Pool] | None = None
 
 
 @dataclass(kw_only=True)
@@ -31,7 +40,7 @@ class Problem(ABC):
     key: str
     id: str
     events: Counter[str] = field(default_factory=Counter)
-    _pool: tuple[str, Pool] | None = field(default=None, repr=False)
+    _shared: _Workers = field(default_factory=_Workers, repr=False)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -40,6 +49,21 @@ class Problem(ABC):
             if self.decisions.is_free(self.full_space)
             else self.decisions.reduce(self.full_space)
         )
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What makes the job another one than those with other budgets, decisions or additive
+        errors: its id is the digest; JSON."""
+
+    def at(self, job: AnyJob, after: Sequence[str] = ()) -> Self:
+        """The same problem within the budgets of `job`, with the same workers. `after`: the ids of
+        the tighter points whose runs its own begin from; they make it another job than the same
+        budgets alone."""
+        dense = self.full_space.dense
+        budgets = {own.metric: own.bound(dense[own.metric]) for own in job.bounds()}
+        made = replace(self, job=job, full_space=replace(self.full_space, budgets=budgets))
+        begun = {"after": list(after), "picks": job.search.picks} if after else {}
+        return replace(made, id=format.digest(made.identity() | begun)[:8])
 
     @abstractmethod
     def start_pool(self) -> Pool:
@@ -55,42 +79,44 @@ class Problem(ABC):
         pool = self._switch("search")
         if pool is None:
             pool = self.start_pool()
-            self._pool = "search", pool
+            self._shared.pool = "search", pool
         return pool
 
     def selection_pool(self) -> Pool | None:
         """The workers of the final pick, or None; started when first asked for."""
         pool = self._switch("selection")
         if pool is None and (pool := self.start_selection_pool()) is not None:
-            self._pool = "selection", pool
+            self._shared.pool = "selection", pool
         return pool
 
     def _switch(self, purpose: str) -> Pool | None:
         """One pool at a time: two would wait for each other's processors."""
-        if self._pool is not None and self._pool[0] == purpose:
-            return self._pool[1]
+        if self._shared.pool is not None and self._shared.pool[0] == purpose:
+            return self._shared.pool[1]
         self._stop_pool()
         return None
 
     @property
     def worker_count(self) -> int:
         """Workers that score at present."""
-        return self._pool[1].there if self._pool is not None else 0
+        return self._shared.pool[1].there if self._shared.pool is not None else 0
 
     @property
     def replaced(self) -> Counter[str]:
         """What befell the workers so far."""
-        return self.events + (self._pool[1].events if self._pool is not None else Counter())
+        return self.events + (
+            self._shared.pool[1].events if self._shared.pool is not None else Counter()
+        )
 
     def close(self) -> None:
         """Stop the workers."""
         self._stop_pool()
 
     def _stop_pool(self) -> None:
-        if self._pool is not None:
-            self.events += self._pool[1].events
-            self._pool[1].close()
-            self._pool = None
+        if self._shared.pool is not None:
+            self.events += self._shared.pool[1].events
+            self._shared.pool[1].close()
+            self._shared.pool = None
 
     def __enter__(self) -> Self:
         return self

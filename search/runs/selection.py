@@ -12,6 +12,7 @@ from apportion.compressors.progress import Progress, silent
 from apportion.db.runs.store import RunStore, StoredTrial
 from apportion.evaluators.scoring.pool import Pool
 from apportion.search.runs.loop import RunResult
+from apportion.search.runs.warm import tighter_pick
 
 _WITHIN = 0.02
 """Share of the best fitness by which a pick may be worse."""
@@ -31,12 +32,14 @@ def select(
         progress: told of candidates.
 
     Returns:
-        The run with its pick.
+        The run with its pick, and its score.
 
     Raises:
         EvaluationError, StoreError.
     """
     chosen = [trial.candidate for trial in shortlist(result, count)]
+    if (before := tighter_pick(result)) is not None and before not in chosen:
+        chosen.append(before)  # so that no looser point of a front ends with a worse pick
     scores = store.selection(result.run.id)
     missing = [candidate for candidate in chosen if candidate not in scores]
     for candidate, score in zip(missing, pool.evaluate([(c, 1.0) for c in missing]), strict=True):
@@ -48,7 +51,9 @@ def select(
         chosen, key=scores.__getitem__
     )  # of equal scores the one with the better fitness: it comes first
     return replace(
-        result, pick=next(t for t in result.trials if t.candidate == picked and t.fidelity == 1.0)
+        result,
+        pick=next(t for t in result.trials if t.candidate == picked and t.fidelity == 1.0),
+        score=scores[picked],
     )
 
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,11 @@ class TableScorer:
 @dataclass
 class TableProblem(Problem):
     """A table job with its space."""
+
+    def identity(self) -> dict[str, Any]:
+        budgets, costs = self.full_space.budgets, self.full_space.costs
+        loads = {metric: [row.tolist() for row in costs[metric]] for metric in budgets}
+        return {"problem": self.key, "budgets": budgets, "costs": loads}
 
     def start_pool(self) -> Pool:
         return LocalPool(partial(TableScorer, self.full_space), 1)
@@ -84,11 +90,10 @@ def prepare_table(job: TableJob) -> TableProblem:
     )
     check_budgets(space)
     key = format.digest({"levels": space.levels, "errors": [row.tolist() for row in errors]})
-    loads = {metric: [row.tolist() for row in costs[metric][0]] for metric in bounds}
-    identity = format.digest({"problem": key, "budgets": bounds, "costs": loads})[:8]
-    return TableProblem(
-        job=job, full_space=space, decisions=Decisions.free(space), key=key, id=identity
+    problem = TableProblem(
+        job=job, full_space=space, decisions=Decisions.free(space), key=key, id=""
     )
+    return problem.at(job)
 
 
 def _latency(table: LatencyTable, levels: dict[str, list[Level]]) -> Cost:

@@ -70,6 +70,7 @@ def prune(
         ConfigurationError: `out` has the steps of another job.
         ApportionError: whatever `prepare`, `run_search` and `export` raise.
     """
+    job.bounds()  # a front is refused before anything is built
     check_job(formats, job)
     if job.schedule is not None and not job.schedule.is_stepwise and set(formats) != {WRITTEN}:
         raise ConfigurationError(

@@ -22,6 +22,7 @@ from apportion.compressors.errors import ConfigurationError, JobError, OutputErr
 from apportion.evaluators.cluster.address import dashboard_address, is_loopback
 from apportion.evaluators.cluster.room import Room
 from apportion.evaluators.data.files import is_url
+from apportion.search.jobs.titles import title
 from apportion.search.service import local, stored
 from apportion.search.service.folder import (
     ENDED,
@@ -94,9 +95,7 @@ class Service:
                 "priority": f"{priority:g}",
                 "formats": " ".join(formats),
                 "algorithms": ", ".join(name for name, _ in packed.job.search.with_parameters()),
-                "budgets": ", ".join(
-                    f"{name} {value}" for name, value in packed.job.budgets.items()
-                ),
+                "budgets": title(packed.job.budgets),
             }
             self._ray.start(metadata, 1, working_dir=folder)
         return job, packed.notes

@@ -54,6 +54,13 @@ class Decisions:
                 levels[layer] = level
         return tuple(levels)
 
+    def condense(self, candidate: Candidate) -> Candidate:
+        """The other way, for a candidate that `expand` made."""
+        return tuple(
+            choices.index(tuple(candidate[layer] for layer in members))
+            for members, choices in zip(self.members, self.choices, strict=True)
+        )
+
     def is_free(self, space: SearchSpace) -> bool:
         """Whether every layer decides alone among all of its levels."""
         return [len(c) for c in self.choices] == space.counts.tolist()

@@ -16,6 +16,8 @@ import pytest
 from apportion.db.layers.database import LayerDatabase
 from apportion.db.runs.store import RunStore
 from apportion.search.jobs.job_file import load_job, load_model_job
+from apportion.search.report.front import front
+from apportion.search.runs.front import prepare_points, run_points
 from apportion.search.runs.pipeline import prepare, run_search
 from apportion.search.schedules.prune import prune
 from apportion.search.service.folder import JobFolder
@@ -106,6 +108,34 @@ def test_a_job_in_steps_ends_in_results_as_on_one_machine(
     assert [step["costs"] for step in there] == [step["costs"] for step in here]
     assert [step["accuracy"] for step in there] == [step["accuracy"] for step in here]
     assert (tmp_path / "out/best/model.safetensors").is_file()
+
+
+def test_a_front_leaves_the_profile_of_every_point_as_on_one_machine(
+    cluster: ServiceCluster, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {
+        "budgets": {"flops": ["2x", "4x"]},
+        "search": {"algorithms": ["ga"], "evaluations": 8, "picks": 1},
+    }
+    job = cluster.submit(write_job(tmp_path, "front.yaml", **changes))
+    followed = cluster.apportion("logs", job, "-f").stdout
+    state = cluster.state(job)
+    assert state["state"] == "finished", followed
+    assert [run["asked"] for run in state["runs"]] == [8, 8]
+    cluster.apportion("fetch", job, "-o", tmp_path / "out")
+    there = json.loads((tmp_path / "out/front.json").read_text())["front"]
+    own = load_model_job(write_job(tmp_path, workers={"count": 0, "cpus": 1}, **changes))
+    assert own.store is not None
+    points = prepare_points(own)
+    with points[0]:
+        here = front(points, run_points(points, RunStore(own.store)))
+    kept = ("point", "costs", "fitness", "error", "evaluations", "run")
+    assert [[row[key] for key in kept] for row in there] == [
+        [row[key] for key in kept] for row in here
+    ]
+    for name, row in zip(("flops-4x", "flops-2x"), there, strict=True):
+        profile = json.loads((tmp_path / "out" / name / "best/profile.json").read_text())
+        assert profile["provenance"]["run"] == row["run"]
 
 
 def test_cancelled_killed_and_resumed_a_job_ends_as_if_nothing_had_happened(

@@ -23,7 +23,6 @@ from typing import Any
 
 from apportion.compressors.errors import ApportionError, ConfigurationError, DatabaseBusyError
 from apportion.compressors.user_code import ALLOW, close_gate, is_refused
-from apportion.db.files import finite, write_json
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.url import masked
 from apportion.evaluators.cluster.connection import import_ray, start_ray
@@ -182,13 +181,14 @@ def _work(
     mirror: Mirror,
 ) -> None:
     from apportion.db.layers.format import MANIFEST
-    from apportion.db.runs.store import RunStore
-    from apportion.search.export.exporting import check_formats, check_job, export
+    from apportion.db.runs.store import Run, RunStore
+    from apportion.search.export.exporting import check_formats, check_job
     from apportion.search.jobs.job import Job
-    from apportion.search.report.league import comparison, describe_pick, league
-    from apportion.search.runs.pipeline import ModelProblem, job_runs, prepare, run_search
+    from apportion.search.runs.front import prepare_points, run_points
+    from apportion.search.runs.pipeline import ModelProblem, job_runs
     from apportion.search.schedules import record
     from apportion.search.schedules.prune import prune
+    from apportion.search.service.head.results import write_results
 
     job = _placed(folder, content, options.local)
     assert job.store is not None
@@ -209,18 +209,20 @@ def _work(
     database = f"databases/{job.database.path.name}" if isinstance(job, Job) else None
     if database is not None:
         mirror.pull(database, MANIFEST)
-    with _patiently(lambda: prepare(job, reporter), reporter) as problem:
+    points = _patiently(lambda: prepare_points(job, reporter), reporter)
+    with points[0] as problem:  # all of them share its workers
         reporter.state.search = problem.id
         if isinstance(problem, ModelProblem):
             check_formats(options.formats, problem)
-        own = {run.id: run.evaluations for run in job_runs(problem)}
-        started, before = (
-            time.monotonic(),
-            sum(run.asked for run in store.runs(problem.id) if run.id in own),
-        )
+        own = {run.id: run.evaluations for point in points for run in job_runs(point)}
+
+        def known() -> list[Run]:
+            return [run for point in points for run in store.runs(point.id) if run.id in own]
+
+        started, before = time.monotonic(), sum(run.asked for run in known())
 
         def look() -> None:
-            runs = [run for run in store.runs(problem.id) if run.id in own]
+            runs = known()
             reporter.state.runs = [run.describe() for run in runs]
             best = min(((run.best, run.id) for run in runs if run.best is not None), default=None)
             reporter.state.best = (
@@ -239,16 +241,9 @@ def _work(
             mirror.push(database)
         reporter.look = look
         reporter.enter("searching")
-        results = run_search(problem, store, reporter)
+        found = run_points(points, store, reporter)
         reporter.enter("exporting")
-        folder.results.mkdir(parents=True, exist_ok=True)
-        standings = {"league": league(results, problem), "comparison": comparison(results)}
-        write_json(folder.results / "league.json", finite(standings))
-        best = min(results, key=lambda result: result.pick.fitness)
-        if isinstance(problem, ModelProblem):
-            export(best, problem, folder.results / "best", reporter, options.formats)
-        else:
-            write_json(folder.results / "best.json", describe_pick(best, problem))
+        write_results(folder.results, points, found, reporter, options.formats)
         mirror.push(f"jobs/{folder.job}/results")
 
 
