@@ -104,7 +104,7 @@ def test_a_recipe_is_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (
             {"job": {**SMALL["job"], "errors": "lost"}},
             [],
-            "small.yaml, job: errors: Input should be 'layer' or 'loss'",
+            "small.yaml, job: errors: Input should be 'layer', 'fisher', 'probe', 'loss' or 'kl'",
         ),
         (
             {"rows": [{"name": "a", "level": "w4"}, {"name": "a", "level": "dense"}]},
