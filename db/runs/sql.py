@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ class SqlDatabase:
                     write_ahead(self._engine)
         except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
             raise StoreError(url, _reason(error)) from error
+        _say_nothing_of_interrupts(self._engine.pool)
 
     def _on_server(self, prepare: Callable[[sa.Engine, str], int], reading: bool) -> sa.Engine:
         from apportion.db.runs.server import PREPARED, server_engine
@@ -127,6 +129,17 @@ def _is_taken(error: IntegrityError) -> bool:
             sqlite3.SQLITE_CONSTRAINT_UNIQUE,
         )
     return getattr(original, "sqlstate", None) == _UNIQUE_VIOLATION
+
+
+def _say_nothing_of_interrupts(pool: sa.Pool) -> None:
+    """Ctrl-C while a connection goes back to the pool: SQLAlchemy closes it, raises, and logs a
+    traceback, which would stand above the one line that the command says."""
+    of = type(pool)
+    logging.getLogger(f"{of.__module__}.{of.__name__}").addFilter(_no_interrupt)
+
+
+def _no_interrupt(record: logging.LogRecord) -> bool:
+    return record.exc_info is None or not isinstance(record.exc_info[1], KeyboardInterrupt)
 
 
 def _reason(error: Exception) -> str:

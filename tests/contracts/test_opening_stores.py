@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from apportion.compressors.errors import StoreError
+from apportion.db.runs.sql import SqlDatabase
 from apportion.db.runs.sqlite import sqlite_url
 from apportion.db.runs.store import Run, RunStore, StoredTrial
 from apportion.search.cli.main import main
@@ -190,3 +191,20 @@ def test_a_store_on_a_read_only_mount_is_read(tmp_path: Path, left: str) -> None
         finally:
             for path in (folder.parent, folder):
                 path.chmod(0o755)
+
+
+def test_an_interrupt_while_a_connection_goes_back_leaves_no_traceback(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    database = SqlDatabase(url, lambda _engine, _url: 1)
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    sa.event.listen(database._engine.pool, "reset", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        database.rows(sa.text("SELECT 1"))
+    assert caplog.text == ""
+    sa.event.remove(database._engine.pool, "reset", interrupt)
+    assert [tuple(row) for row in database.rows(sa.text("SELECT 1"))] == [(1,)]
+    database.close()
