@@ -1,6 +1,6 @@
 """When is the exact order worth it? Layer error and time of rounding to nearest or pruning by
-magnitude, of a fixed order (GPTQ, SparseGPT) and of each row's own order (ExactOBS), on layers of a
-real language model.
+magnitude, of a fixed order (GPTQ, SparseGPT), of each row's own order alone (ExactOBS), and of ours
+(both orders, settled; of sparse levels ExactOBS is all), on layers of a real language model.
 
     OMP_NUM_THREADS=1 python benchmarks/orders.py --text FOLDER
         [--model FOLDER] [--layers model.layers.10.mlp.down_proj ...] [--rows 128]
@@ -23,11 +23,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apportion.compressors.hessian import collect_hessians
+from apportion.compressors.elimination import dispatch
+from apportion.compressors.elimination.work import precision
+from apportion.compressors.grids import GridOptions, fit_weights
+from apportion.compressors.hessian import collect_hessians, inverse
 from apportion.compressors.kinds.find import find_layers
 from apportion.compressors.layers import LayerSpec, to_matrix
-from apportion.compressors.levels import parse_level
+from apportion.compressors.levels import Level, parse_level
 from apportion.compressors.obs import compress_layer, fits, layer_error
+from apportion.compressors.options import CompressionOptions
 from apportion.evaluators.workloads.workload import load_workload
 from apportion.search.jobs.job_file import parse_model_job
 from apportion.search.runs.building import calibration_pass
@@ -37,6 +41,7 @@ LAYERS = (
     "model.layers.10.mlp.up_proj",
     "model.layers.10.mlp.down_proj",
 )
+ALONE = "alone:"
 QUANTIZED = ("w4", "w3", "w4g128", "w3g64", "w2g64", "nvfp4")
 SPARSE = ("unstr-0.50", "unstr-0.70", "2:4")
 
@@ -52,7 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     _compile()
-    ways = ("free", "fixed", "descending", "exact")
+    ways = ("free", "fixed", "descending", "exact alone", "ours")
     print(f"{'layer':34} {'level':11} " + " ".join(f"{way:^22}" for way in ways))
     print(f"{'':46} " + " ".join(f"{'calib':>6} {'test':>6} {'time':>8}" for _ in ways))
     for spec, weight, seen, unseen in problems(options):
@@ -61,9 +66,9 @@ def main() -> None:
             if not fits(spec, parse_level(text)):
                 continue
             prefixes = (
-                ("rtn:", "gptq:", "gptq-desc:", "")
+                ("rtn:", "gptq:", "gptq-desc:", ALONE, "")
                 if text in QUANTIZED
-                else ("mag:", "sparsegpt:", None, "")
+                else ("mag:", "sparsegpt:", None, None, "")
             )
             cells = [
                 f"{'-':^22}" if how is None else measured(how + text, spec, weight, seen, unseen)
@@ -73,13 +78,27 @@ def main() -> None:
 
 
 def measured(text: str, spec: LayerSpec, weight: Tensor, seen: Tensor, unseen: Tensor) -> str:
+    matrix, level = to_matrix(weight.double(), spec), parse_level(text.removeprefix(ALONE))
     started = time.perf_counter()
-    (made,) = compress_layer(weight, spec, seen, [parse_level(text)])
+    if text.startswith(ALONE):
+        made = alone(level, spec, weight, seen)
+    else:
+        (found,) = compress_layer(weight, spec, seen, [level])
+        made = to_matrix(found.weight.double(), spec)
     took = time.perf_counter() - started
-    matrix = to_matrix(weight.double(), spec)
-    test = layer_error(to_matrix(made.weight.double(), spec) - matrix, unseen)
-    share = test / layer_error(matrix, unseen)
-    return f"{100 * made.normalized_error:6.2f} {100 * share:6.2f} {took:7.2f}s"
+    shares = [100 * layer_error(made - matrix, h) / layer_error(matrix, h) for h in (seen, unseen)]
+    return f"{shares[0]:6.2f} {shares[1]:6.2f} {took:7.2f}s"
+
+
+def alone(level: Level, spec: LayerSpec, weight: Tensor, seen: Tensor) -> Tensor:
+    """Quantized by ExactOBS's order and nothing else, [rows, d]."""
+    assert level.quantization is not None
+    hinv, alive = inverse(seen[0], CompressionOptions().damping, spec.name)
+    assert alive.all()
+    matrix, kind = to_matrix(weight, spec), precision(spec.columns)
+    grid = fit_weights(matrix, level.quantization, GridOptions())
+    none = torch.zeros_like(matrix, dtype=torch.bool)
+    return dispatch.quantize(matrix.to(kind), hinv.to(kind), grid, none).double()
 
 
 def problems(options: argparse.Namespace) -> Any:

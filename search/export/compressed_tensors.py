@@ -1,5 +1,5 @@
 """A folder of transformers' whose quantized layers are stored in codes, as the library
-compressed-tensors has them: what vLLM, and transformers with that library, load."""
+compressed-tensors has them: what transformers with that library loads, and vLLM by its sources."""
 
 from __future__ import annotations
 

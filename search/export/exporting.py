@@ -8,7 +8,7 @@ shapes.json         of a smaller model, what `apportion.resize` gives the model'
                     that is loaded
 rewind.safetensors  of a smaller model, the early weights that `recovery.rewind` set it back to
 huggingface/        the same as transformers' from_pretrained takes it, with its tokenizer
-compressed-tensors/ the same with quantized layers in codes, as vLLM and transformers load them
+compressed-tensors/ the same with quantized layers in codes, as transformers and vLLM have them
 model.gguf          the same as llama.cpp takes it, with its tokenizer and tensor-types.txt
 model.packed        the same, packed: db/layers/packed.py
 model.pt2           the model as a program of torch.export
